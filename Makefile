@@ -1,0 +1,39 @@
+# Every target sets up what it needs. `make demo` and `make test` are the two that matter.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_NUM_THREADS ?= 2
+export TOKENIZERS_PARALLELISM = false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: setup demo test unit lint base bench clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/bontune demo --output runs/demo
+
+test: lint
+	$(BIN)/python -m pytest
+
+unit: setup
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/basedpyright
+
+# Trains the embedded base model from scratch (minutes on two cores) and writes it into the package.
+base: setup
+	$(BIN)/python scripts/train_base.py
+
+bench: setup
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
+
+clean:
+	rm -rf .venv runs dist build
