@@ -1,0 +1,101 @@
+"""Objectives made from a strategy: train for exactly what is served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bontune.objectives.base import Objective, counts_of, on_policy_only, require_binary
+from bontune.records import Scored
+from bontune.strategies import Baseline, BetaPrior, Strategy
+
+
+@dataclass(frozen=True, slots=True)
+class StrategyObjective:
+    """The gradient of the strategy's expected reward, without bias, on- and off-policy.
+
+    Where the budget exceeds the group size no unbiased weights exist: with `prior` the Beta fallback is used
+    (binary rewards; biased), without it a ValueError is raised.
+    """
+
+    strategy: Strategy
+    baseline: Baseline = "marginal"
+    prior: BetaPrior | None = None
+
+    def __call__(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
+        """[P, M] weights."""
+        if self.prior is not None and self.strategy.budget > group.group_size:
+            on_policy_only("the BetaPrior fallback", log_ratios)
+            return self.prior.weights(group, self.strategy.budget)
+        return self.strategy.weights(group, self.baseline, log_ratios)
+
+
+@dataclass(frozen=True, slots=True)
+class LogStrategyObjective:
+    """The gradient of the logarithm of the strategy's value: every prompt counts by its relative gain.
+
+    Weights over value, both from the same group: a ratio of unbiased estimates, itself slightly biased.
+    A prompt of estimated value 0 or below gets weight 0.
+    """
+
+    strategy: Strategy
+    baseline: Baseline = "marginal"
+
+    def __call__(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
+        """[P, M] weights."""
+        weights = self.strategy.weights(group, self.baseline, log_ratios)
+        value = self.strategy.value(group, log_ratios=log_ratios).unsqueeze(-1)
+        return torch.where(value > 0, weights / torch.where(value > 0, value, 1.0), 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class LogPassAtN:
+    """grad log pass@N for binary rewards, with the failure rate of the group plugged in.
+
+    Weight N p^(N-1)/(1 - p^N)/M on each right response and 0 on wrong ones, p = 1 - right/M. Unlike
+    `LogStrategyObjective(PassAtK(N))` it keeps a small weight when more than M - N responses are right, and it
+    needs no N <= M. Biased by the plug-in. At N = 1 it is the mean over right responses; for large N it is
+    positive-only training on the hard prompts.
+    """
+
+    budget: int
+
+    def __post_init__(self) -> None:
+        if self.budget < 1:
+            raise ValueError(f"budget must be at least 1, got {self.budget}")
+
+    def __call__(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
+        """[P, M] weights."""
+        on_policy_only("LogPassAtN", log_ratios)
+        require_binary("LogPassAtN", group)
+        count = counts_of(group)
+        p = 1 - group.rewards.sum(-1, keepdim=True) / count
+        solved = torch.where(p < 1, 1 - p**self.budget, 1.0)
+        return self.budget * p ** (self.budget - 1) / solved * group.rewards / count
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A weighted sum of objectives; over budgets, "anytime" training for an unknown N."""
+
+    parts: tuple[tuple[float, Objective], ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise ValueError("parts must hold at least one (weight, objective)")
+
+    @classmethod
+    def over_budgets(
+        cls, strategy: Strategy, budgets: Sequence[int], baseline: Baseline = "marginal"
+    ) -> Mixture:
+        """The mean of the strategy's value over `budgets`."""
+        return cls(
+            tuple((1 / len(budgets), StrategyObjective(strategy.with_budget(n), baseline)) for n in budgets)
+        )
+
+    def __call__(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
+        """[P, M] weights."""
+        return torch.stack([scale * part(group, log_ratios) for scale, part in self.parts]).sum(0)
