@@ -1,7 +1,7 @@
 """Training objectives: each maps scored groups to gradient weights, and nothing else."""
 
 from bontune.objectives.base import Objective
-from bontune.objectives.baselines import GRPO, RLOO, STaR
+from bontune.objectives.baselines import GRPO, RLOO, SFT, STaR
 from bontune.objectives.paper import BoNRL, BoNRLB, BoNRLBP, BoNSFT, variational_lambda
 from bontune.objectives.recent import DCO, MaxRL
 from bontune.objectives.strategy import LogPassAtN, LogStrategyObjective, Mixture, StrategyObjective
@@ -10,6 +10,7 @@ __all__ = [
     "DCO",
     "GRPO",
     "RLOO",
+    "SFT",
     "BoNRL",
     "BoNRLB",
     "BoNRLBP",

@@ -21,6 +21,16 @@ class Objective(Protocol):
         ...
 
 
+class ExpertObjective(Protocol):
+    """An objective that learns from one expert response per prompt, beside the group."""
+
+    def with_experts(
+        self, group: Scored, expert_scores: Tensor, expert_log_probs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Weights of the expert responses [P], and of the group [P, M]. Both arguments about experts are [P]."""
+        ...
+
+
 def on_policy_only(name: str, log_ratios: Tensor | None) -> None:
     """Raise ValueError where an objective without an exact off-policy form is given ratios."""
     if log_ratios is not None:

@@ -12,6 +12,17 @@ from bontune.records import Scored
 
 
 @dataclass(frozen=True, slots=True)
+class SFT:
+    """Supervised fine-tuning: ascend the log-probability of each prompt's expert response."""
+
+    def with_experts(
+        self, group: Scored, expert_scores: Tensor, expert_log_probs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Weight 1 for the experts [P], and zeros for the group [P, M]."""
+        return torch.ones_like(expert_scores), torch.zeros_like(group.rewards)
+
+
+@dataclass(frozen=True, slots=True)
 class STaR:
     """Supervised steps on the policy's own right responses (STaR, arXiv:2203.14465; ReST-EM, 2312.06585).
 

@@ -83,6 +83,13 @@ class BoNSFT:
         return torch.ones_like(expert), weights
 
 
+    def with_experts(
+        self, group: Scored, expert_scores: Tensor, expert_log_probs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As the call; the expert's log-probability is not needed."""
+        return self(group, expert_scores)
+
+
 @dataclass(frozen=True, slots=True)
 class BoNRL:
     """BoN-RL: ascend the expected true reward of the response best-of-N serves.

@@ -52,3 +52,9 @@ class DCO:
         rest = torch.exp((self.budget - 1) * log_missed) if self.budget > 1 else torch.ones_like(log_probs)
         weights = self.budget * log_probs.exp() * rest / found.clamp(min=1e-300)
         return torch.where(log_probs > -600, weights, 1.0)
+
+    def with_experts(
+        self, group: Scored, expert_scores: Tensor, expert_log_probs: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Weights of the experts, and zeros for the group."""
+        return self(expert_log_probs), torch.zeros_like(group.rewards)

@@ -1,0 +1,196 @@
+"""The command line: `bontune demo | sample | train | evaluate | report`. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from bontune.config import TrainConfig
+from bontune.records import Sampling
+
+DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+
+Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What to draw from and how it is judged."""
+
+    task: str = "countdown"
+    """`countdown`, a JSONL file of {"prompt", "answer"} lines, or module:attribute of a Task of your own."""
+    verifier: str | None = None
+    """module:function of (prompt, response) -> reward, bool, Verdict, or None where it cannot decide. Replaces
+    the task's own verifier: this is the truth that is trained for and measured."""
+    scorer: str | None = None
+    """module:function of (prompt, responses) -> one score per response: what best-of-N selects by. Without it,
+    best-of-N selects by the reward itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Fine-tune a small transformer for best-of-32 and see what it does: two training runs, three policies measured.
+
+    Evaluates the embedded Countdown model, fine-tunes it for one response (RL, N = 1) and for best-of-32, measures
+    all three on fresh prompts, and writes OUTPUT/report.html. Minutes on two cores; nothing is downloaded.
+    """
+
+    output: Path = Path("runs/demo")
+    """Folder for the models, the samples, results.json and report.html."""
+    seed: int = 0
+    """Seed of training and of the responses drawn."""
+    steps: int = 48
+    """Rollouts of each training run."""
+    prompts: int = 400
+    """Fresh prompts to measure on."""
+    responses: int = 128
+    """Responses drawn per prompt to measure with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Draw groups of responses, judge them, and write them as a samples file that `bontune evaluate` reads.
+
+    Groups are appended as they are finished. Run the same command again and only what is missing is drawn.
+
+        bontune sample --model ./my-model --task questions.jsonl --group-size 64 --output runs/base
+    """
+
+    model: str = "countdown-base"
+    """A transformers folder, a hub name, or `countdown-base`, the model in the package."""
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    split: Literal["test", "tune", "train"] = "test"
+    """Which prompts of the task."""
+    prompts: int = 400
+    """How many prompts; fewer where the task has fewer."""
+    group_size: int = 64
+    """M, responses per prompt. Curves reach up to N = M."""
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    """Seed of the responses (and of the prompts, where the task makes them)."""
+    output: Path = Path("runs/sample")
+    """Folder for samples.jsonl and config.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Fine-tune a causal language model for the strategy you will serve.
+
+    The objective is written as in Python: `BestOfN(budget=8)` or any strategy trains for exactly that;
+    `LogPassAtN(budget=32)`, `RLOO`, `GRPO`, `BoNRLBP(budget=32)`, ... are the named ones.
+
+        bontune train --model ./my-model --task train.jsonl --verifier my_checks:verify \\
+            --objective "BestOfN(budget=16)" --group-size 64 --output runs/bo16
+        bontune evaluate --model base=./my-model --model bo16=runs/bo16/model --task train.jsonl
+    """
+
+    model: str = "countdown-base"
+    """A transformers folder, a hub name, or `countdown-base`, the model in the package."""
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    objective: str = "LogPassAtN(budget=32)"
+    """What to train for; see above."""
+    config: Config = field(default_factory=TrainConfig)
+    output: Path = Path("runs/train")
+    """Folder for model/, metrics.jsonl, config.json and report.html."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure policies: unbiased curves of pass@N, best-of-N and votes for all N up to M, with intervals.
+
+    From samples that exist already, in the JSONL format of `bontune sample` (prompt_id, response, reward, and
+    optional score, answer, temperature), without any model:
+
+        bontune evaluate --samples humaneval.jsonl --output runs/humaneval
+
+    Or from models, drawn from first. Several are compared by prompt; the first one is the reference:
+
+        bontune evaluate --model base=countdown-base --model tuned=runs/train/model --output runs/compare
+    """
+
+    samples: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A samples file, FILE or NAME=FILE; may be repeated."""
+    model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A model to draw from, MODEL or NAME=MODEL; may be repeated."""
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    split: Literal["test", "tune", "train"] = "test"
+    """Which prompts of the task, where models are drawn from."""
+    prompts: int = 400
+    """How many prompts, where models are drawn from."""
+    group_size: int = 64
+    """M, responses per prompt, where models are drawn from."""
+    sampling: Sampling = field(default_factory=Sampling)
+    temperature: float | None = None
+    """Which temperature of the samples files to measure, where they hold several."""
+    strategy: str | None = None
+    """Also measure this strategy, e.g. "WeightedVote(budget=16)" or module:attribute of your own."""
+    seed: int = 0
+    """Seed of the responses and of the resampling of prompts behind the intervals."""
+    output: Path = Path("runs/evaluate")
+    """Folder for results.json, examples.json and report.html."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write report.html again from the files of a run folder (results.json, metrics.jsonl, examples.json)."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The run folder."""
+    output: Path | None = None
+    """Folder for report.html; the run folder itself by default."""
+    seed: int = 0
+    """Accepted like everywhere; a report draws nothing at random."""
+
+
+Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Report, tyro.conf.subcommand("report")]
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Exit status: 0 done, 1 the run failed, 2 wrong usage or input."""
+    command = tyro.cli(
+        Command,  # pyright: ignore[reportArgumentType]
+        prog="bontune",
+        description="Train for the strategy you serve: best-of-N, pass@k, votes.",
+        args=arguments,
+    )
+    sys.exit(run(command))
+
+
+def run(command: object) -> int:
+    """Run a command; faults become one line that says what to do, never a stack trace at first sight."""
+    try:
+        from bontune import commands
+
+        commands.run(command)
+        return DONE
+    except KeyboardInterrupt:
+        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except ValueError as fault:
+        return _explain(fault, WRONG_USAGE)
+    except Exception as fault:  # the last line of defence: say what failed
+        return _explain(fault, FAILED)
+
+
+def _explain(fault: Exception, status: int) -> int:
+    if os.environ.get("BONTUNE_TRACEBACK"):
+        raise fault
+    kind = "" if status == WRONG_USAGE else f"{type(fault).__name__}: "
+    print(f"bontune: error: {kind}{fault}", file=sys.stderr)
+    print("(set BONTUNE_TRACEBACK=1 to see where)", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()

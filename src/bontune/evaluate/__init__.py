@@ -1,0 +1,63 @@
+"""Curves over the budget, paired differences, diversity, the samples file, and `results.json`."""
+
+from bontune.evaluate.curves import (
+    Curve,
+    Difference,
+    Diversity,
+    Estimator,
+    all_budgets,
+    auc_within,
+    bootstrap,
+    curve_from,
+    difference,
+    diversity,
+    doubling_budgets,
+    level_curves,
+    measure,
+)
+from bontune.evaluate.results import (
+    differences,
+    example,
+    policy_curves,
+    policy_results,
+    run_results,
+    write_json,
+)
+from bontune.evaluate.samples import (
+    Sample,
+    SampleGroup,
+    SampleSet,
+    append_samples,
+    pair,
+    parse_line,
+    read_samples,
+)
+
+__all__ = [
+    "Curve",
+    "Difference",
+    "Diversity",
+    "Estimator",
+    "Sample",
+    "SampleGroup",
+    "SampleSet",
+    "all_budgets",
+    "append_samples",
+    "auc_within",
+    "bootstrap",
+    "curve_from",
+    "difference",
+    "differences",
+    "diversity",
+    "doubling_budgets",
+    "example",
+    "level_curves",
+    "measure",
+    "pair",
+    "parse_line",
+    "policy_curves",
+    "policy_results",
+    "read_samples",
+    "run_results",
+    "write_json",
+]

@@ -1,0 +1,309 @@
+"""The loop that joins the stages. It reads like the algorithm box of the paper; each line of it is a stage."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers.optimization import get_scheduler
+
+from bontune.config import TrainConfig
+from bontune.records import Graded, Group, Prompt, Scored
+from bontune.rollout import sample_groups
+from bontune.score import Score, Verify, grade, judge
+from bontune.strategies import MaxAtK, curve
+from bontune.tasks import Task
+from bontune.train.update import Learner, UpdateStats, log_probs, update
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything one training run uses. `score` is what best-of-N selects by; the reward where None."""
+
+    config: TrainConfig
+    task: Task
+    objective: Any
+    model: Any
+    tokenizer: Any
+    verify: Verify
+    score: Score | None = None
+    output: Path | None = None
+    on_step: Callable[[Metrics], None] = field(default=lambda metrics: None)
+
+
+def train(run: Run) -> list[Metrics]:
+    """Fine-tune `run.model` in place; returns the metrics of every step.
+
+    Each step draws groups, grades them, turns them into weights and moves the policy; the last two are repeated
+    on the same groups where `updates_per_rollout` > 1. Writes `metrics.jsonl` and `model/` below `run.output`.
+    """
+    config, learner = run.config, make_learner(run)
+    history: list[Metrics] = []
+    for step, prompts in enumerate(prompt_batches(run.task, config, learner.accelerator)):
+        clock = Clock()
+        with clock("rollout"):
+            groups = rollout(run, prompts, step)
+        with clock("score"):
+            graded = [grade(group, run.verify, run.score) for group in groups]
+            scored = Scored.stack(graded)
+        for turn in range(config.updates_per_rollout):
+            with clock("weights"):
+                ratios = log_probs(learner, groups) - drawn_log_probs(groups) if turn else None
+                weighed, weights, clipped = weigh(run, learner, groups, scored, ratios)
+            with clock("update"):
+                kl = kl_weights(config, scored, weights, step)
+                stats = update(learner, weighed, weights, kl, prompts=config.prompts_per_step)
+        metrics = describe(config, graded, scored, weights, stats)
+        metrics |= {"step": step, "clipped_share": clipped, "kl_coefficient": config.kl.at(step, config.steps)}
+        metrics |= {"learning_rate": learner.optimizer.param_groups[0]["lr"]}
+        history.append(average(learner, metrics) | {"cpu_seconds": clock.cpu, "seconds": clock.wall})
+        record(run, learner, history[-1])
+    save(run, learner)
+    return history
+
+
+def make_learner(run: Run) -> Learner:
+    """Accelerator, optimizer and schedule, and the frozen reference where KL is asked for."""
+    config = run.config
+    kind = getattr(torch.optim, config.optimizer, None)
+    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
+        raise ValueError(f"optimizer must name a class of torch.optim, got {config.optimizer!r}")
+    accelerator = Accelerator()
+    if config.prompts_per_step % accelerator.num_processes:
+        raise ValueError(
+            f"prompts_per_step = {config.prompts_per_step} must be a multiple of the number of processes, "
+            f"{accelerator.num_processes}: a group is never split"
+        )
+    # Dropout stays off: the policy that is updated is the one the responses were drawn from.
+    model = run.model.to(accelerator.device).eval()
+    reference = copy.deepcopy(model).requires_grad_(False) if config.kl.start > 0 else None
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = kind(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)  # pyright: ignore
+    scheduler = get_scheduler(
+        config.schedule,
+        optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=config.steps * config.updates_per_rollout,
+    )
+    return Learner(
+        model=model,
+        reference=reference,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        accelerator=accelerator,
+        sampling=config.sampling,
+        max_grad_norm=config.max_grad_norm,
+        tokens_per_batch=config.tokens_per_batch,
+    )
+
+
+def prompt_batches(task: Task, config: TrainConfig, accelerator: Accelerator) -> Iterator[list[Prompt]]:
+    """This process's prompts of each step; every pass over the training prompts is a new permutation."""
+    pool = task.prompts("train", config.steps * config.prompts_per_step, config.seed)
+    if len(pool) < config.prompts_per_step:
+        raise ValueError(
+            f"prompts_per_step is {config.prompts_per_step}, but task {task.name!r} has only {len(pool)} "
+            "training prompts"
+        )
+    queue: list[Prompt] = []
+    for _ in range(config.steps):
+        if len(queue) < config.prompts_per_step:
+            generator = torch.Generator().manual_seed(config.seed)
+            queue = [pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()]
+            config = replace(config, seed=config.seed + 1)
+        batch, queue = queue[: config.prompts_per_step], queue[config.prompts_per_step :]
+        yield batch[accelerator.process_index :: accelerator.num_processes]
+
+
+def rollout(run: Run, prompts: Sequence[Prompt], step: int) -> list[Group]:
+    """One complete group per prompt. Streams are seeded by run, step, prompt id and response index."""
+    return sample_groups(
+        run.model,
+        run.tokenizer,
+        prompts,
+        group_size=run.config.group_size,
+        sampling=run.config.sampling,
+        seed=run.config.seed,
+        policy_step=step,
+        rows_per_batch=run.config.rows_per_batch,
+    )
+
+
+def drawn_log_probs(groups: Sequence[Group]) -> Tensor:
+    """[P, M] float64: log-probability of each response when it was drawn."""
+    return torch.stack([group.log_probs.double().sum(-1) for group in groups])
+
+
+def weigh(
+    run: Run, learner: Learner, groups: list[Group], scored: Scored, log_ratios: Tensor | None
+) -> tuple[list[Group], Tensor, float]:
+    """Groups, their weights [P, M], and the share of ratios that were clipped.
+
+    An objective that learns from expert responses (it has `with_experts`) gets them as one more response per
+    group. Off-policy, "exact" hands the clipped ratios of the whole group to the objective; "clipped" multiplies
+    the on-policy weights by each response's own ratio, and drops those that have already moved far enough.
+    """
+    if hasattr(run.objective, "with_experts"):
+        return (*_weigh_experts(run, learner, groups, scored), 0.0)
+    if log_ratios is None:
+        return groups, run.objective(scored), 0.0
+    limit = torch.log1p(torch.tensor(run.config.ratio_clip, dtype=torch.float64))
+    outside = (log_ratios.abs() > limit) & scored.decided
+    clipped = float(outside.sum() / scored.decided.sum().clamp(min=1))
+    if run.config.off_policy == "exact":
+        return groups, run.objective(scored, log_ratios.clamp(-limit, limit)), clipped
+    weights = run.objective(scored)
+    done = torch.where(weights > 0, log_ratios > limit, log_ratios < -limit)
+    return groups, torch.where(done, 0.0, weights * log_ratios.clamp(max=50.0).exp()), clipped
+
+
+def _weigh_experts(
+    run: Run, learner: Learner, groups: list[Group], scored: Scored
+) -> tuple[list[Group], Tensor]:
+    experts = [_expert(run, group) for group in groups]
+    scores = torch.tensor([_expert_score(run, expert) for expert in experts], dtype=torch.float64)
+    expert_log_probs = log_probs(learner, experts).squeeze(-1)
+    expert, group_weights = run.objective.with_experts(scored, scores, expert_log_probs)
+    joined = [_join(group, expert) for group, expert in zip(groups, experts, strict=True)]
+    return joined, torch.cat([group_weights, expert.unsqueeze(-1)], dim=-1)
+
+
+def _expert(run: Run, group: Group) -> Group:
+    """The task's first reference answer of a prompt, as a group of one response."""
+    references = run.task.references(group.prompt)
+    if not references:
+        raise ValueError(
+            f"the objective learns from expert responses, but task {run.task.name!r} has no reference for "
+            f"prompt {group.prompt.id!r}"
+        )
+    tokens = run.tokenizer(references[0], add_special_tokens=False)["input_ids"]
+    tokens = [*tokens, run.tokenizer.eos_token_id]
+    return replace(
+        group,
+        texts=(references[0],),
+        tokens=torch.tensor([tokens]),
+        lengths=torch.tensor([len(tokens)]),
+        log_probs=torch.zeros(1, len(tokens)),
+        finished=torch.tensor([True]),
+    )
+
+
+def _expert_score(run: Run, expert: Group) -> float:
+    if run.score is not None:
+        return float(list(run.score(expert.prompt, list(expert.texts)))[0] or 0.0)
+    return judge(expert.prompt, expert.texts[0], run.verify).reward or 0.0
+
+
+def _join(group: Group, other: Group) -> Group:
+    """One group with the responses of both."""
+    width = max(group.tokens.shape[1], other.tokens.shape[1])
+
+    def stack(a: Tensor, b: Tensor) -> Tensor:
+        pad = torch.nn.functional.pad
+        return torch.cat([pad(a, (0, width - a.shape[1])), pad(b, (0, width - b.shape[1]))])
+
+    return replace(
+        group,
+        texts=group.texts + other.texts,
+        tokens=stack(group.tokens, other.tokens),
+        lengths=torch.cat([group.lengths, other.lengths]),
+        log_probs=stack(group.log_probs, other.log_probs),
+        finished=torch.cat([group.finished, other.finished]),
+    )
+
+
+def kl_weights(config: TrainConfig, scored: Scored, weights: Tensor, step: int) -> Tensor | None:
+    """[P, M] coefficients of each response's KL: spread over `kl.responses` random responses of each group."""
+    coefficient = config.kl.at(step, config.steps)
+    if coefficient == 0:
+        return None
+    count = min(config.kl.responses, scored.group_size)
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    chosen = torch.rand(scored.rewards.shape, generator=generator).topk(count, dim=-1).indices
+    return torch.zeros_like(weights).scatter_(-1, chosen, coefficient / count)
+
+
+def describe(
+    config: TrainConfig, graded: Sequence[Graded], scored: Scored, weights: Tensor, stats: UpdateStats
+) -> Metrics:
+    """What a step did. pass_at is the unbiased max@N, which is pass@N for rewards of 0 and 1."""
+    budgets = [n for n in config.report_budgets if n <= scored.group_size]
+    values = curve(MaxAtK(1), scored, budgets).nanmean(0).tolist() if budgets else []
+    surprise = -drawn_log_probs([item.group for item in graded])
+    decided = scored.decided.sum().clamp(min=1)
+    distinct = [len(set(item.group.texts)) / item.group.size for item in graded]
+    return {
+        "responses": scored.rewards.numel(),
+        "reward": float(scored.rewards.sum() / decided),
+        "pass_at": {str(n): value for n, value in zip(budgets, values, strict=True)},
+        "entropy": float(surprise.mean()),
+        "distinct_share": sum(distinct) / len(distinct),
+        "unfinished_share": float(torch.stack([~item.group.finished for item in graded]).double().mean()),
+        "undecided_share": 1 - float(scored.decided.double().mean()),
+        "zero_weight_groups": float((weights == 0).all(-1).double().mean()),
+        "zero_weight_responses": float((weights == 0).double().mean()),
+        "rows_updated": stats.rows,
+        "grad_norm": stats.grad_norm,
+        "update_applied": float(stats.applied),
+        "kl": stats.kl,
+        "ratio": stats.ratio,
+    }
+
+
+class Clock:
+    """CPU and wall seconds of each stage of a step."""
+
+    def __init__(self) -> None:
+        self.cpu: dict[str, float] = {}
+        self.wall: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        cpu, wall = time.process_time(), time.perf_counter()
+        yield
+        self.cpu[stage] = self.cpu.get(stage, 0.0) + time.process_time() - cpu
+        self.wall[stage] = self.wall.get(stage, 0.0) + time.perf_counter() - wall
+
+
+def average(learner: Learner, metrics: Metrics) -> Metrics:
+    """Mean of the processes' metrics; responses and rows are counts and add up."""
+    if learner.accelerator.num_processes == 1:
+        return metrics
+    shares: list[Metrics] = gather_object([metrics])
+
+    def join(values: list[Any], name: str) -> Any:
+        if isinstance(values[0], dict):
+            return {key: join([v[key] for v in values], key) for key in values[0]}
+        return sum(values) if name in ("responses", "rows_updated") else sum(values) / len(values)
+
+    return {name: join([share[name] for share in shares], name) for name in metrics}
+
+
+def record(run: Run, learner: Learner, metrics: Metrics) -> None:
+    """Append one line to metrics.jsonl, and tell the caller."""
+    if not learner.accelerator.is_main_process:
+        return
+    if run.output is not None:
+        run.output.mkdir(parents=True, exist_ok=True)
+        with open(run.output / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+    run.on_step(metrics)
+
+
+def save(run: Run, learner: Learner) -> None:
+    """The tuned model as a plain transformers folder, below `output/model`."""
+    if run.output is not None and learner.accelerator.is_main_process:
+        run.model.save_pretrained(run.output / "model")
+        run.tokenizer.save_pretrained(run.output / "model")

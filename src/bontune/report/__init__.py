@@ -1,0 +1,23 @@
+"""`report.html` from a run folder, and the figures on it."""
+
+from bontune.report.page import write_report
+from bontune.report.plots import (
+    Series,
+    colours,
+    curve_plot,
+    difference_plot,
+    level_plot,
+    metric_plot,
+    time_plot,
+)
+
+__all__ = [
+    "Series",
+    "colours",
+    "curve_plot",
+    "difference_plot",
+    "level_plot",
+    "metric_plot",
+    "time_plot",
+    "write_report",
+]

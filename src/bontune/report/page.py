@@ -1,0 +1,748 @@
+"""One page for a run: `report.html`, self-contained, from the files of the run folder alone.
+
+It shows no number that is not in those files. Everything that a model or a user wrote is escaped, and the page
+forbids itself to load or run anything (Content-Security-Policy).
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bontune.report import plots
+from bontune.report.plots import Series
+from bontune.report.run import Interval, Run, column, flatten, number, read_run
+from bontune.report.style import CSS
+
+FEW_PROMPTS = 30  # below it, percentile intervals over prompts are clearly too narrow
+SHOWN_EXAMPLES, SHOWN_RESPONSES, SHOWN_CHARACTERS = 24, 5, 3000
+HIDDEN_RESPONSES = 60
+SHOWN_METRICS = 24
+
+_DARK = {  # the palette of `plots`, lighter, for a dark ground
+    "#767676": "#a5adb6",
+    "#d9720a": "#f59b42",
+    "#0b6fb8": "#5fb2f2",
+    "#009e73": "#35c49b",
+    "#b4559e": "#dd8ecb",
+    "#a07d00": "#d3b13c",
+    "#56a5dc": "#86c5f0",
+    "#c0392b": "#f07f72",
+    "#5b5bd6": "#a0a0f5",
+}
+_METRICS = (  # (pattern of the key, label); the order is that of the panels
+    (r"reward(_mean)?|mean_reward", "mean reward of the responses"),
+    (r"pass_at[._/]?(\d+)", "pass@{0} on training prompts"),
+    (r"best_of[._/]?(\d+)", "best-of-{0} on training prompts"),
+    (r"value|objective", "value of the objective"),
+    (r"entropy", "entropy, nats per response"),
+    (r"distinct(_share)?", "distinct responses"),
+    (r"kl", "KL to the policy at the start, nats"),
+    (r"grad(ient)?_norm", "gradient norm"),
+    (r"zero_weight(_share|_responses)?", "responses with weight 0"),
+    (r"zero_weight_groups", "groups without any weight"),
+    (r"rows_updated", "responses with a backward pass"),
+    (r"unfinished_share", "responses cut by the length limit"),
+    (r"undecided_share", "responses not decided"),
+    (r"loss", "loss"),
+    (r"ratio", "mean ratio to the drawing policy"),
+    (r"clipped_share", "ratios clipped"),
+    (r"kl_coefficient", "KL coefficient"),
+    (r"lr|learning_rate", "learning rate"),
+)
+_NOT_DRAWN = re.compile(
+    r"(global_)?step|epoch|seed|samples|responses|prompts|tokens|policy_step|time(stamp)?|.*\btotal"
+)
+_TIME = re.compile(r"(?:time|timing|seconds)[._/](.+)|(.+?)[._/](?:seconds|time)")
+_CPU_TIME = re.compile(r"cpu_seconds[._/].+")  # beside wall seconds of the same stages, says little more
+
+
+def write_report(run_dir: Path, output: Path | None = None) -> Path:
+    """Write `report.html` from what a run folder holds, into `output` or the folder itself, and return its path.
+
+    Shows `results.json`, `examples.json`, `metrics.jsonl`, `train-<policy>/metrics.jsonl` and `config.json`, each
+    where it is. Raises ValueError where there is neither `results.json` nor a `metrics.jsonl`, or where
+    `results.json` is not of its form.
+    """
+    run_dir = Path(run_dir)
+    text = render(read_run(run_dir))
+    output = run_dir if output is None else Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    path, draft = output / "report.html", output / ".report.html.tmp"
+    draft.write_bytes(text.encode("utf-8", "replace"))
+    draft.replace(path)
+    return path
+
+
+def render(run: Run) -> str:
+    """The page as text."""
+    names = [*run.policies, *(name for name in run.metrics if name not in run.policies)]
+    palette = plots.colours(names)
+    draw = _Figures(palette)
+    sections = [
+        _head(run),
+        _overview(run, palette),
+        _curves(run, draw),
+        _differences(run, draw),
+        _levels(run, draw),
+        _training(run, draw),
+        _examples(run, palette),
+        _words(run),
+        _setup(run),
+    ]
+    title = _escape(f"{run.name}: bontune report")
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        'img-src data:">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>{_css()}</style>\n</head>\n<body>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</body>\n</html>\n"
+    )
+
+
+def headline(run: Run) -> str:
+    """The result in a sentence per policy, computed from the numbers, as plain text."""
+    budget = run.budget
+    if not run.policies:
+        return _trained(run)
+    if not budget:
+        return "No value of N is common to all policies."
+    found = {name: row[budget] for name, row in run.differences("pass_at").items() if budget in row}
+    if not found:
+        parts = []
+        for name, item in run.policies.items():
+            value, low, high = column(item, "pass_at")[budget]
+            between = f" (95\u00a0% interval {_rate(low)} to {_rate(high)})" if _known(low, high) else ""
+            parts.append(f"{name} solves {_rate(value)} of the prompts{between}")
+        responses = "one response" if budget == 1 else f"{budget} responses"
+        return f"With {responses} per prompt, {_listed(parts)}."
+    return f"pass@{budget}: {_compare(found, run.reference)}."
+
+
+def _trained(run: Run) -> str:
+    """The course of the reward, for a run without an evaluation."""
+    parts = []
+    for name, rows in run.metrics.items():
+        line = _metric(name, rows, "reward")
+        if line is None:
+            parts.append(f"{name}, {len(rows)} steps")
+            continue
+        few = max(1, len(line.y) // 10)
+        start, end = sum(line.y[:few]) / few, sum(line.y[-few:]) / few
+        steps = f"{few} steps" if few > 1 else "step"
+        last = f"{few}" if few > 1 else "one"
+        parts.append(
+            f"{name}, mean reward {start:.3g} in the first {steps}, {end:.3g} in the last {last} of {len(rows)}"
+        )
+    return f"Training only, not evaluated: {'; '.join(parts)}."
+
+
+def verdict(difference: Interval) -> int:
+    """1 above, -1 below, 0 where the interval includes zero or there is none: no difference shown."""
+    _, low, high = difference
+    if not _known(low, high) or low <= 0 <= high:
+        return 0
+    return 1 if low > 0 else -1
+
+
+class _Figures:
+    """Draws figures for the page: inline, with ids of their own and colours as style variables."""
+
+    def __init__(self, palette: Mapping[str, str]) -> None:
+        self.palette = palette
+        self.count = 0
+        self.variables = {colour: f"var({_variable(colour)})" for colour in _DARK} | {plots.INK: "var(--ink)"}
+
+    def __call__(self, svg: str, description: str, caption: str = "") -> str:
+        self.count += 1
+        body = plots.inline(svg, f"f{self.count}", self.variables)
+        body = body.replace("<svg", f'<svg role="img" aria-label="{_escape(description)}"', 1)
+        return f"<figure>{body}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
+
+
+def _head(run: Run) -> str:
+    parts = [f"<h1>{_escape(run.name)}</h1>", f'<p class="lead">{_escape(headline(run))}</p>']
+    single = {name: row[1] for name, row in run.differences("pass_at").items() if 1 in row}
+    if single and run.budget != 1:
+        parts.append(f"<p>{_escape(f'pass@1: {_compare(single, run.reference)}.')}</p>")
+    for key in list(run.kinds)[1:]:
+        found = {name: row[run.budget] for name, row in run.differences(key).items() if run.budget in row}
+        if found:
+            kind = run.kinds[key].replace("N", str(run.budget))
+            parts.append(f"<p>{_escape(f'{kind}: {_compare(found, run.reference)}.')}</p>")
+    facts = [
+        f"{run.prompts:,} prompts" if run.prompts else "",
+        f"{run.group_size:,} responses each from every policy" if run.group_size else "",
+        _duration(number(run.results.get("cpu_seconds"))),
+    ]
+    parts.append(
+        f'<p class="soft">{_escape(", ".join(fact for fact in facts if fact))}.</p>' if any(facts) else ""
+    )
+    if 0 < run.prompts < FEW_PROMPTS:
+        parts.append(
+            f'<p class="warn">Only {run.prompts} {"prompt" if run.prompts == 1 else "prompts"}: intervals from so '
+            "few are too narrow, and a difference may be shown that is not there.</p>"
+        )
+    parts += [f'<p class="soft">{_escape(note)}</p>' for note in run.notes]
+    return "\n".join(part for part in parts if part)
+
+
+def _overview(run: Run, palette: Mapping[str, str]) -> str:
+    """One row per policy."""
+    budget = run.budget
+    policies = run.policies
+    if not policies:
+        return ""
+    columns: list[tuple[str, Callable[[Mapping[str, Any]], str]]] = []
+    for key, kind in run.kinds.items():
+        present = set().union(*(column(item, key) for item in policies.values()))
+        for n in dict.fromkeys((1, budget)) if key == "pass_at" else (budget,):
+            if n in present:
+                columns.append((kind.replace("N", str(n)), _cell(key, n)))
+    for key, label in (("distinct", "distinct<br>responses"), ("entropy", "entropy,<br>nats")):
+        if any(_known(number(item.get(key))) for item in policies.values()):
+            columns.append((label, _plain_number(key)))
+    if any("score_auc" in item for item in policies.values()):
+        columns.append(("score<br>AUC", _auc))
+    columns.append(("undecided", _undecided))
+    head = "".join(f"<th>{label}</th>" for label, _ in columns)
+    rows = "".join(
+        f"<tr><th>{_name(name, palette)}</th>{''.join(f'<td>{cell(item)}</td>' for _, cell in columns)}</tr>"
+        for name, item in policies.items()
+    )
+    return (
+        f'<div class="scroll"><table class="overview"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>" + _left_out(run)
+    )
+
+
+def _left_out(run: Run) -> str:
+    """Says which prompts a value at N lacks because too few of their responses were decided."""
+    sentences = []
+    for name, item in run.policies.items():
+        excluded = item.get("excluded")
+        counts = excluded.get("pass_at") if isinstance(excluded, Mapping) else None
+        count = number(counts.get(str(run.budget))) if isinstance(counts, Mapping) else math.nan
+        if _known(count):
+            sentences.append(
+                f"{name}: {count:.0f} {'prompt has' if count == 1 else 'prompts have'} fewer than {run.budget} "
+                f"decided responses and {'is' if count == 1 else 'are'} not in pass@{run.budget}."
+            )
+    return "".join(f'<p class="soft">{_escape(sentence)}</p>' for sentence in sentences)
+
+
+def _curves(run: Run, draw: _Figures) -> str:
+    if not run.policies:
+        return ""
+    figures = []
+    for key, kind in run.kinds.items():
+        series = [_series(name, found) for name, item in run.policies.items() if (found := column(item, key))]
+        if not series:
+            continue
+        percent = _is_rate(series)
+        label = {
+            "pass_at": "pass@N: at least one of N is right",
+            "best_of": "best-of-N: the highest-scored one is right",
+            "vote": "vote: the most frequent answer is right",
+        }.get(key, kind)
+        if not percent:
+            label = f"{kind}: expected reward"
+        svg = plots.curve_plot(series, y_label=label, percent=percent, palette=draw.palette)
+        figures.append(draw(svg, f"{kind} against N for {_listed([line.name for line in series])}"))
+    table = _curve_table(run, draw.palette)
+    return (
+        "<h2>Success against the number of responses</h2>"
+        '<p class="soft">Lines are unbiased estimates, bands 95 % intervals from resampling the prompts.</p>'
+        f'<div class="plots">{"".join(figures)}</div>{table}'
+    )
+
+
+def _curve_table(run: Run, palette: Mapping[str, str]) -> str:
+    """The curves as numbers, folded, at N = 1, 2, 4, ... and the largest."""
+    tables = []
+    for key, kind in run.kinds.items():
+        found = {name: column(item, key) for name, item in run.policies.items()}
+        found = {name: values for name, values in found.items() if values}
+        budgets = _doubling(found.values())
+        if budgets:
+            tables.append(_table(kind, budgets, found, palette, _with_interval))
+    return f"<details><summary>The curves as numbers</summary>{''.join(tables)}</details>"
+
+
+def _differences(run: Run, draw: _Figures) -> str:
+    parts = []
+    for key, kind in run.kinds.items():
+        found = run.differences(key)
+        if not found:
+            continue
+        series = [_series(name, values) for name, values in found.items()]
+        percent = _is_rate([_series("", column(item, key)) for item in run.policies.values()])
+        svg = plots.difference_plot(series, reference=run.reference, percent=percent, palette=draw.palette)
+        figure = draw(svg, f"difference in {kind} to {run.reference} against N")
+        cell = _signed_cell if percent else _signed_cell_raw
+        table = _table(kind, _doubling(found.values()), found, draw.palette, cell)
+        parts.append(f'<h3>{_escape(kind)}</h3><div class="plots">{figure}<div>{table}</div></div>')
+    if not parts:
+        return ""
+    return (
+        f"<h2>Differences to {_escape(run.reference)}</h2>"
+        f'<p class="soft">Paired by prompt: both policies answer the same prompts, and each resample draws the same '
+        "prompts for both. ▲ above and ▼ below: the 95 % interval leaves out zero. ○ no difference shown: it "
+        "includes zero. An interval holds for one N at a time, and for this training run: another seed may train "
+        "to another result.</p>" + "".join(parts)
+    )
+
+
+def _levels(run: Run, draw: _Figures) -> str:
+    found = {
+        name: item["levels"] for name, item in run.policies.items() if isinstance(item.get("levels"), Mapping)
+    }
+    names = list(dict.fromkeys(level for item in found.values() for level in item))
+    if not names:
+        return ""
+    columns = {
+        level: {
+            name: column(item[level], "pass_at")
+            for name, item in found.items()
+            if isinstance(item.get(level), Mapping)
+        }
+        for level in names
+    }
+    present = [set(values) for row in columns.values() for values in row.values() if values]
+    common = set.intersection(*present) if present else set()
+    if not common:
+        return ""
+    last = run.budget if run.budget in common else max(common)
+    sizes = {
+        level: max(int(_or_zero(item[level].get("prompts"))) for item in found.values() if level in item)
+        for level in names
+    }
+    figures = []
+    for n in sorted({min(common), last}):
+        rows = {
+            f"{level[:14]} ({sizes[level]})" if sizes[level] else level: {
+                name: values[n] for name, values in row.items() if n in values
+            }
+            for level, row in columns.items()
+        }
+        svg = plots.level_plot(rows, x_label=f"pass@{n}", palette=draw.palette)
+        figures.append(draw(svg, f"pass@{n} by difficulty"))
+    return (
+        '<h2>By difficulty</h2><p class="soft">In brackets the number of prompts; lines are 95 % intervals.</p>'
+        f'<div class="plots">{"".join(figures)}</div>'
+    )
+
+
+def _training(run: Run, draw: _Figures) -> str:
+    if not run.metrics:
+        return ""
+    keys = list(dict.fromkeys(key for rows in run.metrics.values() for row in rows for key in row))
+    stages = {key: stage for key in keys if (stage := _stage(key))}
+    keys = [key for key in keys if key not in stages and not _CPU_TIME.fullmatch(key)]
+    drawn, constant = [], []
+    for key in sorted(keys, key=_metric_order):
+        if _NOT_DRAWN.fullmatch(key):
+            continue
+        series = [line for name, rows in run.metrics.items() if (line := _metric(name, rows, key))]
+        values = {value for line in series for value in line.y if math.isfinite(value)}
+        if len(values) > 1:
+            drawn.append((key, series))
+        elif values:
+            constant.append(f"{key} = {_short(values.pop())}")
+    figures = []
+    for key, series in drawn[:SHOWN_METRICS]:
+        percent = bool(re.search(r"share|fraction|pass_at|zero_weight", key)) and _is_rate(series)
+        svg = plots.metric_plot(series, y_label=_metric_label(key), percent=percent, palette=draw.palette)
+        figures.append(draw(svg, f"{_metric_label(key)} during training"))
+    notes = []
+    if len(drawn) > SHOWN_METRICS:
+        more = ", ".join(key for key, _ in drawn[SHOWN_METRICS:])
+        notes.append(f"Not drawn: {more}.")
+    if constant:
+        notes.append(f"The same at every step: {', '.join(constant)}.")
+    splits = {
+        name: {
+            stage: sum(value for row in rows if _known(value := number(row.get(key))))
+            for key, stage in stages.items()
+        }
+        for name, rows in run.metrics.items()
+    }
+    time = ""
+    if any(sum(split.values()) > 0 for split in splits.values()):
+        time = "<h3>Where the time went</h3>" + draw(plots.time_plot(splits), "time per stage of training")
+    if not figures and not time:
+        return ""
+    return (
+        f'<h2>Training</h2><div class="plots small">{"".join(figures)}</div>'
+        + "".join(f'<p class="soft">{_escape(note)}</p>' for note in notes)
+        + time
+    )
+
+
+def _examples(run: Run, palette: Mapping[str, str]) -> str:
+    if not run.examples:
+        return ""
+    shown = run.examples[:SHOWN_EXAMPLES]
+    note = (
+        f" The first {len(shown)} of {len(run.examples)} prompts; the others are in examples.json."
+        if len(shown) < len(run.examples)
+        else ""
+    )
+    return (
+        '<h2>Responses</h2><p class="soft">✓ right, ✗ wrong, ? could not be decided; other rewards as a number. '
+        f"×n: drawn n times. The most frequent come first.{note}</p>"
+        + "".join(_example(item, palette) for item in shown)
+    )
+
+
+def _example(item: Mapping[str, Any], palette: Mapping[str, str]) -> str:
+    policies = item["policies"]
+    names = [
+        *(name for name in palette if name in policies),
+        *(name for name in policies if name not in palette),
+    ]
+    level = item.get("level")
+    chip = f'<span class="chip">{_escape(str(level))}</span>' if level is not None else ""
+    cells = "".join(f"<div>{_responses(name, policies[name], palette)}</div>" for name in names)
+    return (
+        f'<div class="example"><div class="prompt">{chip}<div class="text">{_text(item["prompt"])}</div></div>'
+        f'<div class="columns" style="--n: {max(1, len(names))}">{cells}</div></div>'
+    )
+
+
+def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -> str:
+    """One policy's responses to one prompt, the same text and reward once."""
+    counts: dict[tuple[str, float], int] = {}
+    for row in rows:
+        reward = row.get("reward")
+        reward = float(reward) if isinstance(reward, bool) else number(reward)
+        key = (
+            row["response"],
+            -math.inf if math.isnan(reward) else reward,
+        )  # NaN would not merge with itself
+        counts[key] = counts.get(key, 0) + max(1, int(_or_zero(row.get("count"))))
+    order = sorted(counts.items(), key=lambda entry: -entry[1])
+    total = sum(counts.values())
+    right = sum(count for (_, reward), count in order if reward >= 1)
+    lines = [
+        f'<li>{_mark(reward)}<span class="text">{_text(text)}</span>'
+        f"{f'<span class=times>×{count}</span>' if count > 1 else ''}</li>"
+        for (text, reward), count in order
+    ]
+    body = f'<ul class="responses">{"".join(lines[:SHOWN_RESPONSES])}</ul>'
+    hidden = lines[SHOWN_RESPONSES : SHOWN_RESPONSES + HIDDEN_RESPONSES]
+    if hidden:
+        beyond = len(lines) - SHOWN_RESPONSES - len(hidden)
+        tail = f'<p class="soft">and {beyond} more</p>' if beyond else ""
+        body += (
+            f"<details><summary>{len(lines) - SHOWN_RESPONSES} more</summary>"
+            f'<ul class="responses">{"".join(hidden)}</ul>{tail}</details>'
+        )
+    different = f", {len({text for text, _ in counts})} different" if total > 1 else ""
+    return (
+        f'<div class="who">{_name(name, palette)} <span class="soft">{right} of {total} right{different}</span></div>'
+        + body
+    )
+
+
+def _mark(reward: float) -> str:
+    if reward == -math.inf:
+        return '<span class="mark" title="could not be decided">?</span>'
+    if reward >= 1:
+        return '<span class="mark right" title="right">✓</span>'
+    if reward <= 0:
+        return '<span class="mark wrong" title="wrong">✗</span>'
+    return f'<span class="mark other" title="reward">{_short(reward)}</span>'
+
+
+def _words(run: Run) -> str:
+    """One line for each term that the page uses."""
+    n, policies = run.budget or 1, list(run.policies.values())
+    keys = {key for rows in run.metrics.values() for row in rows for key in row}
+    several = f"the chance that at least one of {n} responses is right"
+    among = f"the {run.group_size} responses" if run.group_size else "all responses"
+
+    def has(key: str) -> bool:
+        return any(column(item, key) for item in policies)
+
+    words = [  # (whether the page uses it, term, meaning)
+        (bool(policies), f"pass@{n}", several if n > 1 else "the chance that a response is right"),
+        (
+            has("best_of"),
+            f"best-of-{n}",
+            f"the chance that the one response with the highest score, of {n}, is right",
+        ),
+        (has("vote"), f"vote of {n}", f"the chance that the most frequent answer among {n} is right"),
+        (
+            any("score_auc" in item for item in policies),
+            "score AUC",
+            "the chance that a right response has a higher score than a wrong one to the same prompt",
+        ),
+        (
+            bool(policies),
+            "95\u00a0% interval",
+            "computed so that, over repetitions with other prompts, about 95 of 100 hold the true figure",
+        ),
+        (
+            bool(run.differences("pass_at")),
+            "points",
+            "percentage points: from 70\u00a0% to 75\u00a0% is 5 points",
+        ),
+        (
+            any(_known(number(item.get("distinct"))) for item in policies),
+            "distinct",
+            f"different texts among {among} to one prompt",
+        ),
+        (
+            "entropy" in keys or any(_known(number(item.get("entropy"))) for item in policies),
+            "entropy",
+            "how uncertain the policy is of its response; 0 nats: it always says the same",
+        ),
+        (
+            bool(policies),
+            "undecided",
+            "responses that could not be judged; they count neither as right nor as wrong",
+        ),
+        ("kl" in keys, "KL", "how far the policy has moved from the one it started from; 0: not at all"),
+        (
+            any(key.startswith("zero_weight") for key in keys),
+            "weight 0",
+            "a response that does not change the policy and costs no backward pass",
+        ),
+    ]
+    body = "".join(
+        f"<dt>{_escape(word)}</dt><dd>{_escape(meaning)}</dd>" for used, word, meaning in words if used
+    )
+    return f"<h2>Words</h2><dl>{body}</dl>" if body else ""
+
+
+def _setup(run: Run) -> str:
+    if not run.config:
+        return ""
+    rows = "".join(
+        f"<tr><td>{_escape(key)}</td><td>{_text(value if isinstance(value, str) else json.dumps(value))}</td></tr>"
+        for key, value in flatten(run.config).items()
+    )
+    return (
+        "<h2>What was run</h2><details><summary>Configuration (config.json)</summary>"
+        f'<div class="scroll"><table class="config"><tbody>{rows}</tbody></table></div></details>'
+    )
+
+
+def _table(
+    kind: str,
+    budgets: Sequence[int],
+    found: Mapping[str, Mapping[int, Interval]],
+    palette: Mapping[str, str],
+    cell: Callable[[Interval], str],
+) -> str:
+    """Rows are N, columns policies."""
+    wide = ' class="overview"' if len(found) > 2 else ""  # intervals under the values
+    head = "".join(f"<th>{_name(name, palette)}</th>" for name in found)
+    rows = "".join(
+        f"<tr><td>{n}</td>"
+        + "".join(f"<td>{cell(values[n]) if n in values else ''}</td>" for values in found.values())
+        + "</tr>"
+        for n in budgets
+    )
+    return (
+        f'<div class="scroll"><table{wide}><thead><tr><th title="{_escape(kind)}">N</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _cell(key: str, n: int) -> Callable[[Mapping[str, Any]], str]:
+    def cell(item: Mapping[str, Any]) -> str:
+        values = column(item, key)
+        return _with_interval(values[n]) if n in values else ""
+
+    return cell
+
+
+def _plain_number(key: str) -> Callable[[Mapping[str, Any]], str]:
+    def cell(item: Mapping[str, Any]) -> str:
+        value = number(item.get(key))
+        return f"{value:.1f}" if _known(value) else ""
+
+    return cell
+
+
+def _auc(item: Mapping[str, Any]) -> str:
+    found = item.get("score_auc")
+    value = number(found.get("value")) if isinstance(found, Mapping) else math.nan
+    return f"{value:.2f}" if _known(value) else ""
+
+
+def _undecided(item: Mapping[str, Any]) -> str:
+    count, total = number(item.get("undecided")), number(item.get("responses"))
+    if not _known(count):
+        return ""
+    share = f" <small>{_rate(count / total)}</small>" if _known(total) and total > 0 and count else ""
+    return f"{count:,.0f}{share}"
+
+
+def _with_interval(item: Interval) -> str:
+    value, low, high = item
+    show = _rate if 0 <= value <= 1 else _short
+    between = f" <small>{show(low)} to {show(high)}</small>" if _known(low, high) else ""
+    return f"{show(value)}{between}"
+
+
+def _signed_cell(item: Interval) -> str:
+    return _difference_cell(item, _points)
+
+
+def _signed_cell_raw(item: Interval) -> str:
+    return _difference_cell(item, lambda value: f"{value:+.3g}")
+
+
+def _difference_cell(item: Interval, show: Callable[[float], str]) -> str:
+    value, low, high = item
+    sign = {1: "▲", -1: "▼", 0: "○"}[verdict(item)]
+    between = f" <small>{show(low)} to {show(high)}</small>" if _known(low, high) else ""
+    return f"{sign} {show(value)}{between}"
+
+
+def _compare(found: Mapping[str, Interval], reference: str) -> str:
+    parts = []
+    for name, item in found.items():
+        value, low, high = item
+        between = (
+            f"95\u00a0% interval {_points(low)} to {_points(high)}" if _known(low, high) else "no interval"
+        )
+        if verdict(item) == 0:
+            parts.append(
+                f"no difference shown between {name} and {reference} ({_points(value)} points, {between})"
+            )
+        else:
+            side = "above" if value > 0 else "below"
+            parts.append(f"{name} is {abs(100 * value):.1f} points {side} {reference} ({between})")
+    return "; ".join(parts)
+
+
+def _series(name: str, values: Mapping[int, Interval]) -> Series:
+    rows = list(values.values())
+    return Series(
+        name=name,
+        x=list(values),
+        y=[row[0] for row in rows],
+        low=[row[1] for row in rows],
+        high=[row[2] for row in rows],
+    )
+
+
+def _metric(name: str, rows: Sequence[Mapping[str, Any]], key: str) -> Series | None:
+    """One metric of one policy over its steps; None where it has no numbers."""
+    points = []
+    for i, row in enumerate(rows):
+        value, step = row.get(key), number(row.get("step", row.get("global_step", i)))
+        value = float(value) if isinstance(value, bool) else number(value)
+        if _known(value):
+            points.append((i if math.isnan(step) else step, value))
+    return Series(name=name, x=[x for x, _ in points], y=[y for _, y in points]) if points else None
+
+
+def _stage(key: str) -> str:
+    """The stage whose seconds a metric holds, "" if it does not hold any."""
+    match = _TIME.fullmatch(key)
+    stage = (match[1] or match[2]) if match else ""
+    return "" if stage in ("total", "wall", "cpu", "elapsed", "step", "all") else stage.replace("_", " ")
+
+
+def _metric_order(key: str) -> tuple[int, list[tuple[int, int | str]]]:
+    place = next((i for i, (pattern, _) in enumerate(_METRICS) if re.fullmatch(pattern, key)), len(_METRICS))
+    parts: list[tuple[int, int | str]] = [
+        (0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"([0-9]+)", key)
+    ]
+    return place, parts
+
+
+def _metric_label(key: str) -> str:
+    for pattern, label in _METRICS:
+        if match := re.fullmatch(pattern, key):
+            return label.format(*match.groups())
+    return key.replace("_", " ").replace(".", ": ")
+
+
+def _doubling(found: Any) -> list[int]:
+    """N = 1, 2, 4, ... and the largest, of those that are there."""
+    present = set().union(*found)
+    return [n for n in sorted(present) if n & (n - 1) == 0 or n == max(present)]
+
+
+def _is_rate(series: Sequence[Series]) -> bool:
+    return all(0 <= value <= 1 for line in series for value in line.y if math.isfinite(value))
+
+
+def _name(name: str, palette: Mapping[str, str]) -> str:
+    colour = palette.get(name)
+    swatch = f'<span class="swatch" style="background: var({_variable(colour)})"></span>' if colour else ""
+    return f"{swatch}{_escape(name)}"
+
+
+def _text(text: str) -> str:
+    """A long text, escaped and cut off; an empty one is said to be empty."""
+    if not text.strip():
+        return (
+            '<span class="empty">(empty)</span>'
+            if not text
+            else f'<span class="empty">{_escape(repr(text))}</span>'
+        )
+    rest = len(text) - SHOWN_CHARACTERS
+    more = f'<span class="empty"> … ({rest:,} more characters)</span>' if rest > 0 else ""
+    return _escape(text[:SHOWN_CHARACTERS]) + more
+
+
+def _escape(text: str) -> str:
+    """For text and for attribute values; control characters are shown as their pictures, not passed on."""
+    text = "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
+    return html.escape(text, quote=True)
+
+
+def _css() -> str:
+    light = " ".join(f"{_variable(colour)}: {colour};" for colour in _DARK)
+    dark = " ".join(f"{_variable(colour)}: {lighter};" for colour, lighter in _DARK.items())
+    return CSS.replace("__LIGHT__", light).replace("__DARK__", dark)
+
+
+def _variable(colour: str) -> str:
+    return f"--c{colour.removeprefix('#')}"
+
+
+def _rate(value: float) -> str:
+    return f"{100 * value:.1f}\u00a0%"
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "\u2212")
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    if not _known(seconds):
+        return ""
+    if seconds < 120:
+        return f"{seconds:.0f} CPU-seconds"
+    return f"{seconds / 60:.0f} CPU-minutes" if seconds < 7200 else f"{seconds / 3600:.1f} CPU-hours"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _known(*values: float) -> bool:
+    return all(math.isfinite(value) for value in values)
+
+
+def _or_zero(value: Any) -> float:
+    found = number(value)
+    return 0.0 if math.isnan(found) else found

@@ -1,0 +1,288 @@
+"""Rollouts with any causal language model of transformers.
+
+One prefill per prompt is shared by its group, decoding uses the key-value cache, and finished rows leave the batch.
+Response j of a prompt is drawn from a stream of its own, so it does not depend on the other prompts, on their order, or
+on how the work is split; only rounding in the last digit of the logits does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bontune.records import Group, Prompt, Sampling
+from bontune.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
+
+_LEAVE_SHARE = 0.05  # finished rows are taken out of the cache once they are this share of it: copying costs too
+
+
+def sample_groups(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    group_size: int,
+    sampling: Sampling,
+    seed: int,
+    policy_step: int = 0,
+    first_index: int = 0,
+    rows_per_batch: int = 4096,
+    on_group: Callable[[Group], None] | None = None,
+) -> list[Group]:
+    """Draw `group_size` responses for every prompt; groups come back in the order of the prompts.
+
+    first_index: number of the first response; drawing M' more with first_index = M tops a group up.
+    rows_per_batch: responses decoded at once; a larger group is drawn in parts, with the same result.
+    on_group: called with each group as soon as it is complete.
+    Raises ValueError where a prompt with its response does not fit the model, ids repeat, or there is no end token.
+    """
+    if group_size < 1 or rows_per_batch < 1 or first_index < 0:
+        raise ValueError(
+            f"group_size and rows_per_batch must be at least 1 and first_index at least 0, got {group_size}, "
+            f"{rows_per_batch} and {first_index}"
+        )
+    if len({prompt.id for prompt in prompts}) < len(prompts):
+        raise ValueError("prompts must have unique ids: streams and pairing go by them")
+    encoded = encode(model, tokenizer, prompts, sampling)
+    ends = end_tokens(model, tokenizer)
+    if not ends and not sampling.stop:
+        raise ValueError(
+            "the tokenizer and the model name no end token, so no response could end: set tokenizer.eos_token, "
+            "model.generation_config.eos_token_id, or sampling stop strings"
+        )
+    groups: dict[int, Group] = {}
+    for chunk in _chunks(encoded, max(1, rows_per_batch // group_size)):
+        keys = [stream_key(seed, policy_step, prompts[i].id) for i in chunk]
+        parts = [
+            _decode(model, tokenizer, [encoded[i] for i in chunk], keys, first, count, sampling, ends)
+            for first, count in _spans(first_index, group_size, rows_per_batch)
+        ]
+        for row, i in enumerate(chunk):
+            groups[i] = _group(prompts[i], encoded[i], [part.of(row) for part in parts], policy_step, sampling)
+            if on_group is not None:
+                on_group(groups[i])
+    return [groups[i] for i in range(len(prompts))]
+
+
+def encode(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling
+) -> list[tuple[int, ...]]:
+    """Token ids of each prompt, with the tokenizer's own special tokens but no end token.
+
+    Raises ValueError on an empty prompt, and on one that with its response exceeds the model's context.
+    """
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    limit = getattr(config, "max_position_embeddings", None)
+    ends = end_tokens(model, tokenizer)
+    encoded = []
+    for prompt in prompts:
+        ids = list(tokenizer(prompt.text)["input_ids"])
+        while len(ids) > 1 and ids[-1] in ends:
+            ids.pop()
+        if not ids:
+            raise ValueError(f"prompt {prompt.id!r} has no tokens: {prompt.text!r}")
+        if limit is not None and len(ids) + sampling.max_new_tokens > limit:
+            raise ValueError(
+                f"prompt {prompt.id!r} has {len(ids)} tokens; with max_new_tokens = {sampling.max_new_tokens} "
+                f"that exceeds the model's context of {limit}. Shorten the prompt or lower max_new_tokens"
+            )
+        encoded.append(tuple(ids))
+    return encoded
+
+
+def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end a response: those of the generation config, and the tokenizer's."""
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    found = set(named) if isinstance(named, list | tuple) else {named}
+    return frozenset(int(t) for t in found | {tokenizer.eos_token_id} if t is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Responses of P prompts, `count` each: tokens and log_probs [P * count, T], the rest [P * count]."""
+
+    count: int
+    tokens: Tensor
+    log_probs: Tensor
+    lengths: Tensor
+    finished: Tensor
+    texts: tuple[str, ...]
+
+    def of(self, row: int) -> _Drawn:
+        """Those of one prompt."""
+        rows = slice(row * self.count, (row + 1) * self.count)
+        return _Drawn(
+            self.count,
+            self.tokens[rows],
+            self.log_probs[rows],
+            self.lengths[rows],
+            self.finished[rows],
+            self.texts[rows],
+        )
+
+
+def _chunks(encoded: Sequence[tuple[int, ...]], size: int) -> Iterator[list[int]]:
+    """Prompts of similar length together: least padding, and none where lengths agree."""
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
+def _spans(first: int, count: int, most: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, first + count, most):
+        yield start, min(most, first + count - start)
+
+
+@contextmanager
+def _drawing(model: Any) -> Iterator[None]:
+    """Evaluation mode without gradients, as it was afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(training)
+
+
+def _decode(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[tuple[int, ...]],
+    stream_keys: Sequence[int],
+    first: int,
+    count: int,
+    sampling: Sampling,
+    ends: frozenset[int],
+) -> _Drawn:
+    device = next(model.parameters()).device
+    rows, most = len(prompts) * count, sampling.max_new_tokens
+    keys = torch.cat([response_keys(key, first, count, device) for key in stream_keys])
+    end_ids = torch.tensor(sorted(ends), dtype=torch.int64, device=device)
+    with _drawing(model):
+        tokens = torch.zeros(rows, most, dtype=torch.int64, device=device)
+        log_probs = torch.zeros(rows, most, dtype=torch.float32, device=device)
+        lengths = torch.full((rows,), most, dtype=torch.int64, device=device)
+        finished = torch.zeros(rows, dtype=torch.bool, device=device)
+        alive = torch.arange(rows, device=device)
+        decoder = _Decoder(model, prompts, count, device)
+        for t in range(most):
+            distribution = log_probs_of_sampling(decoder.logits, sampling)
+            drawn = draw(distribution, uniforms(keys[alive], t))
+            tokens[alive, t] = drawn
+            log_probs[alive, t] = distribution.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+            done = torch.isin(drawn, end_ids)
+            if sampling.stop:
+                texts = tokenizer.batch_decode(tokens[alive, : t + 1], skip_special_tokens=True)
+                stopped = [any(stop in text for stop in sampling.stop) for text in texts]
+                done |= torch.tensor(stopped, device=device)
+            lengths[alive[done]] = t + 1
+            finished[alive[done]] = True
+            if t + 1 == most or bool(done.all()):
+                break
+            kept = ~done
+            alive = alive[kept]
+            decoder.advance(drawn, kept)
+    longest = int(lengths.max())
+    tokens, log_probs = tokens[:, :longest].cpu().clone(), log_probs[:, :longest].cpu().clone()
+    lengths, finished = lengths.cpu().clone(), finished.cpu().clone()
+    texts = _texts(tokenizer, tokens, lengths, sampling, ends)
+    return _Drawn(count, tokens, log_probs, lengths, finished, texts)
+
+
+class _Decoder:
+    """Next-token logits of the rows still alive; the key-value cache and the attention mask behind them."""
+
+    def __init__(self, model: Any, prompts: Sequence[tuple[int, ...]], count: int, device: torch.device) -> None:
+        longest = max(len(p) for p in prompts)
+        ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for i, prompt in enumerate(prompts):
+            ids[i, longest - len(prompt) :] = torch.tensor(prompt)
+            mask[i, longest - len(prompt) :] = 1
+        self.model = model
+        owner = torch.arange(len(prompts), device=device).repeat_interleave(count)
+        out = model(**_inputs(ids.to(device), mask.to(device)), use_cache=True)
+        cache = getattr(out, "past_key_values", None)
+        self.cache = cache if hasattr(cache, "batch_select_indices") else None
+        self.logits = out.logits[:, -1][owner]
+        self.mask = mask.to(device)[owner]
+        self.ids = ids.to(device)[owner] if self.cache is None else None
+        self.rows = torch.arange(len(owner), device=device)  # rows of the cache that are alive
+        if self.cache is not None:
+            self.cache.batch_select_indices(owner)
+
+    def advance(self, drawn: Tensor, kept: Tensor) -> None:
+        """Feed the drawn tokens of the rows alive [B] and keep only some rows [B]."""
+        size = self.mask.shape[0]
+        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+        alive, fed = self.rows[kept], torch.zeros(size, dtype=torch.int64, device=drawn.device)
+        fed[self.rows] = drawn
+        if self.cache is None:
+            assert self.ids is not None
+            self.ids = torch.cat([self.ids, fed.unsqueeze(-1)], dim=-1)[alive]
+            self.mask, self.rows = self.mask[alive], torch.arange(len(alive), device=drawn.device)
+            self.logits = self.model(**_inputs(self.ids, self.mask), use_cache=False).logits[:, -1]
+            return
+        if len(alive) < size * (1 - _LEAVE_SHARE):
+            self.cache.batch_select_indices(alive)
+            self.mask, fed = self.mask[alive], fed[alive]
+            alive = torch.arange(len(alive), device=drawn.device)
+        inputs = _inputs(fed.unsqueeze(-1), self.mask)
+        inputs["position_ids"] = inputs["position_ids"][:, -1:]
+        out = self.model(**inputs, past_key_values=self.cache, use_cache=True)
+        self.rows, self.logits = alive, out.logits[:, -1]
+        if len(alive) < len(self.mask):
+            self.logits = self.logits[alive]
+
+
+def _inputs(ids: Tensor, mask: Tensor) -> dict[str, Any]:
+    """Model inputs; the mask is left out where nothing is padded, which is faster."""
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    return {
+        "input_ids": ids,
+        "attention_mask": None if bool(mask.all()) else mask,
+        "position_ids": positions,
+    }
+
+
+def _texts(
+    tokenizer: Any, tokens: Tensor, lengths: Tensor, sampling: Sampling, ends: frozenset[int]
+) -> tuple[str, ...]:
+    """Decoded responses, without the end token and cut before the first stop string; equal ones decoded once."""
+    rows = [tuple(r[:n]) for r, n in zip(tokens.tolist(), lengths.tolist(), strict=True)]
+    rows = [row[:-1] if row and row[-1] in ends else row for row in rows]
+    unique = list(dict.fromkeys(rows))
+    texts = tokenizer.batch_decode([list(row) for row in unique], skip_special_tokens=True)
+    for stop in sampling.stop:
+        texts = [text.partition(stop)[0] for text in texts]
+    by_row = dict(zip(unique, texts, strict=True))
+    return tuple(by_row[row] for row in rows)
+
+
+def _group(
+    prompt: Prompt, ids: tuple[int, ...], parts: list[_Drawn], policy_step: int, sampling: Sampling
+) -> Group:
+    lengths = torch.cat([part.lengths for part in parts])
+    longest = int(lengths.max())
+
+    def join(tensors: list[Tensor]) -> Tensor:
+        padded = [torch.nn.functional.pad(t, (0, max(0, longest - t.shape[1]))) for t in tensors]
+        return torch.cat([t[:, :longest] for t in padded]).contiguous()
+
+    return Group(
+        prompt=prompt,
+        texts=tuple(text for part in parts for text in part.texts),
+        prompt_tokens=ids,
+        tokens=join([part.tokens for part in parts]),
+        lengths=lengths,
+        log_probs=join([part.log_probs for part in parts]),
+        finished=torch.cat([part.finished for part in parts]),
+        policy_step=policy_step,
+        sampling=sampling,
+    )

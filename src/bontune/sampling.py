@@ -1,0 +1,100 @@
+"""The distribution responses are drawn from, and random streams that do not depend on visiting order."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+from bontune.records import Sampling
+
+
+def log_probs_of_sampling(logits: Tensor, sampling: Sampling, keep: Tensor | None = None) -> Tensor:
+    """float32 [..., V]: log-probabilities of the distribution that is sampled: temperature, top-k, then top-p.
+
+    logits: [..., V].  keep: [...] token ids that stay in the set even where truncation would remove them, so
+    that a policy that has moved since can score the tokens it once drew.
+    """
+    scaled = logits.float() / sampling.temperature
+    allowed = _allowed(scaled.detach(), sampling)
+    if allowed is None:
+        return scaled.log_softmax(-1)
+    if keep is not None:
+        allowed = allowed.scatter(-1, keep.unsqueeze(-1), True)
+    return scaled.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+
+
+def token_log_probs(logits: Tensor, tokens: Tensor, sampling: Sampling) -> Tensor:
+    """float32 [...]: log-probability of each given token under `sampling`; logits [..., V], tokens [...]."""
+    if sampling.top_k or sampling.top_p < 1:
+        log_probs = log_probs_of_sampling(logits, sampling, keep=tokens)
+        return log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    scaled = logits.float() / sampling.temperature
+    return scaled.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - scaled.logsumexp(-1)
+
+
+def _allowed(scaled: Tensor, sampling: Sampling) -> Tensor | None:
+    """bool [..., V]: the tokens truncation leaves; None where it is off."""
+    vocabulary = scaled.shape[-1]
+    top_k = min(sampling.top_k or vocabulary, vocabulary)
+    if top_k == vocabulary and sampling.top_p == 1:
+        return None
+    values, index = scaled.sort(dim=-1, descending=True, stable=True)
+    kept = torch.arange(vocabulary, device=scaled.device) < top_k
+    kept = kept.expand_as(values)
+    if sampling.top_p < 1:
+        probs = values.masked_fill(~kept, -torch.inf).softmax(-1)
+        before = probs.cumsum(-1) - probs
+        kept = kept & (before < sampling.top_p)
+    return torch.zeros_like(kept).scatter(-1, index, kept)
+
+
+def stream_key(seed: int, step: int, prompt_id: str) -> int:
+    """A signed 64-bit key for the responses of one prompt at one step of one run."""
+    digest = hashlib.blake2b(f"{seed}\0{step}\0{prompt_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
+
+
+def response_keys(key: int, first: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """int64 [count]: the keys of responses first, first + 1, ...: topping up a group repeats none."""
+    index = torch.arange(first, first + count, dtype=torch.int64, device=device)
+    return _mix(index * _GOLDEN + key)
+
+
+def uniforms(keys: Tensor, position: int) -> Tensor:
+    """float64 [B], in the open interval (0, 1): one number per key and token position."""
+    bits = _mix(keys + _wrap((position + 1) * _GOLDEN))
+    return (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
+
+
+def draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
+    """int64 [B]: one token per row of log_probs [B, V], by inverse transform of uniform [B].
+
+    An impossible token is never drawn, also where rounding carries the target to the very end.
+    """
+    cumulative = log_probs.double().exp().cumsum(-1)
+    total = cumulative[:, -1:].contiguous()
+    drawn = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * total, right=True)
+    return torch.minimum(drawn, torch.searchsorted(cumulative, total)).squeeze(-1)
+
+
+def _wrap(value: int) -> int:
+    """The value modulo 2^64 as a signed 64-bit number."""
+    return (value + 2**63) % 2**64 - 2**63
+
+
+_GOLDEN = _wrap(0x9E3779B97F4A7C15)
+_FIRST, _SECOND = _wrap(0xBF58476D1CE4E5B9), _wrap(0x94D049BB133111EB)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood, 2014), elementwise on int64 with wrapping products."""
+    x = (x ^ _shift_right(x, 30)) * _FIRST
+    x = (x ^ _shift_right(x, 27)) * _SECOND
+    return x ^ _shift_right(x, 31)
+
+
+def _shift_right(x: Tensor, by: int) -> Tensor:
+    """Logical shift of int64."""
+    return (x >> by) & ((1 << (64 - by)) - 1)

@@ -1,0 +1,323 @@
+"""A file of prompts with answers is a task.
+
+One JSON object a line, `.jsonl` or `.jsonl.gz`:
+
+    {"prompt": "What is 6 * 7?", "answer": "42"}
+
+with "id", "level" and "split" where wanted. GSM8K's own files, {"question", "answer": "... #### 42"}, are read as
+they are. Every fault of the file is found when it is loaded, and named by its line.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from bontune.records import Prompt, Verdict
+
+SPLITS = ("train", "tune", "test")
+MATCHES = ("auto", "exact", "last_number")
+MARK = "####"  # what GSM8K writes before the final answer
+EXAMPLE = '{"prompt": "What is 6 * 7?", "answer": "42"}'
+
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
+_NUMBER = re.compile(
+    # A minus after a digit, word or bracket is a subtraction, not a sign.
+    rf"(?P<sign>(?<![\w)\]])[-+−])?[$€£]?(?P<size>{_WHOLE}(?:\.\d+)?|\.\d+)(?:[eE](?P<power>[-+]?\d+))?"
+    r"(?:/(?P<over>\d+))?",
+    re.ASCII,
+)
+_LONGEST = 400  # characters of a number, and
+_HIGHEST = (
+    400  # its power of ten: beyond, exact arithmetic would take time and memory that a response can ask for
+)
+
+Verifier = Callable[[Prompt, str], Any]
+"""(prompt, response) -> Verdict, or a number, a bool, or None where it cannot decide."""
+
+
+@dataclass(frozen=True, slots=True)
+class JsonlTask:
+    """Prompts and answers of a JSONL file.
+
+    match: how a response is compared with the answer. "exact": the same text, but for white space. "last_number":
+        the number after the last "####", or else the last number, has the same value, exactly. "auto": "last_number"
+        for lines in GSM8K's form, "exact" for others.
+    verifier: judges instead of `match`; answers may then be missing.
+    shares: percent of the lines in train, tune and test, by a hash of their ids, where the file names no splits.
+    answers_required: False lets lines without an answer pass; their responses are undecided.
+
+    Raises ValueError on a file that is missing, empty or malformed, on repeated ids, on one prompt in two splits, and
+    on answers that `match` could not compare with.
+    """
+
+    path: str | Path
+    match: str = "auto"
+    verifier: Verifier | None = None
+    shares: tuple[int, int, int] = (70, 10, 20)
+    answers_required: bool = True
+    _by_split: dict[str, tuple[Prompt, ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.match not in MATCHES:
+            raise ValueError(f"match must be one of {', '.join(MATCHES)}; got {self.match!r}")
+        if self.verifier is not None and not callable(self.verifier):
+            raise ValueError(f"verifier must be a function of (prompt, response), got {self.verifier!r}")
+        if len(self.shares) != len(SPLITS) or any(s < 0 for s in self.shares) or sum(self.shares) != 100:
+            raise ValueError(
+                f"shares must be percent of train, tune and test that add up to 100, got {self.shares}"
+            )
+        object.__setattr__(self, "_by_split", self._load())
+
+    @property
+    def name(self) -> str:
+        """The file's name without its ending."""
+        return Path(self.path).name.removesuffix(".gz").removesuffix(".jsonl")
+
+    def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
+        """All prompts of the split "train", "tune" or "test" in file order, or `count` drawn at random by `seed`.
+
+        There are fewer than `count` where the split has fewer. A larger count begins with the smaller one.
+        Raises ValueError on an unknown or empty split and on a count that is no whole number above 0.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise ValueError(f"count must be a whole number above 0, or None for all; got {count!r}")
+        found = list(self._by_split[split])
+        if not found:
+            sizes = ", ".join(f"{name} {len(items)}" for name, items in self._by_split.items())
+            raise ValueError(
+                f'split {split!r} of {self.path} has no prompts ({sizes}); set "split" or shares'
+            )
+        if count is None:
+            return found
+        random.Random(f"{self.name} {split} {seed}").shuffle(found)
+        return found[:count]
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        """Judge by `verifier`, or else by comparing with the answer; raises what `verifier` raises."""
+        if self.verifier is not None:
+            return _as_verdict(self.verifier(prompt, response))
+        if prompt.answer is None:
+            return Verdict(reward=None, reason="the prompt has no answer to compare with")
+        if self._match(prompt) == "exact":
+            return match_exact(prompt.answer, response)
+        return match_last_number(prompt.answer, response)
+
+    def references(self, prompt: Prompt) -> Sequence[str]:
+        """The data set's solution where it has one, and its answer."""
+        if prompt.answer is None:
+            return ()
+        solution = prompt.meta.get("solution")
+        return (prompt.answer,) if solution is None else (solution, prompt.answer)
+
+    def decoys(self, prompt: Prompt) -> Sequence[str]:
+        """Wrong responses; none where `verifier` judges, which may see it another way."""
+        if self.verifier is not None or prompt.answer is None:
+            return ()
+        if self._match(prompt) == "exact":
+            return (
+                "",
+                " ",
+                f"{prompt.answer} {prompt.answer}",
+                f"{prompt.answer} or not",
+                f"not {prompt.answer}",
+            )
+        value = parse_number(prompt.answer)
+        assert value is not None, "answers were parsed when the file was loaded"
+        decoys = [
+            "",
+            " ",
+            MARK,
+            "no number",
+            f"{MARK} {value + 1}",
+            f"{value} or {value - 1}",
+            f"{value} {value + 1}",
+        ]
+        quoted = last_number(prompt.text)
+        return (*decoys, prompt.text) if quoted != value else tuple(decoys)
+
+    def _match(self, prompt: Prompt) -> str:
+        if self.match != "auto":
+            return self.match
+        return "last_number" if "solution" in prompt.meta else "exact"
+
+    def _load(self) -> dict[str, tuple[Prompt, ...]]:
+        found: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
+        ids: dict[str, int] = {}
+        texts: dict[str, tuple[int, str]] = {}
+        named: tuple[int, bool] | None = None  # the first line, and whether it names its split
+        for number, text in _lines(Path(self.path)):
+            try:
+                prompt, split = _prompt(text, self.answers_required and self.verifier is None)
+                self._check_answer(prompt)
+                named = named or (number, split is not None)
+                if named[1] != (split is not None):
+                    raise _Wrong(f'either all lines have a "split" or none, unlike line {named[0]}')
+                split = split or _hashed_split(prompt.id, self.shares)
+                if prompt.id in ids:
+                    what = f"id {prompt.id!r}" if "id" in json.loads(text) else "prompt"
+                    raise _Wrong(
+                        f'the same {what} as in line {ids[prompt.id]}; give every line an "id" of its own'
+                    )
+                first, other = texts.setdefault(prompt.text, (number, split))
+                if other != split:
+                    raise _Wrong(
+                        f"the prompt of line {first}, which is in split {other!r}, again in {split!r}"
+                    )
+            except _Wrong as fault:
+                raise ValueError(f"{self.path}, line {number}: {fault}. A right line: {EXAMPLE}") from fault
+            ids[prompt.id] = number
+            found[split].append(prompt)
+        if not ids:
+            raise ValueError(f"{self.path} is empty: it needs lines like {EXAMPLE}")
+        return {split: tuple(prompts) for split, prompts in found.items()}
+
+    def _check_answer(self, prompt: Prompt) -> None:
+        """A reference that cannot be compared with is a fault of the data, not of the responses."""
+        if prompt.answer is None or self.verifier is not None:
+            return
+        if not prompt.answer.strip():
+            raise _Wrong("the answer is empty")
+        if self._match(prompt) == "last_number" and parse_number(prompt.answer) is None:
+            raise _Wrong(f'the answer must be a number under match="last_number", got {prompt.answer[:80]!r}')
+
+
+def match_exact(answer: str, response: str) -> Verdict:
+    """1 where the response is the answer, but for white space at the ends and its amount between words."""
+    given = " ".join(response.split())
+    return Verdict(reward=float(given == " ".join(answer.split())), answer=given or None)
+
+
+def match_last_number(answer: str, response: str) -> Verdict:
+    """1 where the final number of the response has exactly the value of the answer."""
+    value = last_number(response)
+    if value is None:
+        return Verdict(reward=0.0, reason="no number that can be read")
+    return Verdict(reward=float(value == parse_number(answer)), answer=str(value))
+
+
+def last_number(text: str) -> Fraction | None:
+    """The first number after the last "####", or else the last number; None where there is none.
+
+    Commas between thousands, a currency sign before, decimals, powers of ten ("1.5e3") and fractions ("7/2") are
+    part of a number. None also for one of more than 400 digits, or a division by zero.
+    """
+    _, mark, final = text.rpartition(MARK)
+    match = _NUMBER.search(final) if mark else None
+    if match is None and not mark:
+        for match in _NUMBER.finditer(text):  # noqa: B007, the last one is wanted
+            pass
+    return None if match is None else _value(match)
+
+
+def parse_number(text: str) -> Fraction | None:
+    """The value of a text that is one number and nothing else, but for a percent sign or full stop; else None."""
+    match = _NUMBER.fullmatch(text.strip().removesuffix(".").removesuffix("%").rstrip())
+    return None if match is None else _value(match)
+
+
+class _Wrong(ValueError):
+    """What is wrong with a line."""
+
+
+def _value(match: re.Match[str]) -> Fraction | None:
+    over, power = match["over"] or "1", match["power"] or "0"
+    if len(match[0]) > _LONGEST or abs(int(power)) > _HIGHEST or int(over) == 0:
+        return None
+    size = Fraction(match["size"].replace(",", "")) * Fraction(10) ** int(power) / int(over)
+    return -size if match["sign"] in ("-", "−") else size
+
+
+def _as_verdict(result: Any) -> Verdict:
+    """What a user's verifier returned, as a verdict."""
+    if isinstance(result, Verdict):
+        return result
+    if result is None:
+        return Verdict(reward=None, reason="the verifier could not decide")
+    try:
+        return Verdict(reward=float(result))
+    except (TypeError, ValueError) as fault:
+        raise TypeError(
+            f"verifier must return a Verdict, a number, a bool or None, got {type(result).__name__}"
+        ) from fault
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(line number from 1, text) of the lines that are not blank."""
+    if not path.is_file():
+        raise ValueError(f"path: no file {str(path)!r} (looked in {Path.cwd()})")
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+            for number, raw in enumerate(lines, start=1):
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text:
+                    yield number, text
+    except UnicodeDecodeError as fault:
+        raise ValueError(f"{path}, line {number}: not UTF-8 text ({fault.reason})") from fault
+    except (OSError, EOFError) as fault:
+        raise ValueError(f"{path}: cannot be read after line {number}: {fault}") from fault
+
+
+def _prompt(line: str, answer_required: bool) -> tuple[Prompt, str | None]:
+    """The prompt of one line, and its split where it names one; raises `_Wrong`."""
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as fault:
+        raise _Wrong(f"not JSON ({fault}): {line[:80]!r}") from fault
+    if not isinstance(fields, dict):
+        raise _Wrong(f"not a JSON object but {type(fields).__name__}: {line[:80]!r}")
+    meta: dict[str, Any] = {}
+    if "prompt" not in fields and "question" in fields:
+        text, answer = _text(fields, "question"), _text(fields, "answer")
+        if text is not None and answer is not None:
+            meta["solution"] = answer
+            _, mark, answer = answer.rpartition(MARK)
+            if not mark:
+                raise _Wrong(
+                    f'"answer" of a "question" must end with "{MARK} " and the final answer, as in GSM8K'
+                )
+            answer = answer.strip()
+    else:
+        text, answer = _text(fields, "prompt"), _text(fields, "answer")
+    if text is None or not text.strip():
+        raise _Wrong('"prompt" is missing' if text is None else '"prompt" is empty')
+    if answer is None and answer_required:
+        raise _Wrong('"answer" is missing; only a task with a verifier of its own can do without')
+    split = _text(fields, "split")
+    if split is not None and split not in SPLITS:
+        raise _Wrong(f'"split" must be one of {", ".join(SPLITS)}; got {split!r}')
+    used = ("prompt", "question", "answer", "id", "level", "split")
+    meta |= {key: value for key, value in fields.items() if key not in used}
+    name = _text(fields, "id") or hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return Prompt(id=name, text=text, answer=answer, level=_text(fields, "level"), meta=meta), split
+
+
+def _text(fields: dict[str, Any], key: str) -> str | None:
+    """The text of a field; whole numbers are taken as text, null as missing."""
+    value = fields.get(key)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise _Wrong(f'"{key}" must be a text, got {json.dumps(value)[:80]}')
+
+
+def _hashed_split(name: str, shares: tuple[int, int, int]) -> str:
+    """The split of an id: the same on every machine, in every run and in every order of the lines."""
+    ticket = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % 100
+    for split, share in zip(SPLITS, shares, strict=True):
+        if ticket < share:
+            return split
+        ticket -= share
+    raise AssertionError("the shares add up to 100")
