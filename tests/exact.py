@@ -70,7 +70,7 @@ def _vote(items: Sequence[Item], strength: Callable[[Sequence[Item]], Fraction])
     if not answers:
         return mean([i.reward for i in items])
     best = max(strength(members) for members in answers.values())
-    return mean([mean([i.reward for i in m]) for m in answers.values() if strength(m) == best])
+    return mean([i.reward for m in answers.values() if strength(m) == best for i in m])
 
 
 def majority_vote(items: Sequence[Item]) -> Fraction:

@@ -31,6 +31,12 @@ class ExpertObjective(Protocol):
         ...
 
 
+def check_budget(budget: int) -> None:
+    """Raise ValueError unless the budget is a whole number of at least 1."""
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        raise ValueError(f"budget must be a whole number of at least 1, got {budget!r}")
+
+
 def on_policy_only(name: str, log_ratios: Tensor | None) -> None:
     """Raise ValueError where an objective without an exact off-policy form is given ratios."""
     if log_ratios is not None:

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from bontune.objectives.base import counts_of, on_policy_only, require_binary
+from bontune.objectives.base import check_budget, counts_of, on_policy_only, require_binary
 from bontune.records import Scored
 from bontune.strategies import Baseline, BestOfN
 
@@ -30,7 +30,7 @@ def variational_lambda(budget: int) -> float:
     Solves lambda/(1 - e^-lambda) - 1 - [lambda + log(1 - e^-lambda) - log lambda] = log N - (N - 1)/N, whose
     left side rises from 0 at lambda = 0. lambda_1 = 0, lambda_32 = 33.015789.
     """
-    _check_budget(budget)
+    check_budget(budget)
     if budget == 1:
         return 0.0
     target = math.log(budget) - (budget - 1) / budget
@@ -57,7 +57,7 @@ class BoNSFT:
     form: Form = "variational"
 
     def __post_init__(self) -> None:
-        _check_budget(self.budget)
+        check_budget(self.budget)
         _check_form(self.form)
 
     def __call__(self, group: Scored, expert_scores: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +78,7 @@ class BoNSFT:
         else:
             lam = variational_lambda(self.budget)
             tilt = _tilt(group, lam)
-            weights = lam / count * beaten - tilt - lam / count * _sum_at_or_above(group, tilt)
+            weights = lam / count * beaten.double() - tilt - lam / count * _sum_at_or_above(group, tilt)
         weights = torch.where(group.decided, weights, 0.0)
         return torch.ones_like(expert), weights
 
@@ -105,7 +105,7 @@ class BoNRL:
     baseline: Baseline = "marginal"
 
     def __post_init__(self) -> None:
-        _check_budget(self.budget)
+        check_budget(self.budget)
         _check_form(self.form)
         if self.selector not in ("verifier", "environment"):
             raise ValueError(f"selector must be 'verifier' or 'environment', got {self.selector!r}")
@@ -147,7 +147,7 @@ class BoNRLB:
     clip: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_budget(self.budget)
+        check_budget(self.budget)
         _check_p_fail(self.p_fail, self.clip)
         if self.failure_sign not in ("plus", "minus"):
             raise ValueError(f"failure_sign must be 'plus' or 'minus', got {self.failure_sign!r}")
@@ -174,7 +174,7 @@ class BoNRLBP:
     clip: float = 1e-3
 
     def __post_init__(self) -> None:
-        _check_budget(self.budget)
+        check_budget(self.budget)
         _check_p_fail(self.p_fail, self.clip)
 
     def __call__(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
@@ -190,7 +190,7 @@ def _tilt(group: Scored, lam: float) -> Tensor:
     """[P, M]: v_i = exp(lambda Q_i)/sum_j exp(lambda Q_j), Q_i the share of the group at or below i; 0 if undecided."""
     scores = group.scores.masked_fill(~group.decided, torch.inf)
     upto = torch.searchsorted(scores.sort(-1).values, scores, right=True)
-    logits = lam * upto / counts_of(group)
+    logits = lam * upto.double() / counts_of(group)
     return torch.where(group.decided, torch.softmax(logits.masked_fill(~group.decided, -1e300), -1), 0.0)
 
 
@@ -209,6 +209,8 @@ def _failure_rate(name: str, group: Scored, p_fail: str | Tensor, clip: float) -
     if isinstance(p_fail, Tensor):
         if p_fail.shape != (group.prompts,):
             raise ValueError(f"p_fail must have shape [{group.prompts}], got {list(p_fail.shape)}")
+        if not bool(((p_fail >= 0) & (p_fail <= 1)).all()):
+            raise ValueError(f"p_fail must hold probabilities, got values from {p_fail.min()} to {p_fail.max()}")
         p = p_fail.to(group.rewards).unsqueeze(-1)
     else:
         count, right = counts_of(group), group.rewards.sum(-1, keepdim=True)
@@ -217,11 +219,6 @@ def _failure_rate(name: str, group: Scored, p_fail: str | Tensor, clip: float) -
         else:
             p = 1 - (right - group.rewards) / (count - 1).clamp(min=1)
     return p.clamp(clip, 1 - clip)
-
-
-def _check_budget(budget: int) -> None:
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        raise ValueError(f"budget must be a whole number of at least 1, got {budget!r}")
 
 
 def _check_form(form: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bontune.objectives.base import counts_of, mean_of, on_policy_only
+from bontune.objectives.base import check_budget, counts_of, mean_of, on_policy_only
 from bontune.records import Scored
 
 
@@ -39,8 +39,7 @@ class DCO:
     budget: int
 
     def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise ValueError(f"budget must be at least 1, got {self.budget}")
+        check_budget(self.budget)
 
     def __call__(self, log_probs: Tensor) -> Tensor:
         """[P] weights of expert responses with log-probabilities log_probs [P], computed in log space."""

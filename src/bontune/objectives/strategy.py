@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bontune.objectives.base import Objective, counts_of, on_policy_only, require_binary
+from bontune.objectives.base import Objective, check_budget, counts_of, on_policy_only, require_binary
 from bontune.records import Scored
 from bontune.strategies import Baseline, BetaPrior, Strategy
 
@@ -64,8 +64,7 @@ class LogPassAtN:
     budget: int
 
     def __post_init__(self) -> None:
-        if self.budget < 1:
-            raise ValueError(f"budget must be at least 1, got {self.budget}")
+        check_budget(self.budget)
 
     def __call__(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
         """[P, M] weights."""

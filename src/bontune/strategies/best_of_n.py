@@ -206,7 +206,9 @@ def _centre(sums: Tensor, ranked: _Ranked, budget: int) -> Tensor:
     else:
         decided = torch.arange(sums.shape[-1], device=sums.device) < count
         mean = torch.where(decided, sums, 0.0).sum(-1, keepdim=True) / count
-    return (sums - mean) / (1 - budget / count)
+    gap = sums - mean
+    # Rounding must not leave weights of 1e-17: each would cost a backward pass.
+    return gap.masked_fill_(gap.abs() < 1e-13 * mean.abs(), 0.0) / (1 - budget / count)
 
 
 def _marginal(ranked: _Ranked, budget: int) -> Tensor:

@@ -57,17 +57,19 @@ class BetaPrior:
 
     def value(self, group: Scored, budget: int) -> Tensor:
         """[P]: posterior mean of pass@budget, 1 - E[p^N]."""
-        alpha, beta = self._posterior(group)
+        alpha, beta = self._posterior(group, budget)
         return -torch.expm1(_log_moment(alpha, beta, budget))
 
     def weights(self, group: Scored, budget: int) -> Tensor:
         """[P, M]: N E[p^(N-1)] (R_i - (1 - E[p]))/M with posterior moments; biased gradient of pass@budget."""
-        alpha, beta = self._posterior(group)
+        alpha, beta = self._posterior(group, budget)
         scale = budget * _log_moment(alpha, beta, budget - 1).exp() / group.counts.clamp(min=1)
         right = (beta / (alpha + beta)).unsqueeze(-1)
         return torch.where(group.decided, scale.unsqueeze(-1) * (group.rewards - right), 0.0)
 
-    def _posterior(self, group: Scored) -> tuple[Tensor, Tensor]:
+    def _posterior(self, group: Scored, budget: int) -> tuple[Tensor, Tensor]:
+        if budget < 1:
+            raise ValueError(f"budget must be at least 1, got {budget}")
         if not group.binary:
             raise ValueError("rewards must be 0 or 1 to extrapolate beyond the group with a BetaPrior")
         right = group.rewards.sum(-1)

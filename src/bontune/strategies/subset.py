@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -109,7 +110,7 @@ class SubsetStrategy(Strategy):
         device, n, size = group.rewards.device, self.budget, group.group_size
         decided_first = (~group.decided).to(torch.int8).argsort(dim=-1, stable=True)
         if math.comb(size, n) <= self.subsets:
-            sets = torch.combinations(torch.arange(size, device=device), n)
+            sets = torch.tensor(list(itertools.combinations(range(size), n)), device=device)
             valid = sets.amax(-1) < group.counts.unsqueeze(-1)
             index = decided_first.gather(-1, sets.flatten().expand(group.prompts, -1))
             return index.view(group.prompts, len(sets), n), valid

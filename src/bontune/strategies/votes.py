@@ -23,7 +23,7 @@ class MajorityVote(Strategy):
     """Serve a response of the most frequent answer (self-consistency, arXiv:2203.11171).
 
     Ties between answers, and between the responses of the winning answer, are broken uniformly: V(S) is the mean
-    reward of the winning answer's responses in S. Answer ids below zero abstain: they are drawn but cast no vote,
+    reward of the responses in S of all winning answers. Answer ids below zero abstain: they are drawn but cast no vote,
     and are served only where every response abstains.
     """
 
@@ -88,15 +88,9 @@ def _winners(answers: Tensor, ballots: Tensor, decided: Tensor) -> Tensor:
 
 
 def _served(subset: Scored, answers: Tensor, ballots: Tensor) -> Tensor:
-    """[B]: expected reward of a vote over each row: uniform over winning answers, then over their responses."""
-    winners = _winners(answers, ballots, subset.decided)
-    same = winners.unsqueeze(-1) & winners.unsqueeze(-2) & (answers.unsqueeze(-1) == answers.unsqueeze(-2))
-    abstained = winners & (answers < 0)
-    same = torch.where(abstained.unsqueeze(-1), winners.unsqueeze(-2), same)
-    share = winners.double() / same.sum(-1).clamp(
-        min=1
-    )  # 1 over the size of the answer: sums to 1 per winning answer
-    return (share * subset.rewards).sum(-1) / share.sum(-1)
+    """[B]: expected reward of a vote over each row: the mean over all responses of the winning answers."""
+    winners = _winners(answers, ballots, subset.decided).double()
+    return (winners * subset.rewards).sum(-1) / winners.sum(-1)
 
 
 def _first_served(budget: int, group: Scored, answers: Tensor, ballots: Tensor) -> Tensor:

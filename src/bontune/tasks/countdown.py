@@ -71,9 +71,8 @@ class Countdown:
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"count must be a whole number above 0, or None for 1,000; got {count!r}")
         streams = [_distinct(split, level, seed) for level in self.levels]
-        rounds = zip(
-            *streams, strict=False
-        )  # one puzzle of every level; ends with the first level that runs out
+        # Rounds of one puzzle of every level, up to the first level that runs out.
+        rounds = zip(*streams, strict=False)
         return list(islice(chain.from_iterable(rounds), min(count, MOST_PROMPTS)))
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
@@ -147,6 +146,8 @@ def evaluate(text: str, numbers: Sequence[int]) -> tuple[Fraction | None, str]:
     """
     if len(text) > LONGEST:
         return None, f"longer than {LONGEST} characters"
+    if not text.isascii():  # or other alphabets' spaces and digits would need a rule of their own
+        return None, "not an expression"
     unused = Counter(numbers)
     stack: list[Fraction] = []
     for word in text.split():

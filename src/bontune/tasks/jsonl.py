@@ -15,6 +15,7 @@ import hashlib
 import json
 import random
 import re
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -26,6 +27,7 @@ from bontune.records import Prompt, Verdict
 SPLITS = ("train", "tune", "test")
 MATCHES = ("auto", "exact", "last_number")
 MARK = "####"  # what GSM8K writes before the final answer
+_WORKED = "gsm8k"  # where the meta of a prompt keeps the whole of a GSM8K answer
 EXAMPLE = '{"prompt": "What is 6 * 7?", "answer": "42"}'
 
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
@@ -117,7 +119,7 @@ class JsonlTask:
         """The data set's solution where it has one, and its answer."""
         if prompt.answer is None:
             return ()
-        solution = prompt.meta.get("solution")
+        solution = prompt.meta.get(_WORKED)
         return (prompt.answer,) if solution is None else (solution, prompt.answer)
 
     def decoys(self, prompt: Prompt) -> Sequence[str]:
@@ -149,7 +151,7 @@ class JsonlTask:
     def _match(self, prompt: Prompt) -> str:
         if self.match != "auto":
             return self.match
-        return "last_number" if "solution" in prompt.meta else "exact"
+        return "last_number" if _WORKED in prompt.meta else "exact"
 
     def _load(self) -> dict[str, tuple[Prompt, ...]]:
         found: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
@@ -172,7 +174,7 @@ class JsonlTask:
                 first, other = texts.setdefault(prompt.text, (number, split))
                 if other != split:
                     raise _Wrong(
-                        f"the prompt of line {first}, which is in split {other!r}, again in {split!r}"
+                        f"the prompt of line {first}, which is in split {other!r}, again in {split!r}; keep one of them"
                     )
             except _Wrong as fault:
                 raise ValueError(f"{self.path}, line {number}: {fault}. A right line: {EXAMPLE}") from fault
@@ -265,7 +267,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, text
     except UnicodeDecodeError as fault:
         raise ValueError(f"{path}, line {number}: not UTF-8 text ({fault.reason})") from fault
-    except (OSError, EOFError) as fault:
+    except (OSError, EOFError, zlib.error) as fault:
         raise ValueError(f"{path}: cannot be read after line {number}: {fault}") from fault
 
 
@@ -281,7 +283,7 @@ def _prompt(line: str, answer_required: bool) -> tuple[Prompt, str | None]:
     if "prompt" not in fields and "question" in fields:
         text, answer = _text(fields, "question"), _text(fields, "answer")
         if text is not None and answer is not None:
-            meta["solution"] = answer
+            meta[_WORKED] = answer
             _, mark, answer = answer.rpartition(MARK)
             if not mark:
                 raise _Wrong(
@@ -306,7 +308,11 @@ def _prompt(line: str, answer_required: bool) -> tuple[Prompt, str | None]:
 def _text(fields: dict[str, Any], key: str) -> str | None:
     """The text of a field; whole numbers are taken as text, null as missing."""
     value = fields.get(key)
-    if value is None or isinstance(value, str):
+    if value is None:
+        return None
+    if isinstance(value, str):
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise _Wrong(f'"{key}" holds half of a surrogate pair, which is no text')
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
