@@ -125,7 +125,7 @@ class Evaluate:
     group_size: int = 64
     """M, responses per prompt, where models are drawn from."""
     sampling: Sampling = field(default_factory=Sampling)
-    temperature: float | None = None
+    samples_temperature: float | None = None
     """Which temperature of the samples files to measure, where they hold several."""
     strategy: str | None = None
     """Also measure this strategy, e.g. "WeightedVote(budget=16)" or module:attribute of your own."""

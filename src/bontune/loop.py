@@ -66,7 +66,11 @@ def train(run: Run) -> list[Metrics]:
                 kl = kl_weights(config, scored, weights, step)
                 stats = update(learner, weighed, weights, kl, prompts=config.prompts_per_step)
         metrics = describe(config, graded, scored, weights, stats)
-        metrics |= {"step": step, "clipped_share": clipped, "kl_coefficient": config.kl.at(step, config.steps)}
+        metrics |= {
+            "step": step,
+            "clipped_share": clipped,
+            "kl_coefficient": config.kl.at(step, config.steps),
+        }
         metrics |= {"learning_rate": learner.optimizer.param_groups[0]["lr"]}
         history.append(average(learner, metrics) | {"cpu_seconds": clock.cpu, "seconds": clock.wall})
         record(run, learner, history[-1])

@@ -23,7 +23,9 @@ def load_policy(
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
     except Exception as fault:  # transformers raises many kinds
-        raise ValueError(f"model {str(name)!r}: no tokenizer could be loaded: {_first_line(fault)}") from fault
+        raise ValueError(
+            f"model {str(name)!r}: no tokenizer could be loaded: {_first_line(fault)}"
+        ) from fault
     try:
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto")
     except Exception as fault:  # as above
@@ -45,7 +47,11 @@ def _resolve(name: str) -> str:
         raise ValueError(f"model folder {name!r} does not exist")
     missing = [f for f in ("config.json",) if not (path / f).exists()]
     if missing:
-        hint = " (it has a model/ folder: did you mean that?)" if (path / "model" / "config.json").exists() else ""
+        hint = (
+            " (it has a model/ folder: did you mean that?)"
+            if (path / "model" / "config.json").exists()
+            else ""
+        )
         raise ValueError(f"model folder {name!r} has no {missing[0]}{hint}")
     return str(path)
 

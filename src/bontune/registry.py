@@ -64,7 +64,9 @@ def load_object(spec: str, what: str) -> Any:
             f"{what}: no module {module_name!r} (looked on the Python path and in {here})"
         ) from fault
     except Exception as fault:  # a user's module may raise anything
-        raise ValueError(f"{what}: importing {module_name!r} failed: {type(fault).__name__}: {fault}") from fault
+        raise ValueError(
+            f"{what}: importing {module_name!r} failed: {type(fault).__name__}: {fault}"
+        ) from fault
     try:
         return getattr(module, attribute)
     except AttributeError as fault:

@@ -9,6 +9,8 @@ reward       a finite number, true, false, or null where it could not be decided
 score        optional, on every line or on none: what best-of-N selects by; null where undecided.
 answer       optional: the final answer in a normal form, for votes; null or left out is an abstention.
 temperature  optional, on every line or on none.
+log_prob     optional: log-probability of the whole response under the distribution it was drawn from.
+prompt, level  optional: the prompt's text and difficulty, for reports; the first of a prompt's lines counts.
 Other keys are ignored, and so are blank lines. A file in gzip form is read as it is.
 """
 
@@ -40,6 +42,9 @@ class Sample:
     score: float | None = None
     answer: str | None = None
     temperature: float | None = None
+    log_prob: float | None = None
+    prompt: str | None = None
+    level: str | None = None
     keys: frozenset[str] = frozenset()
 
 
@@ -57,11 +62,14 @@ class SampleGroup:
     scores: tuple[float | None, ...] | None = None
     answers: tuple[str | None, ...] | None = None
     temperature: float | None = None
+    log_probs: tuple[float | None, ...] | None = None
+    prompt: str | None = None
+    level: str | None = None
 
     def __post_init__(self) -> None:
         if not self.responses:
             raise ValueError(f"responses of prompt {self.prompt_id!r} must hold at least one response")
-        for name in ("rewards", "scores", "answers"):
+        for name in ("rewards", "scores", "answers", "log_probs"):
             items = getattr(self, name)
             if items is not None and len(items) != len(self.responses):
                 raise ValueError(
@@ -85,6 +93,9 @@ class SampleGroup:
             scores=graded.scores,
             answers=answers if any(answer is not None for answer in answers) else None,
             temperature=graded.group.sampling.temperature,
+            log_probs=tuple(graded.group.log_probs.double().sum(-1).tolist()),
+            prompt=graded.group.prompt.text,
+            level=graded.group.prompt.level,
         )
 
 
@@ -224,10 +235,12 @@ def read_samples(path: str | Path, *, skip_torn_tail: bool = False) -> SampleSet
     if first is None:
         raise ValueError(f"{path}: holds no complete line. A right line: {EXAMPLE}")
     has_scores = "score" in first[1].keys
-    has_answers = any("answer" in sample.keys for group in rows.values() for sample in group)
+    everything = [sample for group in rows.values() for sample in group]
+    has_answers = any("answer" in sample.keys for sample in everything)
+    has_log_probs = any("log_prob" in sample.keys for sample in everything)
     return SampleSet(
         source=str(path),
-        groups=tuple(_group(samples, has_scores, has_answers) for samples in rows.values()),
+        groups=tuple(_group(samples, has_scores, has_answers, has_log_probs) for samples in rows.values()),
         torn_line=torn_line,
     )
 
@@ -255,7 +268,10 @@ def parse_line(line: bytes, where: str) -> Sample:
         score=_number(item.get("score"), "score", where),
         answer=_answer(item.get("answer"), where),
         temperature=_temperature(item["temperature"], where) if "temperature" in item else None,
-        keys=frozenset(item) & {"score", "answer", "temperature"},
+        log_prob=_number(item.get("log_prob"), "log_prob", where),
+        prompt=_text(item.get("prompt"), "prompt", where),
+        level=_text(item.get("level"), "level", where),
+        keys=frozenset(item) & {"score", "answer", "temperature", "log_prob"},
     )
 
 
@@ -323,7 +339,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
         ) from None
 
 
-def _group(samples: list[Sample], has_scores: bool, has_answers: bool) -> SampleGroup:
+def _group(samples: list[Sample], has_scores: bool, has_answers: bool, has_log_probs: bool) -> SampleGroup:
     return SampleGroup(
         prompt_id=samples[0].prompt_id,
         responses=tuple(sample.response for sample in samples),
@@ -331,6 +347,9 @@ def _group(samples: list[Sample], has_scores: bool, has_answers: bool) -> Sample
         scores=tuple(sample.score for sample in samples) if has_scores else None,
         answers=tuple(sample.answer for sample in samples) if has_answers else None,
         temperature=samples[0].temperature,
+        log_probs=tuple(sample.log_prob for sample in samples) if has_log_probs else None,
+        prompt=samples[0].prompt,
+        level=samples[0].level,
     )
 
 
@@ -349,6 +368,10 @@ def _encode(group: SampleGroup) -> bytes:
             item["answer"] = group.answers[i]
         if group.temperature is not None:
             item["temperature"] = group.temperature
+        if group.log_probs is not None:
+            item["log_prob"] = group.log_probs[i]
+        if i == 0:  # the same for all, so once is enough
+            item |= {k: v for k in ("prompt", "level") if (v := getattr(group, k)) is not None}
         line = json.dumps(item).encode("ascii")
         parse_line(line, f"response {i} of prompt {group.prompt_id!r}")
         lines.append(line + b"\n")
@@ -392,6 +415,12 @@ def _response(value: Any, where: str) -> str:
     if isinstance(value, str):
         return value
     raise _wrong(value, "response", "a string", where)
+
+
+def _text(value: Any, key: str, where: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    raise _wrong(value, key, "a string, or null", where)
 
 
 def _number(value: Any, key: str, where: str) -> float | None:

@@ -82,7 +82,6 @@ class BoNSFT:
         weights = torch.where(group.decided, weights, 0.0)
         return torch.ones_like(expert), weights
 
-
     def with_experts(
         self, group: Scored, expert_scores: Tensor, expert_log_probs: Tensor
     ) -> tuple[Tensor, Tensor]:
@@ -210,7 +209,9 @@ def _failure_rate(name: str, group: Scored, p_fail: str | Tensor, clip: float) -
         if p_fail.shape != (group.prompts,):
             raise ValueError(f"p_fail must have shape [{group.prompts}], got {list(p_fail.shape)}")
         if not bool(((p_fail >= 0) & (p_fail <= 1)).all()):
-            raise ValueError(f"p_fail must hold probabilities, got values from {p_fail.min()} to {p_fail.max()}")
+            raise ValueError(
+                f"p_fail must hold probabilities, got values from {p_fail.min()} to {p_fail.max()}"
+            )
         p = p_fail.to(group.rewards).unsqueeze(-1)
     else:
         count, right = counts_of(group), group.rewards.sum(-1, keepdim=True)

@@ -18,7 +18,9 @@ from torch import Tensor
 from bontune.records import Group, Prompt, Sampling
 from bontune.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
-_LEAVE_SHARE = 0.05  # finished rows are taken out of the cache once they are this share of it: copying costs too
+_LEAVE_SHARE = (
+    0.05  # finished rows are taken out of the cache once they are this share of it: copying costs too
+)
 
 
 def sample_groups(
@@ -63,7 +65,9 @@ def sample_groups(
             for first, count in _spans(first_index, group_size, rows_per_batch)
         ]
         for row, i in enumerate(chunk):
-            groups[i] = _group(prompts[i], encoded[i], [part.of(row) for part in parts], policy_step, sampling)
+            groups[i] = _group(
+                prompts[i], encoded[i], [part.of(row) for part in parts], policy_step, sampling
+            )
             if on_group is not None:
                 on_group(groups[i])
     return [groups[i] for i in range(len(prompts))]
@@ -198,7 +202,9 @@ def _decode(
 class _Decoder:
     """Next-token logits of the rows still alive; the key-value cache and the attention mask behind them."""
 
-    def __init__(self, model: Any, prompts: Sequence[tuple[int, ...]], count: int, device: torch.device) -> None:
+    def __init__(
+        self, model: Any, prompts: Sequence[tuple[int, ...]], count: int, device: torch.device
+    ) -> None:
         longest = max(len(p) for p in prompts)
         ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
         mask = torch.zeros_like(ids)

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from bontune.records import Group, Sampling
-from bontune.sampling import log_probs_of_sampling, token_log_probs
+from bontune.sampling import token_log_probs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +78,7 @@ def pack(
     keys: list[list[tuple[int, ...]]] = []
     for group, w_row, kl_row in zip(groups, weights.tolist(), kl.tolist(), strict=True):
         merged: dict[tuple[int, ...], list[float]] = {}
-        names = [
-            tuple(row[:n]) for row, n in zip(group.tokens.tolist(), group.lengths.tolist(), strict=True)
-        ]
+        names = [tuple(row[:n]) for row, n in zip(group.tokens.tolist(), group.lengths.tolist(), strict=True)]
         old = group.log_probs.sum(-1).tolist()
         for name, w, coefficient, log_prob in zip(names, w_row, kl_row, old, strict=True):
             entry = merged.setdefault(name, [0.0, 0.0, log_prob])
