@@ -26,6 +26,7 @@ from bontune.strategies.combinatorics import (
     binomial_ratios,
     log_binomial_ratios,
     log_size_probability,
+    member_ratios,
 )
 
 
@@ -131,10 +132,14 @@ def _rank(group: Scored) -> _Ranked:
     if not full:
         scores = scores.masked_fill(~decided, torch.inf)
     scores, order = scores.sort(dim=-1)
-    below = torch.searchsorted(scores, scores)
-    upto = torch.searchsorted(scores, scores, right=True)
-    size = (upto - below).to(torch.float64)
-    ties = bool(size.amax() > 1)
+    ties = bool((scores[:, 1:] == scores[:, :-1]).any())
+    if ties:
+        below = torch.searchsorted(scores, scores)
+        upto = torch.searchsorted(scores, scores, right=True)
+        size = (upto - below).to(torch.float64)
+    else:
+        position = torch.arange(scores.shape[-1] + 1, device=scores.device).expand(scores.shape[0], -1)
+        below, upto, size = position[:, :-1], position[:, 1:], torch.ones_like(scores)
     return _Ranked(
         order, group.rewards.gather(-1, order), below, upto, size, ties, None if full else group.counts
     )
@@ -153,6 +158,14 @@ def _ratios_at(ranked: _Ranked, budget: int, index: Tensor) -> Tensor:
     table = log_binomial_ratios(size, budget, device)
     ratios = (table[index] - table[ranked.counts].unsqueeze(-1)).exp().clamp(max=1.0)
     return ratios.masked_fill((ranked.counts < budget).unsqueeze(-1), torch.nan)
+
+
+def _joined_at(ranked: _Ranked, budget: int, index: Tensor) -> Tensor:
+    """[P, M]: C(index - 1, N - 1)/C(M, N), the subsets of `index` responses that contain a given one; 0 at 0."""
+    if ranked.counts is None:
+        table = member_ratios(ranked.order.shape[-1], budget, index.device)
+        return table.expand(index.shape[0], -1).gather(-1, index)
+    return _ratios_at(ranked, budget, index) * budget / index.clamp(min=1)
 
 
 def _prefix(values: Tensor) -> Tensor:
@@ -185,14 +198,12 @@ def _subset_sums(ranked: _Ranked, budget: int) -> Tensor:
     C(upto_k - 1, N-1) - C(below_k - 1, N-1); in its own block, i or one of its ties is served.
     """
     q_upto = _ratios_at(ranked, budget, ranked.upto)
-    q_below = _ratios_at(ranked, budget, ranked.below)
-    with_upto = q_upto * budget / ranked.upto  # C(upto - 1, N - 1)/C(M, N)
-    with_below = q_below * budget / ranked.below.clamp(min=1)
-    mass = (with_upto - with_below) / ranked.size * ranked.rewards
+    sigma = (q_upto - _ratios_at(ranked, budget, ranked.below)).div_(ranked.size)
+    with_upto = _joined_at(ranked, budget, ranked.upto)
+    mass = (with_upto - _joined_at(ranked, budget, ranked.below)).div_(ranked.size).mul_(ranked.rewards)
     last = ranked.order.shape[-1]
     sums = _prefix(mass.flip(-1)).gather(-1, last - ranked.upto)
-    sigma = (q_upto - q_below) / ranked.size
-    sums += sigma * ranked.rewards
+    sums.addcmul_(sigma, ranked.rewards)
     if ranked.ties:
         sums += torch.where(ranked.size > 1, (with_upto - sigma) * _mean_of_rest(ranked), 0.0)
     return sums
@@ -206,9 +217,9 @@ def _centre(sums: Tensor, ranked: _Ranked, budget: int) -> Tensor:
     else:
         decided = torch.arange(sums.shape[-1], device=sums.device) < count
         mean = torch.where(decided, sums, 0.0).sum(-1, keepdim=True) / count
-    gap = sums - mean
-    # Rounding must not leave weights of 1e-17: each would cost a backward pass.
-    return gap.masked_fill_(gap.abs() < 1e-13 * mean.abs(), 0.0) / (1 - budget / count)
+    # Where all count the same, rounding must not leave weights of 1e-17: each would cost a backward pass.
+    rounding = 1e-14 * float(torch.linalg.vector_norm(ranked.rewards, torch.inf))
+    return torch.nn.functional.hardshrink(sums - mean, rounding) / (1 - budget / count)
 
 
 def _marginal(ranked: _Ranked, budget: int) -> Tensor:
