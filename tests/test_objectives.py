@@ -281,6 +281,13 @@ def test_simple_baselines_by_hand() -> None:
     _close(objectives.GRPO(eps=0.5)(group)[:1], tensor([3 * loose, -loose, -loose, -loose]))
 
 
+def test_rloo_by_score_ascends_the_verifier() -> None:
+    group = stack([random_group(seed, 6) for seed in range(4)])
+    _close(objectives.RLOO(by="score")(group), objectives.RLOO()(Scored(group.scores)))
+    with pytest.raises(ValueError, match="by"):
+        objectives.RLOO(by="length")
+
+
 def test_rloo_is_unbiased_for_the_expected_reward() -> None:
     for of in POLICIES.values():
         check_gradient(objectives.RLOO(), of, 4, 1, lambda items: items[0].reward)

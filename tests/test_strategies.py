@@ -245,6 +245,15 @@ def test_a_batch_equals_its_rows(name: str) -> None:
                 )
 
 
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("strategy", [BestOfN, MaxAtK, MajorityVote, WeightedVote])
+def test_a_row_does_not_feel_the_scale_of_another(strategy: Callable, baseline: Baseline) -> None:
+    group = stack([random_group(seed, 6) for seed in range(3)])
+    scale = torch.tensor([[2.0**50], [1.0], [2.0**-50]], dtype=torch.float64)
+    weights = strategy(3).weights(Scored(group.rewards * scale, group.scores, group.answers), baseline)
+    _close(weights / scale, strategy(3).weights(group, baseline))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_curve_is_the_value_of_each_budget(name: str) -> None:
     make, _ = STRATEGIES[name]
@@ -491,9 +500,11 @@ def test_undecided_responses_are_as_if_absent(name: str, budget: int) -> None:
 
 @pytest.mark.parametrize("name", [n for n in NAMES if "Subset" not in n])
 def test_undecided_responses_are_never_selected(name: str) -> None:
-    group = stack(_groups(name, 4, count=1))
+    """Not even where the only decided one is the worst imaginable."""
+    worst = torch.tensor([[math.nan, 5.0, -7.0, math.nan]])
     decided = torch.tensor([[False, False, True, False]])
-    hidden = Scored(group.rewards, group.scores, group.answers, decided)
+    rewards = torch.tensor([[1.0, 1.0, 0.0, 1.0]]) if name == "PassAtK" else worst
+    hidden = Scored(rewards, worst, torch.tensor([[0, 0, -1, 0]]), decided)
     assert STRATEGIES[name][0](4).select(hidden).tolist() == [2]
 
 
@@ -509,14 +520,16 @@ def test_budget_must_be_a_whole_number(make: Callable, budget: object) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_budget_beyond_the_group_is_refused(name: str) -> None:
-    group, strategy = stack(_groups(name, 4)), STRATEGIES[name][0](9)
-    with pytest.raises(ValueError, match=r"budget 9.*group size 4"):
-        strategy.value(group)
-    for baseline in BASELINES:
-        with pytest.raises(ValueError, match=r"budget 9.*group size 4"):
-            strategy.weights(group, baseline)
-    with pytest.raises(ValueError, match=r"budget 9.*group size 4"):
-        curve(strategy, group, [2, 9])
+    group = stack(_groups(name, 4))
+    for budget in (5, 9):
+        strategy, message = STRATEGIES[name][0](budget), rf"budget {budget}.*group size 4"
+        with pytest.raises(ValueError, match=message):
+            strategy.value(group)
+        for baseline in BASELINES:
+            with pytest.raises(ValueError, match=message):
+                strategy.weights(group, baseline)
+        with pytest.raises(ValueError, match=message):
+            curve(strategy, group, [2, budget])
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,6 +26,7 @@ from bontune.tasks import Task
 from bontune.train.update import Learner, UpdateStats, log_probs, update
 
 Metrics = dict[str, Any]
+NO_UPDATE = UpdateStats(grad_norm=0.0, kl=0.0, ratio=1.0, rows=0, applied=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,7 @@ def train(run: Run) -> list[Metrics]:
         with clock("score"):
             graded = [grade(group, run.verify, run.score) for group in groups]
             scored = Scored.stack(graded)
+        weights, stats, clipped = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0
         for turn in range(config.updates_per_rollout):
             with clock("weights"):
                 ratios = log_probs(learner, groups) - drawn_log_probs(groups) if turn else None

@@ -32,7 +32,7 @@ def load_policy(
         raise ValueError(f"model {str(name)!r}: not a causal language model: {_first_line(fault)}") from fault
     if dtype is None and device is None and model.dtype in (torch.float16, torch.bfloat16):
         model = model.float() if not torch.cuda.is_available() else model
-    return model.to(device or "cpu").eval(), tokenizer
+    return model.to(torch.device(device or "cpu")).eval(), tokenizer  # pyright: ignore
 
 
 def _resolve(name: str) -> str:

@@ -226,7 +226,8 @@ def update(
         learner.accelerator.backward(loss / total)
         kl_sum, ratio_sum = kl_sum + part_kl, ratio_sum + ratio
     _sum_over_processes(learner)
-    norm = float(learner.accelerator.clip_grad_norm_(learner.model.parameters(), learner.max_grad_norm))
+    found = learner.accelerator.clip_grad_norm_(learner.model.parameters(), learner.max_grad_norm)
+    norm = 0.0 if found is None else float(found)
     applied = norm == norm and norm != float("inf")
     if applied:
         learner.optimizer.step()
