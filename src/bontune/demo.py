@@ -48,8 +48,8 @@ def demo(
             Run(
                 config=TrainConfig(
                     steps=steps,
-                    prompts_per_step=64,
-                    group_size=32,
+                    prompts_per_step=32,
+                    group_size=64,
                     learning_rate=1e-4,
                     sampling=SAMPLING,
                     seed=seed,
