@@ -242,7 +242,13 @@ def test_group_of_graded_responses() -> None:
     verdicts = (Verdict(reward=1.0, answer="7"), Verdict(reward=None))
     found = SampleGroup.of(Graded(group=drawn, verdicts=verdicts))
     assert found == SampleGroup(
-        prompt_id="q", responses=("x", "y"), rewards=(1.0, None), answers=("7", None), temperature=0.5
+        prompt_id="q",
+        responses=("x", "y"),
+        rewards=(1.0, None),
+        answers=("7", None),
+        temperature=0.5,
+        log_probs=(0.0, 0.0),
+        prompt="?",
     )
     assert SampleGroup.of(Graded(group=drawn, verdicts=verdicts, scores=(0.1, None))).scores == (0.1, None)
 

@@ -60,6 +60,7 @@ def test_countdown_verdicts_by_hand() -> None:
     assert says("7 8 ^")[2] == "not an expression"
     assert says("  ")[2] == "empty"
     assert Countdown().verify(as_prompt((2, 2, 3), 9), "3 2 2 - /").reason == "division by zero"
+    assert says("7" + " " * 200 + "8 *")[2] == "longer than 200 characters"
     assert says("12 7 * 8 - 3 /")[1] == "76/3"
     assert says("12 8 7 - +\n3 -\t")[1] == "10"
 
@@ -342,6 +343,16 @@ def test_exact_matching(tmp_path: Path) -> None:
 def test_last_number(text: str, value: str | None) -> None:
     found = last_number(text)
     assert (None if found is None else str(found)) == value
+
+
+def test_an_answer_is_one_number_and_nothing_else() -> None:
+    assert [parse_number(text) for text in (" 50% ", "5.", "$1,000", "-7/2")] == [
+        50,
+        5,
+        1000,
+        Fraction(-7, 2),
+    ]
+    assert [parse_number(text) for text in ("", "5 eggs", "5 6", "about 5", "1,00", "1/0", "%")] == [None] * 7
 
 
 @given(st.text() | st.text(alphabet="0123456789,.-+/eE#$ "))

@@ -218,8 +218,9 @@ def _centre(sums: Tensor, ranked: _Ranked, budget: int) -> Tensor:
         decided = torch.arange(sums.shape[-1], device=sums.device) < count
         mean = torch.where(decided, sums, 0.0).sum(-1, keepdim=True) / count
     # Where all count the same, rounding must not leave weights of 1e-17: each would cost a backward pass.
-    rounding = 1e-14 * float(torch.linalg.vector_norm(ranked.rewards, torch.inf))
-    return torch.nn.functional.hardshrink(sums - mean, rounding) / (1 - budget / count)
+    rounding = 1e-14 * torch.linalg.vector_norm(ranked.rewards, torch.inf, -1, keepdim=True)
+    gap = sums - mean
+    return gap.masked_fill_(gap.abs() <= rounding, 0.0).div_(1 - budget / count)
 
 
 def _marginal(ranked: _Ranked, budget: int) -> Tensor:
