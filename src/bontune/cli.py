@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Union
 
 import tyro
 
 from bontune.config import TrainConfig
 from bontune.records import Sampling
+from bontune.registry import OBJECTIVES, STRATEGIES
 
 DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
+
+_OBJECTIVE_HELP = (
+    f"What to train for: a strategy ({', '.join(STRATEGIES)}), one of {', '.join(sorted(OBJECTIVES))}, or "
+    "module:attribute of your own. Written as in Python, case aside."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +88,8 @@ class Sample:
 class Train:
     """Fine-tune a causal language model for the strategy you will serve.
 
-    The objective is written as in Python: `BestOfN(budget=8)` or any strategy trains for exactly that;
-    `LogPassAtN(budget=32)`, `RLOO`, `GRPO`, `BoNRLBP(budget=32)`, ... are the named ones.
+    The objective is written as in Python. `BestOfN(budget=8)`, or any other strategy, trains for exactly that;
+    `LogPassAtN(budget=32)`, `RLOO`, `GRPO`, ... are training objectives of their own.
 
         bontune train --model ./my-model --task train.jsonl --verifier my_checks:verify \\
             --objective "BestOfN(budget=16)" --group-size 64 --output runs/bo16
@@ -92,8 +99,7 @@ class Train:
     model: str = "countdown-base"
     """A transformers folder, a hub name, or `countdown-base`, the model in the package."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
-    objective: str = "LogPassAtN(budget=32)"
-    """What to train for; see above."""
+    objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
     config: Config = field(default_factory=TrainConfig)
     output: Path = Path("runs/train")
     """Folder for model/, metrics.jsonl, config.json and report.html."""
@@ -129,6 +135,8 @@ class Evaluate:
     """Which temperature of the samples files to measure, where they hold several."""
     strategy: str | None = None
     """Also measure this strategy, e.g. "WeightedVote(budget=16)" or module:attribute of your own."""
+    votes: bool = True
+    """Measure majority votes where answers are given: for large groups they take longer than all else."""
     seed: int = 0
     """Seed of the responses and of the resampling of prompts behind the intervals."""
     output: Path = Path("runs/evaluate")
@@ -147,24 +155,43 @@ class Report:
     """Accepted like everywhere; a report draws nothing at random."""
 
 
-Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Sample, tyro.conf.subcommand("sample")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Report, tyro.conf.subcommand("report")]
-)
+COMMANDS: dict[str, type] = {
+    "demo": Demo,
+    "sample": Sample,
+    "train": Train,
+    "evaluate": Evaluate,
+    "report": Report,
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 the run failed, 2 wrong usage or input."""
-    command = tyro.cli(
-        Command,  # pyright: ignore[reportArgumentType]
+    """Entry point. Exit status: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted."""
+    try:
+        command = parse(sys.argv[1:] if arguments is None else arguments)
+    except ValueError as fault:  # of an option that a settings class refused
+        sys.exit(_explain(fault, WRONG_USAGE))
+    except BrokenPipeError:
+        sys.exit(_unread())
+    sys.exit(run(command))
+
+
+def parse(arguments: list[str]) -> object:
+    """The command a command line asks for. Exits with 2 on wrong usage, and with 0 after help."""
+    if arguments and arguments[0] in COMMANDS:
+        name = arguments[0]
+        return tyro.cli(COMMANDS[name], prog=f"bontune {name}", args=arguments[1:])
+    return tyro.cli(
+        Union[tuple(_listed(name) for name in COMMANDS)],  # pyright: ignore # noqa: UP007
         prog="bontune",
         description="Train for the strategy you serve: best-of-N, pass@k, votes.",
         args=arguments,
     )
-    sys.exit(run(command))
+
+
+def _listed(name: str) -> Any:
+    """A command in the list of commands, with the first line of its docstring."""
+    summary = (COMMANDS[name].__doc__ or "").partition("\n")[0]
+    return Annotated[COMMANDS[name], tyro.conf.subcommand(name, description=summary)]
 
 
 def run(command: object) -> int:
@@ -175,22 +202,35 @@ def run(command: object) -> int:
         commands.run(command)
         return DONE
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to go on", file=sys.stderr)
+        again = isinstance(command, Sample | Evaluate)
+        print("\ninterrupted" + ("; run the same command again to go on" if again else ""), file=sys.stderr)
         return INTERRUPTED
     except ValueError as fault:
         return _explain(fault, WRONG_USAGE)
+    except BrokenPipeError:
+        return _unread()
     except Exception as fault:  # the last line of defence: say what failed
         return _explain(fault, FAILED)
 
 
+def _unread() -> int:
+    """Whoever read our output, such as `head`, has stopped: keep quiet, also at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return FAILED
+
+
 def _explain(fault: Exception, status: int) -> int:
     if os.environ.get("BONTUNE_TRACEBACK"):
-        raise fault
+        traceback.print_exception(fault)
+        return status
     kind = "" if status == WRONG_USAGE else f"{type(fault).__name__}: "
     print(f"bontune: error: {kind}{fault}", file=sys.stderr)
-    print("(set BONTUNE_TRACEBACK=1 to see where)", file=sys.stderr)
+    if status == FAILED:
+        print("(set BONTUNE_TRACEBACK=1 to see where)", file=sys.stderr)
     return status
 
 
 if __name__ == "__main__":
-    main()
+    from bontune import cli  # commands are matched by the classes of this name
+
+    cli.main()

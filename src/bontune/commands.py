@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -22,15 +26,16 @@ from rich.progress import (
 from rich.table import Table
 
 from bontune import __version__, cli
+from bontune.config import TrainConfig
 from bontune.demo import demo
-from bontune.evaluate import SampleSet, read_samples, write_json
+from bontune.evaluate import SampleGroup, SampleSet, read_samples, write_json
 from bontune.loop import Metrics, Run, train
 from bontune.measure import Draw, draw_samples, evaluate, quiet_libraries, warn_undecided
 from bontune.policy import load_policy
-from bontune.records import Prompt
+from bontune.records import Prompt, Scored, Verdict
 from bontune.registry import build_objective, build_strategy, load_object
 from bontune.report import write_report
-from bontune.score import Score, Verify
+from bontune.score import Score, Verify, judge
 from bontune.tasks import Task, load_task
 
 console = Console(stderr=True)
@@ -50,13 +55,16 @@ def run(command: object) -> None:
             run_evaluate(command)
         case cli.Report():
             page = write_report(command.run, command.output)
-            console.print(f"report: {page}")
+            say(f"report: {page}")
         case _:
             raise TypeError(f"unknown command {command!r}")
 
 
 def run_demo(command: cli.Demo) -> None:
     """The demo, with progress bars, its table, and where the report is."""
+    for name in ("steps", "prompts", "responses"):
+        if getattr(command, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(command, name)}")
     _write_config(command.output, command)
     with progress() as bars:
         results = demo(
@@ -72,44 +80,39 @@ def run_demo(command: cli.Demo) -> None:
 
 def run_sample(command: cli.Sample) -> None:
     """Draw samples.jsonl."""
-    task, verify, score = load_source(command.source)
-    model, tokenizer = load_policy(command.model)
-    prompts = _prompts(task, command.split, command.prompts, command.seed)
-    draw = Draw(
-        name=command.model,
-        model=model,
-        tokenizer=tokenizer,
-        prompts=prompts,
-        group_size=command.group_size,
-        sampling=command.sampling,
-        verify=verify,
-        score=score,
-        seed=command.seed,
-    )
-    _write_config(command.output, command)
+    (_, draw), *_ = _draws(command, {"": command.model})
+    check_folder(command.output, command)
     path = command.output / "samples.jsonl"
     with progress() as bars:
-        advance = _bar(bars, f"drawing from {command.model}", len(prompts) * command.group_size)
-        warn_undecided(draw_samples(draw, path, advance))
-    console.print(f"samples: {path}   measure them: bontune evaluate --samples {path}")
+        reasons = draw_samples(draw, path, _bar(bars, f"drawing from {command.model}", _total(draw)))
+    _write_config(command.output, command)
+    warn_undecided(reasons)
+    say(f"samples: {path}   measure them: bontune evaluate --samples {path}")
 
 
 def run_train(command: cli.Train) -> None:
     """Fine-tune and write the model, the metrics and a report of the training."""
     objective = build_objective(command.objective)
     task, verify, score = load_source(command.source)
-    model, tokenizer = load_policy(command.model)
+    check_objective(objective, command.config)
     if (command.output / "metrics.jsonl").exists():
         raise ValueError(f"{command.output} holds a training run already; choose another --output")
+    model, tokenizer = load_policy(command.model)
     _write_config(command.output, command, objective=repr(objective))
-    with progress() as bars:
+    watched = Watched(verify, score)
+    with progress() as bars, watched:
         advance = _bar(bars, "training", command.config.steps)
 
         def on_step(metrics: Metrics) -> None:
             advance(1)
+            if metrics["step"] == 0 and metrics["undecided_share"] == 1:
+                (command.output / "metrics.jsonl").unlink()  # nothing was trained, so nothing need be kept
+                raise RuntimeError(
+                    "no response of the first step could be decided, so there is nothing to learn"
+                )
             if not console.is_terminal:
                 reached = "  ".join(f"pass@{n} {value:.3f}" for n, value in metrics["pass_at"].items())
-                console.print(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
+                say(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
 
         train(
             Run(
@@ -118,17 +121,19 @@ def run_train(command: cli.Train) -> None:
                 objective=objective,
                 model=model,
                 tokenizer=tokenizer,
-                verify=verify,
-                score=score,
+                verify=watched.verify,
+                score=watched.score,
                 output=command.output,
                 on_step=on_step,
             )
         )
     page = write_report(command.output)
-    console.print(f"model: {command.output / 'model'}   report: {page}")
-    console.print(
-        f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'} "
-        f"--task {command.source.task}"
+    say(f"model: {command.output / 'model'}   report: {page}")
+    named = {"--task": command.source.task, "--verifier": command.source.verifier}
+    options = "".join(f" {option} {value}" for option, value in named.items() if value is not None)
+    say(
+        f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
+        f"{options}"
     )
 
 
@@ -144,47 +149,75 @@ def run_evaluate(command: cli.Evaluate) -> None:
         raise ValueError(
             f"--samples and --model both name a policy {twice[0]!r}; use NAME=... to tell them apart"
         )
+    check_folder(command.output, command)
     found = {name: _read(path, command.samples_temperature) for name, path in files.items()}
     if models:
         found |= _draw_models(command, models)
     _write_config(command.output, command)
     with progress() as bars:
-        advance = _bar(bars, "measuring", 1)
-        results = evaluate(found, command.output, seed=command.seed, strategy=strategy, started=started)
-        advance(1)
+        results = evaluate(
+            found,
+            command.output,
+            seed=command.seed,
+            strategy=strategy,
+            votes=command.votes,
+            started=started,
+            on_stage=_stages(bars),
+        )
     show(results, command.output)
 
 
 def _draw_models(command: cli.Evaluate, models: dict[str, str]) -> dict[str, SampleSet]:
-    task, verify, score = load_source(command.source)
-    prompts = _prompts(task, command.split, command.prompts, command.seed)
     found = {}
+    reasons: dict[str, dict[str, int]] = {}
     with progress() as bars:
-        for name, where in models.items():
-            model, tokenizer = load_policy(where)
-            draw = Draw(
-                name=where,
-                model=model,
-                tokenizer=tokenizer,
-                prompts=prompts,
-                group_size=command.group_size,
-                sampling=command.sampling,
-                verify=verify,
-                score=score,
-                seed=command.seed,
-            )
+        for name, draw in _draws(command, models):
             path = command.output / "samples" / f"{name}.jsonl"
-            warn_undecided(
-                draw_samples(draw, path, _bar(bars, f"drawing from {name}", len(prompts) * draw.group_size))
-            )
-            found[name] = _cut(read_samples(path, skip_torn_tail=True), prompts)
+            reasons[name] = draw_samples(draw, path, _bar(bars, f"drawing from {name}", _total(draw)))
+            found[name] = _cut(read_samples(path, skip_torn_tail=True), draw)
+    for undecided in reasons.values():
+        warn_undecided(undecided)
     return found
 
 
-def _cut(samples: SampleSet, prompts: list[Prompt]) -> SampleSet:
-    """The groups of these prompts: the file may hold more from an earlier run."""
-    wanted = {prompt.id for prompt in prompts}
-    return replace(samples, groups=tuple(group for group in samples.groups if group.prompt_id in wanted))
+def _draws(command: cli.Sample | cli.Evaluate, models: dict[str, str]) -> Iterator[tuple[str, Draw]]:
+    """What to draw from each of the models {name: where}, with one model in memory at a time."""
+    task, verify, score = load_source(command.source)
+    prompts = _prompts(task, command.split, command.prompts, command.seed)
+    for name, where in models.items():
+        model, tokenizer = load_policy(where)
+        draw = Draw(
+            name=where,
+            model=model,
+            tokenizer=tokenizer,
+            prompts=prompts,
+            group_size=command.group_size,
+            sampling=command.sampling,
+            verify=verify,
+            score=score,
+            seed=command.seed,
+            judged={**asdict(command.source), "split": command.split},
+        )
+        del model, tokenizer
+        yield name, draw
+        del draw
+
+
+def _total(draw: Draw) -> int:
+    return len(draw.prompts) * draw.group_size
+
+
+def _cut(samples: SampleSet, draw: Draw) -> SampleSet:
+    """The responses asked for: the file may hold more prompts, and more of each, from an earlier run."""
+    wanted = {prompt.id for prompt in draw.prompts}
+    kept = (group for group in samples.groups if group.prompt_id in wanted)
+    return replace(samples, groups=tuple(_first(group, draw.group_size) for group in kept))
+
+
+def _first(group: SampleGroup, count: int) -> SampleGroup:
+    columns = ("responses", "rewards", "scores", "answers", "log_probs")
+    cut = {name: getattr(group, name)[:count] for name in columns if getattr(group, name) is not None}
+    return replace(group, **cut)
 
 
 def _read(path: str, temperature: float | None) -> SampleSet:
@@ -202,9 +235,80 @@ def load_source(source: cli.Source) -> tuple[Task, Verify, Score | None]:
 
 def _callable(spec: str, what: str) -> Any:
     found = load_object(spec, what)
+    if isinstance(found, type):
+        try:
+            found = found()
+        except Exception as fault:  # a user's class may raise anything
+            raise ValueError(
+                f"{what}: making a {spec!r} without arguments failed: {type(fault).__name__}: {fault}"
+            ) from fault
     if not callable(found):
         raise ValueError(f"{what}: {spec!r} is no function but a {type(found).__name__}")
     return found
+
+
+def check_objective(objective: Any, config: TrainConfig) -> None:
+    """Raise ValueError where the objective cannot take the groups that this configuration draws.
+
+    It is tried on one group with one right response, so that a budget above the group size, say, is found before
+    anything is drawn.
+    """
+    rewards = torch.zeros(1, config.group_size, dtype=torch.float64)
+    rewards[0, 0] = 1
+    group, off_policy = Scored(rewards), config.updates_per_rollout > 1 and config.off_policy == "exact"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if hasattr(objective, "with_experts"):
+                objective.with_experts(group, torch.ones(1).double(), torch.zeros(1).double())
+                return
+            weights = objective(group)
+            if off_policy:
+                objective(group, torch.zeros_like(rewards))
+    except Exception as fault:  # an objective of the user's may raise anything
+        hint = ""
+        if off_policy and "log_ratios" in str(fault):
+            hint = ' (in a command: "--off-policy clipped", or "--updates-per-rollout 1")'
+        kind = "" if isinstance(fault, ValueError) else f"{type(fault).__name__}: "
+        raise ValueError(
+            f"--objective {objective!r} on a group of --group-size {config.group_size}: {kind}{fault}{hint}"
+        ) from fault
+    if not isinstance(weights, torch.Tensor) or weights.shape != rewards.shape:
+        got = list(weights.shape) if isinstance(weights, torch.Tensor) else f"a {type(weights).__name__}"
+        raise ValueError(
+            f"--objective {objective!r} must give weights of shape [prompts, responses], got {got}"
+        )
+
+
+class Watched:
+    """A verifier and scorer, with a count of what they could not decide, which is printed when the block ends."""
+
+    def __init__(self, verify: Verify, score: Score | None) -> None:
+        self._verify, self._score = verify, score
+        self.score = None if score is None else self._watched_score
+        self._reasons: dict[str, int] = {}
+
+    def verify(self, prompt: Prompt, text: str) -> Verdict:
+        """The verdict; faults of the verifier leave it undecided."""
+        verdict = judge(prompt, text, self._verify)
+        if verdict.reward is None:
+            self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
+        return verdict
+
+    def _watched_score(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
+        assert self._score is not None
+        try:
+            return self._score(prompt, texts)
+        except Exception as fault:  # a user's scorer may raise anything
+            reason = f"scorer raised {type(fault).__name__}: {fault}"[:500]
+            self._reasons[reason] = self._reasons.get(reason, 0) + len(texts)
+            raise
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        warn_undecided(self._reasons)
 
 
 def _prompts(task: Task, split: str, count: int, seed: int) -> list[Prompt]:
@@ -231,7 +335,22 @@ def _named(option: str, values: tuple[str, ...]) -> dict[str, str]:
     return named
 
 
+def check_folder(output: Path, command: Any) -> None:
+    """Raise ValueError where the folder holds the run of another command, whose files would be mixed with ours."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; name a folder")
+    try:
+        known = json.loads((output / "config.json").read_text())
+    except (OSError, ValueError):
+        return
+    name = type(command).__name__.lower()
+    other = known.get("command", name) if isinstance(known, dict) else name
+    if other != name:
+        raise ValueError(f"{output} holds a run of `bontune {other}`; choose another --output")
+
+
 def _write_config(output: Path, command: Any, **resolved: Any) -> None:
+    check_folder(output, command)
     settings = {key: _plain(value) for key, value in asdict(command).items()}
     config = {"command": type(command).__name__.lower(), "bontune": __version__, **settings, **resolved}
     write_json(output / "config.json", config)
@@ -254,15 +373,35 @@ def progress() -> Iterator[Progress]:
 def _bar(bars: Progress, title: str, total: int) -> Any:
     """A new bar; returns what advances it. In a log, one line says that the stage began."""
     if not console.is_terminal:
-        console.print(title)
-    row = bars.add_task(title, total=total)
+        say(title)
+    row = bars.add_task(escape(title), total=total)
     return lambda count: bars.update(row, advance=count)
+
+
+def _stages(bars: Progress) -> Callable[[str], None]:
+    """What shows the stage that an evaluation has reached, with the time it has taken."""
+    row = bars.add_task("measuring", total=None)
+
+    def show_stage(title: str) -> None:
+        if "votes" in title:
+            title += " (--no-votes leaves them out)"
+        if not console.is_terminal:
+            say(title)
+        bars.update(row, description=escape(title))
+
+    return show_stage
+
+
+def say(text: str) -> None:
+    """A line on stderr, as it is: paths are neither wrapped nor read as markup."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
 def show(results: dict[str, Any], output: Path) -> None:
     """The table of a run on stdout, and where its report is."""
     shared = set.intersection(*({*item["pass_at"]} for item in results["policies"].values()))
-    budgets = [n for n in ("1", "8", "32", "128") if n in shared] or sorted(shared, key=int)[-1:]
+    largest = sorted(shared, key=int)[-1:]
+    budgets = sorted(shared & {"1", "8", "32", "128", *largest}, key=int)
     reference = results["reference"]
     table = Table(
         title=f"pass@N on {results['prompts']} prompts, {results['responses_per_prompt']} responses each"
@@ -270,26 +409,29 @@ def show(results: dict[str, Any], output: Path) -> None:
     table.add_column("policy")
     for n in budgets:
         table.add_column(f"pass@{n}", justify="right")
-    for n in budgets[1:]:
-        if len(results["policies"]) > 1:
-            table.add_column(f"@{n} vs {reference}", justify="right")
+    compared = (budgets[1:] or budgets) if len(results["policies"]) > 1 else []
+    for n in compared:
+        table.add_column(f"@{n} vs {reference}", justify="right")
     for name, item in results["policies"].items():
         cells = [f"{item['pass_at'][n]:.3f}" for n in budgets]
         gaps = results["differences"].get(name, {})
         cells += [
             f"{100 * gaps[n]['value']:+.1f} [{100 * gaps[n]['low']:+.1f}, {100 * gaps[n]['high']:+.1f}]"
-            for n in budgets[1:]
             if n in gaps and "low" in gaps[n]
+            else ""
+            for n in compared
         ]
-        table.add_row(name, *cells)
-    out = Console(file=sys.stdout)
+        table.add_row(*map(escape, [name, *cells]))
+    out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
     out.print(table)
     if len(results["policies"]) > 1:
         out.print("differences in points, with 95 % intervals over prompts")
     for name, item in results["policies"].items():
         if "strategy" in item:
             found = item["strategy"]
-            out.print(
-                f"{results['strategy']} on {name}: {found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
-            )
-    out.print(f"{results['cpu_seconds']:.0f} CPU seconds; report: {output / 'report.html'}", soft_wrap=True)
+            value = f"{found['value']:.3f}" if "value" in found else "not known"
+            if "low" in found:
+                value += f" [{found['low']:.3f}, {found['high']:.3f}]"
+            out.print(f"{results['strategy']} on {name}: {value}", soft_wrap=True, markup=False)
+    where = f"{results['cpu_seconds']:.0f} CPU seconds; report: {output / 'report.html'}"
+    out.print(where, soft_wrap=True, markup=False)

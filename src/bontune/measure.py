@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bontune.evaluate import (
     Curve,
@@ -32,12 +36,16 @@ from bontune.rollout import sample_groups
 from bontune.score import Score, Verify, grade, undecided_reasons
 from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Strategy, curve
 
+MOST_REASONS = 5  # that are printed
 EXAMPLES = 12  # prompts whose responses the report shows side by side
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """What to draw, from what, and how it is judged. `name` says what the policy is, for the record."""
+    """What to draw, from what, and how it is judged. Raises ValueError on a `group_size` below 1.
+
+    name: what the policy is, for the record.  judged: what names the task and the verifier, for the record.
+    """
 
     name: str
     model: Any
@@ -48,20 +56,43 @@ class Draw:
     verify: Verify
     score: Score | None = None
     seed: int = 0
+    judged: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1:
+            raise ValueError(f"group_size must be at least 1, got {self.group_size}")
 
     def description(self) -> dict[str, Any]:
-        """What decides the responses: a file drawn otherwise is not topped up."""
-        return {"policy": self.name, "sampling": asdict(self.sampling), "seed": self.seed}
+        """What decides the responses and verdicts: a file drawn or judged otherwise is not topped up."""
+        return {
+            "policy": self.name,
+            "weights": fingerprint(self.model),
+            "sampling": {**asdict(self.sampling), "stop": list(self.sampling.stop)},
+            "seed": self.seed,
+            **self.judged,
+        }
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """A hash of up to 64 numbers of every parameter: a model trained further under the same name differs."""
+    found = hashlib.blake2b(digest_size=8)
+    for parameter in model.parameters():
+        numbers = parameter.detach().flatten()
+        some = numbers[:: max(1, numbers.numel() // 64)][:64]
+        found.update(some.double().cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 def draw_samples(draw: Draw, path: Path, on_group: Callable[[int], None] | None = None) -> dict[str, int]:
     """Append groups to a samples file until every prompt has `group_size` responses.
 
     What the file holds already is kept and not drawn again; responses continue where they stopped, so a file drawn
-    in pieces equals one drawn at once. on_group: called with the number of responses a finished group added.
-    Returns how many responses were left undecided, by reason. Raises ValueError where the file was drawn otherwise.
+    in pieces holds the same responses as one drawn at once. on_group: called with the number of responses found
+    or added. Returns how many responses were left undecided, by reason. Raises ValueError where the file was drawn
+    or judged otherwise.
     """
-    counts = _resume(draw, path)
+    sampled = _resume(draw, path)
+    counts = {} if sampled is None else {group.prompt_id: group.size for group in sampled.groups}
     reasons: dict[str, int] = {}
 
     def keep(group: Group) -> None:
@@ -76,14 +107,15 @@ def draw_samples(draw: Draw, path: Path, on_group: Callable[[int], None] | None 
         return min(counts.get(prompt.id, 0), draw.group_size)
 
     for first, prompts in groupby(sorted(draw.prompts, key=have), key=have):
+        chosen = list(prompts)
+        if first and on_group is not None:
+            on_group(first * len(chosen))
         if first == draw.group_size:
-            if on_group is not None:
-                on_group(first * len(list(prompts)))
             continue
         sample_groups(
             draw.model,
             draw.tokenizer,
-            list(prompts),
+            chosen,
             group_size=draw.group_size - first,
             sampling=draw.sampling,
             seed=draw.seed,
@@ -93,27 +125,34 @@ def draw_samples(draw: Draw, path: Path, on_group: Callable[[int], None] | None 
     return reasons
 
 
-def _resume(draw: Draw, path: Path) -> dict[str, int]:
-    """Responses per prompt id that the file holds; writes or checks the description beside it."""
+def _resume(draw: Draw, path: Path) -> SampleSet | None:
+    """What the file holds already; writes or checks the description beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".json")
     if path.exists() and path.stat().st_size:
-        known = json.loads(beside.read_text()) if beside.exists() else None
-        if known != json.loads(json.dumps(draw.description())):
-            raise ValueError(
-                f"{path} holds samples drawn with {known}, now asked for {draw.description()}; choose another "
-                "output folder or remove the file"
-            )
-        try:
-            held = read_samples(path, skip_torn_tail=True)
-        except ValueError as fault:
-            if "no complete line" not in str(fault):
-                raise
-            path.unlink()
-            return {}
-        return {group.prompt_id: group.size for group in held.groups}
+        _check_same(path, beside, draw.description())
+        with path.open("rb") as file:
+            torn = not file.readline().endswith(b"\n")
+        if not torn:
+            return read_samples(path, skip_torn_tail=True)
+        path.unlink()  # the very first line
     write_json(beside, draw.description())
-    return {}
+    return None
+
+
+def _check_same(path: Path, beside: Path, wanted: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the file was drawn and judged as is wanted now."""
+    advice = "choose another --output, or remove the file"
+    try:
+        known = json.loads(beside.read_text())
+    except (OSError, ValueError) as fault:
+        raise ValueError(
+            f"{path} exists, but {beside.name}, which says how it was drawn, cannot be read; {advice}"
+        ) from fault
+    other = [key for key in {**wanted, **known} if known.get(key) != wanted.get(key)]
+    if other:
+        changes = ", ".join(f"{key} {known.get(key)!r} (now {wanted.get(key)!r})" for key in other)
+        raise ValueError(f"{path} was drawn with {changes}; {advice}")
 
 
 def evaluate(
@@ -124,6 +163,7 @@ def evaluate(
     strategy: Strategy | None = None,
     votes: bool = True,
     started: float | None = None,
+    on_stage: Callable[[str], None] = lambda title: None,
     **more: Any,
 ) -> dict[str, Any]:
     """Results, examples and the page of one or several policies; the first is the reference of the differences.
@@ -131,15 +171,21 @@ def evaluate(
     Policies are cut down to the prompts they share. strategy: measured beside the curves, at its own budget.
     votes: measure majority votes where answers are given, which takes longer than all else.
     started: `time.process_time()` at the beginning of the work that `cpu_seconds` should count.
-    Returns what `results.json` holds.
+    on_stage: told what is about to be measured.  more: see `run_results`.
+    Returns what `results.json` holds. Raises ValueError where a policy has no decided response, where policies share
+    no prompt, and where the strategy needs more responses than there are.
     """
     started = time.process_time() if started is None else started
     samples = _shared({name: item.at() for name, item in samples.items()})
     reference = next(iter(samples))
+    batches = {name: item.scored() for name, item in samples.items()}
+    for name, scored in batches.items():
+        _check_measurable(name, scored, strategy)
     policies, curves = {}, {}
     for name, item in samples.items():
-        scored = item.scored()
-        curves[name] = policy_curves(scored, _estimators(item, scored, votes), ids=item.prompt_ids, seed=seed)
+        scored = batches[name]
+        estimators = _estimators(item, scored, votes, partial(_announce, on_stage, name))
+        curves[name] = policy_curves(scored, estimators, ids=item.prompt_ids, seed=seed)
         policies[name] = policy_results(
             scored,
             curves[name],
@@ -150,7 +196,9 @@ def evaluate(
             seed=seed,
         )
         if strategy is not None:
+            on_stage(f"measuring {type(strategy).__name__} of {name}")
             policies[name]["strategy"] = _strategy_entry(strategy, scored, item.prompt_ids, seed)
+    on_stage("comparing and drawing the report")
     write_json(output / "examples.json", _examples(samples))
     results = run_results(
         policies,
@@ -170,20 +218,46 @@ def evaluate(
     return results
 
 
-def _estimators(item: SampleSet, scored: Scored, votes: bool) -> dict[str, Any]:
+def _check_measurable(name: str, scored: Scored, strategy: Strategy | None) -> None:
+    most = int(scored.counts.max())
+    if most == 0:
+        raise ValueError(
+            f"policy {name!r}: none of its {scored.rewards.numel()} responses could be decided, so there is nothing "
+            "to measure; look at the verifier and the scorer"
+        )
+    if strategy is not None and strategy.budget > most:
+        raise ValueError(
+            f"strategy: budget {strategy.budget} exceeds the {most} decided responses per prompt of policy {name!r}"
+        )
+
+
+def _estimators(
+    item: SampleSet, scored: Scored, votes: bool, announced: Callable[..., Any]
+) -> dict[str, Any]:
     """pass@N (max@N for real rewards) always; best-of-N where scores, and votes where answers are given."""
-    estimators: dict[str, Any] = {"pass_at": partial(curve, MaxAtK(1))}
+    estimators: dict[str, Any] = {"pass_at": announced("pass@N", MaxAtK(1))}
     if any(group.scores is not None for group in item.groups):
-        estimators["best_of"] = partial(curve, BestOfN(1))
+        estimators["best_of"] = announced("best-of-N", BestOfN(1))
     if votes and scored.answers is not None and bool((scored.answers >= 0).any()):
-        estimators["vote"] = partial(curve, MajorityVote(1))
+        estimators["vote"] = announced("votes of N", MajorityVote(1))
     return estimators
+
+
+def _announce(on_stage: Callable[[str], None], policy: str, what: str, strategy: Strategy) -> Any:
+    """The estimator of a strategy's curve, which first says what is measured."""
+
+    def estimate(scored: Scored, budgets: Sequence[int]) -> torch.Tensor:
+        on_stage(f"measuring {what} of {policy}")
+        return curve(strategy, scored, budgets)
+
+    return estimate
 
 
 def _strategy_entry(strategy: Strategy, scored: Scored, ids: Sequence[str], seed: int) -> dict[str, Any]:
     values = strategy.value(scored).unsqueeze(-1)
     found: Curve = curve_from("strategy", (strategy.budget,), values, ids=ids, seed=seed)
-    return {"value": found.mean[0], "low": found.low[0], "high": found.high[0]}
+    entry = {"value": found.mean[0], "low": found.low[0], "high": found.high[0]}
+    return {key: value for key, value in entry.items() if not math.isnan(value)}
 
 
 def _log_probs(item: SampleSet) -> list[list[float]] | None:
@@ -219,9 +293,13 @@ def _examples(samples: Mapping[str, SampleSet]) -> list[dict[str, Any]]:
 
 
 def warn_undecided(reasons: Mapping[str, int]) -> None:
-    """Say on stderr how many responses could not be decided, and why."""
-    for reason, count in reasons.items():
+    """Say on stderr how many responses could not be decided, and the most frequent reasons."""
+    ordered = sorted(reasons.items(), key=lambda entry: -entry[1])
+    for reason, count in ordered[:MOST_REASONS]:
         print(f"bontune: {count} responses undecided: {reason}", file=sys.stderr)
+    if rest := ordered[MOST_REASONS:]:
+        count = sum(count for _, count in rest)
+        print(f"bontune: {count} responses undecided for {len(rest)} other reasons", file=sys.stderr)
 
 
 def quiet_libraries() -> None:

@@ -13,6 +13,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 from bontune import objectives, strategies
@@ -36,12 +37,18 @@ def build_objective(spec: str) -> Any:
     Raises ValueError that names the part of the spec that is wrong, and what is known.
     """
     built = _build(spec, "objective", {**OBJECTIVES, **STRATEGIES})
-    return objectives.StrategyObjective(built) if isinstance(built, Strategy) else built
+    if isinstance(built, Strategy):
+        return objectives.StrategyObjective(built)
+    if not callable(built) and not hasattr(built, "with_experts"):
+        raise ValueError(f"objective: {spec!r} is no objective or strategy but a {type(built).__name__}")
+    return built
 
 
 def build_strategy(spec: str) -> Strategy:
     """The strategy of a spec; raises ValueError as `build_objective`."""
     built = _build(spec, "strategy", STRATEGIES)
+    if callable(built) and not isinstance(built, Strategy):  # a function that makes one
+        built = _call(built, "strategy")
     if not isinstance(built, Strategy):
         raise ValueError(f"strategy: {spec!r} is no bontune Strategy but a {type(built).__name__}")
     return built
@@ -63,12 +70,12 @@ def load_object(spec: str, what: str) -> Any:
         raise ValueError(
             f"{what}: no module {module_name!r} (looked on the Python path and in {here})"
         ) from fault
-    except Exception as fault:  # a user's module may raise anything
+    except (Exception, SystemExit) as fault:  # a user's module may raise anything
         raise ValueError(
             f"{what}: importing {module_name!r} failed: {type(fault).__name__}: {fault}"
         ) from fault
     try:
-        return getattr(module, attribute)
+        return attrgetter(attribute)(module)
     except AttributeError as fault:
         near = difflib.get_close_matches(attribute, vars(module))
         hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -77,15 +84,15 @@ def load_object(spec: str, what: str) -> Any:
 
 def _build(spec: str, what: str, known: dict[str, Callable[..., Any]]) -> Any:
     if ":" in spec and "(" not in spec:
-        found = load_object(spec, what)
-        return found() if isinstance(found, type) else found
+        return _instance(load_object(spec, what), what)
     try:
-        tree = ast.parse(spec.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as fault:
+        tree = ast.parse(spec.strip().replace("\0", "?"), mode="eval").body
+        return _instance(_node(tree, what, known), what)
+    except (SyntaxError, RecursionError, MemoryError) as fault:  # the last two where it is nested too deep
+        shown = spec if len(spec) <= 80 else spec[:77] + "..."
         raise ValueError(
-            f"{what}: cannot read {spec!r}; write it like BestOfN(budget=32), or as module:attribute"
+            f"{what}: cannot read {shown!r}; write it like BestOfN(budget=32), or as module:attribute"
         ) from fault
-    return _instance(_node(tree, what, known), what)
 
 
 def _node(node: ast.expr, what: str, known: dict[str, Callable[..., Any]]) -> Any:
@@ -95,7 +102,7 @@ def _node(node: ast.expr, what: str, known: dict[str, Callable[..., Any]]) -> An
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
             return -value
         case ast.Tuple(elts=items) | ast.List(elts=items):
-            return tuple(_node(item, what, known) for item in items)
+            return tuple(_instance(_node(item, what, known), what) for item in items)
         case ast.Name(id=name):
             return _class(name, what, known)
         case ast.Call(func=ast.Name(id=name), args=args, keywords=keywords) if all(k.arg for k in keywords):
@@ -117,6 +124,10 @@ def _call(make: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any
         return make(*args, **kwargs)
     except TypeError as fault:
         raise ValueError(f"{what}: {str(fault).replace('.__init__()', '')}") from fault
+    except ValueError as fault:
+        raise ValueError(f"{what}: {fault}") from fault
+    except Exception as fault:  # a class or function of the user's may raise anything
+        raise ValueError(f"{what}: {type(fault).__name__}: {fault}") from fault
 
 
 def _class(name: str, what: str, known: dict[str, Callable[..., Any]]) -> Callable[..., Any]:

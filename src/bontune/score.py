@@ -8,6 +8,8 @@ from typing import Any
 
 from bontune.records import Graded, Group, Prompt, Verdict
 
+_LONGEST_REASON = 500  # characters
+
 Verify = Callable[[Prompt, str], Any]
 """(prompt, response) -> Verdict, or a number, a bool, or None where it cannot decide."""
 
@@ -19,37 +21,41 @@ def grade(group: Group, verify: Verify, score: Score | None = None) -> Graded:
     """Judge every response; equal texts are judged once.
 
     A verifier or scorer that raises, or returns NaN, infinity, or something that is no number, leaves those
-    responses undecided, with the reason in `Verdict.reason`.
+    responses undecided, with the reason in `Verdict.reason`. Rewards are kept where only the score is missing.
     """
     known: dict[str, Verdict] = {}
     for text in group.texts:
         if text not in known:
             known[text] = judge(group.prompt, text, verify)
-    verdicts = tuple(known[text] for text in group.texts)
     if score is None:
-        return Graded(group=group, verdicts=verdicts)
-    scores, fault = _scores(group.prompt, list(known), score)
-    if fault:
-        verdicts = tuple(Verdict(reward=None, answer=v.answer, reason=v.reason or fault) for v in verdicts)
-    by_text = dict(zip(known, scores, strict=True))
-    return Graded(group=group, verdicts=verdicts, scores=tuple(by_text[text] for text in group.texts))
+        return Graded(group=group, verdicts=tuple(known[text] for text in group.texts))
+    found = dict(zip(known, _scores(group.prompt, list(known), score), strict=True))
+    for text, (value, fault) in found.items():
+        verdict = known[text]
+        if value is None and verdict.reward is not None:
+            known[text] = Verdict(reward=verdict.reward, answer=verdict.answer, reason=fault)
+    return Graded(
+        group=group,
+        verdicts=tuple(known[text] for text in group.texts),
+        scores=tuple(found[text][0] for text in group.texts),
+    )
 
 
 def judge(prompt: Prompt, text: str, verify: Verify) -> Verdict:
     """One verdict, with every fault of the verifier turned into an undecided one."""
     try:
         verdict = verify(prompt, text)
-    except Exception as fault:  # a user's verifier may raise anything
-        return Verdict(reward=None, reason=f"verifier raised {type(fault).__name__}: {fault}"[:500])
+    except (Exception, SystemExit) as fault:  # a user's verifier may raise anything
+        return Verdict(reward=None, reason=_raised("verifier", fault))
     if not isinstance(verdict, Verdict):
         verdict = Verdict(reward=verdict)
+    answer = None if verdict.answer is None else str(verdict.answer)
     if verdict.reward is None:
-        return verdict if verdict.reason else Verdict(reward=None, answer=verdict.answer, reason="undecided")
+        return Verdict(reward=None, answer=answer, reason=verdict.reason or "undecided")
     reward = _number(verdict.reward)
     if reward is None:
-        reason = f"verifier returned {verdict.reward!r}, not a finite number"[:500]
-        return Verdict(reward=None, answer=verdict.answer, reason=reason)
-    return Verdict(reward=reward, answer=verdict.answer, reason=verdict.reason)
+        return Verdict(reward=None, answer=answer, reason=_no_number("verifier", verdict.reward))
+    return Verdict(reward=reward, answer=answer, reason=verdict.reason)
 
 
 def undecided_reasons(graded: Sequence[Graded]) -> dict[str, int]:
@@ -57,26 +63,44 @@ def undecided_reasons(graded: Sequence[Graded]) -> dict[str, int]:
     reasons: dict[str, int] = {}
     for item in graded:
         for i, verdict in enumerate(item.verdicts):
-            if verdict.reward is None:
+            if verdict.reward is None or (item.scores is not None and item.scores[i] is None):
                 reasons[verdict.reason] = reasons.get(verdict.reason, 0) + 1
-            elif item.scores is not None and item.scores[i] is None:
-                reasons["no score"] = reasons.get("no score", 0) + 1
     return dict(sorted(reasons.items(), key=lambda entry: -entry[1]))
 
 
-def _scores(prompt: Prompt, texts: list[str], score: Score) -> tuple[list[float | None], str]:
+def _scores(prompt: Prompt, texts: list[str], score: Score) -> list[tuple[float | None, str]]:
+    """(score, "") per text, or (None, why not)."""
     try:
         values = list(score(prompt, texts))
-    except Exception as fault:  # as above
-        return [None] * len(texts), f"scorer raised {type(fault).__name__}: {fault}"[:500]
+    except (Exception, SystemExit) as fault:  # as above
+        return [(None, _raised("scorer", fault))] * len(texts)
     if len(values) != len(texts):
-        return [None] * len(texts), f"scorer returned {len(values)} scores for {len(texts)} responses"
-    return [_number(value) for value in values], ""
+        return [(None, f"scorer returned {len(values)} scores for {len(texts)} responses")] * len(texts)
+    numbers = [None if value is None else _number(value) for value in values]
+    return [
+        (number, "" if number is not None else _no_number("scorer", value))
+        for number, value in zip(numbers, values, strict=True)
+    ]
 
 
 def _number(value: Any) -> float | None:
+    """A finite float, or None. Texts are no numbers, even where they look like one."""
+    if isinstance(value, str | bytes | bytearray):
+        return None
     try:
         number = float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # a user's type may raise anything
         return None
     return number if math.isfinite(number) else None
+
+
+def _raised(who: str, fault: BaseException) -> str:
+    return f"{who} raised {type(fault).__name__}: {fault}"[:_LONGEST_REASON]
+
+
+def _no_number(who: str, value: Any) -> str:
+    try:
+        shown = repr(value)
+    except Exception:  # as above
+        shown = f"a {type(value).__name__}"
+    return f"{who} returned {shown}, not a finite number"[:_LONGEST_REASON]

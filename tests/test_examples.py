@@ -1,0 +1,72 @@
+"""The examples run as their docstrings say, on the model in the package."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from bontune import cli
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TINY = ["--steps", "2", "--prompts-per-step", "4", "--group-size", "8", "--sampling.max-new-tokens", "6"]
+
+
+@pytest.fixture(autouse=True)
+def _in_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def run(*arguments: object) -> None:
+    with pytest.raises(SystemExit) as done:
+        cli.main([str(argument) for argument in arguments])
+    assert done.value.code == 0
+
+
+def test_own_task_is_a_task_with_a_verifier_that_holds() -> None:
+    from bontune.tasks import Task, load_task
+
+    task = load_task("own_task:Addition")
+    assert isinstance(task, Task)
+    splits = {split: {prompt.id for prompt in task.prompts(split)} for split in ("train", "tune", "test")}
+    assert len(set.union(*splits.values())) == sum(map(len, splits.values())) == 49 * 49
+    assert task.prompts("train", 5, 1) == task.prompts("train", 9, 1)[:5] != task.prompts("train", 5, 2)
+    for prompt in task.prompts("test", 20):
+        assert all(task.verify(prompt, text).reward == 1 for text in task.references(prompt))
+        assert all(task.verify(prompt, text).reward == 0 for text in task.decoys(prompt))
+    with pytest.raises(ValueError, match="split must be one of"):
+        task.prompts("rest")
+
+
+@pytest.mark.parametrize(
+    ("source", "prompts"),
+    [
+        (["--task", "own_task:Addition"], 6),
+        (
+            [
+                "--task",
+                "questions.jsonl",
+                "--verifier",
+                "own_verifier:verify",
+                "--scorer",
+                "own_verifier:score",
+            ],
+            6,
+        ),
+    ],
+)
+@pytest.mark.slow
+def test_examples_sample_and_train(source: list[str], prompts: int, tmp_path: Path) -> None:
+    run("sample", *source, "--prompts", prompts, "--group-size", 4, "--output", tmp_path / "sample")
+    lines = [json.loads(line) for line in (tmp_path / "sample/samples.jsonl").read_text().splitlines()]
+    assert len(lines) == prompts * 4
+    assert all(line["reward"] is not None for line in lines)
+    assert all(("score" in line) == ("--scorer" in source) for line in lines)
+    run("train", *source, "--objective", "BestOfN(budget=4)", *TINY, "--output", tmp_path / "train")
+    rows = [json.loads(line) for line in (tmp_path / "train/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1]
+    assert all(row["undecided_share"] == 0 for row in rows)
+    assert (tmp_path / "train/model/config.json").exists()
