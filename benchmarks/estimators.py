@@ -23,6 +23,7 @@ from bontune import BestOfN, PassAtK, Scored
 from bontune.strategies import BASELINES, Baseline
 
 BEGIN, END = "<!-- estimators:begin -->", "<!-- estimators:end -->"
+REWARD_SELECTS = 0  # levels of a group whose binary reward is its score
 LIMIT = 12  # times torch.sort, for one group of 1,024 with N = 512
 
 
@@ -90,6 +91,8 @@ def a_group(prompts: int, size: int, levels: int | None) -> Scored:
     generator = torch.Generator().manual_seed(0)
     scores = torch.rand(prompts, size, dtype=torch.float64, generator=generator)
     rewards = (torch.rand(prompts, size, generator=generator) < scores).double()
+    if levels == REWARD_SELECTS:
+        return Scored(rewards)
     return Scored(rewards, scores if levels is None else (levels * scores).floor())
 
 
@@ -97,7 +100,7 @@ def cost_table(
     prompts: int, size: int, budget: int, levels: int | None = None, loops: bool = False
 ) -> list[list[str]]:
     group, strategy = a_group(prompts, size, levels), BestOfN(budget)
-    ties = "no ties" if levels is None else f"{levels} scores"
+    ties = {None: "no ties", REWARD_SELECTS: "binary reward selects"}.get(levels, f"{levels} scores")
     calls: dict[str, Callable[[], object]] = {
         "`torch.sort`": lambda: torch.sort(group.scores),
         "value": lambda: strategy.value(group),
@@ -249,7 +252,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 def section() -> str:
     cost = cost_table(1, 1024, 512, loops=True)
-    tied = cost_table(1, 1024, 512, levels=2) + cost_table(1, 1024, 512, levels=32)
+    tied = (
+        cost_table(1, 1024, 512, levels=REWARD_SELECTS)
+        + cost_table(1, 1024, 512, levels=2)
+        + cost_table(1, 1024, 512, levels=32)
+    )
     worst = max(float(row[3].replace(",", "")) for row in cost + tied if "loop" not in row[1])
     more = tied + cost_table(64, 128, 32) + cost_table(64, 128, 32, levels=2) + cost_table(1, 4096, 1024)
     verdict = "within" if worst <= LIMIT else "BEYOND"

@@ -44,13 +44,15 @@ class BestOfN(Strategy):
         group = self._view(group)
         if log_ratios is not None:
             return _off_policy_value(group, self.budget, check_log_ratios(group, log_ratios))
-        return _value(_rank(group), self.budget)
+        return _binary_value(group, self.budget) if _is_binary(group) else _value(_rank(group), self.budget)
 
     def values(self, group: Scored, budgets: Sequence[int]) -> Tensor:
         """[P, len(budgets)]: the value for each N of `budgets`, from one sort."""
         for budget in budgets:
             check_budget(budget, group)
         group = self._view(group)
+        if _is_binary(group):
+            return torch.stack([_binary_value(group, n) for n in budgets], dim=-1)
         ranked = _rank(group)
         return torch.stack([_value(ranked, n) for n in budgets], dim=-1)
 
@@ -62,14 +64,16 @@ class BestOfN(Strategy):
         if log_ratios is not None:
             return Strategy.weights(self, group, baseline, check_log_ratios(group, log_ratios))
         check_baseline(self.budget, group, baseline)
+        needed = self.budget + (baseline == "centred")
+        if _is_binary(group):
+            return finish(_binary_weights(group, self.budget, baseline), group, needed)
         ranked = _rank(group)
-        needed = self.budget
         if baseline == "marginal":
             weights = _marginal(ranked, self.budget)
         else:
             weights = _subset_sums(ranked, self.budget)
         if baseline == "centred":
-            weights, needed = _centre(weights, ranked, self.budget), self.budget + 1
+            weights = _centre(weights, ranked, self.budget)
         unsorted = torch.empty_like(weights).scatter_(-1, ranked.order, weights)
         return finish(unsorted, group, needed)
 
@@ -112,6 +116,45 @@ class PassAtK(MaxAtK):
             wrong = group.rewards[(group.rewards != 0) & (group.rewards != 1)][0].item()
             raise ValueError(f"rewards must be 0 or 1 for PassAtK, got {wrong}; MaxAtK takes real rewards")
         return group.scored_by_reward()
+
+
+def _is_binary(group: Scored) -> bool:
+    """Whether the reward selects and is 0 or 1: then two counts say all, and nothing need be sorted."""
+    return group.scores is group.rewards and group.binary
+
+
+def _binary_counts(group: Scored) -> tuple[Tensor, Tensor]:
+    """(decided responses M, wrong ones among them), int64 [P, 1]."""
+    counts = group.counts.unsqueeze(-1)
+    return counts, counts - group.rewards.sum(-1, keepdim=True).long()
+
+
+def _log_q(group: Scored, budget: int, counts: Tensor, index: Tensor) -> Tensor:
+    """log C(index, N)/C(counts, N), elementwise; NaN where counts < N."""
+    table = log_binomial_ratios(group.group_size, budget, counts.device)
+    return table[index] - table[counts]
+
+
+def _binary_value(group: Scored, budget: int) -> Tensor:
+    """[P]: 1 - C(wrong, N)/C(M, N) (pass@k, arXiv:2107.03374, eq. 1)."""
+    counts, wrong = _binary_counts(group)
+    return -torch.expm1(_log_q(group, budget, counts, wrong)).squeeze(-1)
+
+
+def _binary_weights(group: Scored, budget: int, baseline: Baseline) -> Tensor:
+    """[P, M]: the closed forms of the general case for r = R in {0, 1}; one number for right, one for wrong."""
+    counts, wrong = _binary_counts(group)
+    if baseline == "marginal":
+        failing = _log_q(group, budget - 1, counts, wrong).exp()
+        return group.rewards * (failing * budget / (counts - budget + 1).clamp(min=1).double())
+    share = budget / counts.double()
+    failing = _log_q(group, budget, counts, wrong).exp()
+    per_wrong = failing * budget / wrong.clamp(min=1).double()  # C(wrong - 1, N - 1)/C(M, N)
+    if baseline == "none":
+        return torch.where(group.rewards == 1, share, share - per_wrong)
+    on_right = failing * share / (1 - share)
+    on_wrong = -per_wrong * (1 - wrong / counts.double()) / (1 - share)
+    return torch.where(group.rewards == 1, on_right, on_wrong)
 
 
 class _Ranked(NamedTuple):
