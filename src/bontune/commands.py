@@ -255,7 +255,8 @@ def check_objective(objective: Any, config: TrainConfig) -> None:
     """
     rewards = torch.zeros(1, config.group_size, dtype=torch.float64)
     rewards[0, 0] = 1
-    group, off_policy = Scored(rewards), config.updates_per_rollout > 1 and config.off_policy == "exact"
+    group = Scored(rewards, answers=torch.arange(config.group_size).unsqueeze(0) % 2)
+    off_policy = config.updates_per_rollout > 1 and config.off_policy == "exact"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def build_objective(spec: str) -> Any:
 def build_strategy(spec: str) -> Strategy:
     """The strategy of a spec; raises ValueError as `build_objective`."""
     built = _build(spec, "strategy", STRATEGIES)
-    if callable(built) and not isinstance(built, Strategy):  # a function that makes one
+    if inspect.isroutine(built):  # a function that makes one
         built = _call(built, "strategy")
     if not isinstance(built, Strategy):
         raise ValueError(f"strategy: {spec!r} is no bontune Strategy but a {type(built).__name__}")

@@ -1,0 +1,529 @@
+"""The command line: its surface, its exit status, what it says of wrong input, and whole runs on the packaged model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bontune import cli
+
+SOURCE = {"--task": "countdown", "--verifier": None, "--scorer": None}
+SAMPLING = {
+    "--sampling.temperature": 1.0,
+    "--sampling.top-p": 1.0,
+    "--sampling.top-k": 0,
+    "--sampling.max-new-tokens": 32,
+    "--sampling.stop": (),
+}
+# Every option and its default. A change here is a change of what users type.
+SURFACE: dict[str, dict[str, Any]] = {
+    "demo": {"--output": "runs/demo", "--seed": 0, "--steps": 48, "--prompts": 400, "--responses": 128},
+    "sample": {
+        "--model": "countdown-base",
+        **SOURCE,
+        "--split": "test",
+        "--prompts": 400,
+        "--group-size": 64,
+        **SAMPLING,
+        "--seed": 0,
+        "--output": "runs/sample",
+    },
+    "train": {
+        "--model": "countdown-base",
+        **SOURCE,
+        "--objective": "LogPassAtN(budget=32)",
+        "--steps": 48,
+        "--prompts-per-step": 64,
+        "--group-size": 64,
+        "--learning-rate": 1e-4,
+        "--schedule": "constant",
+        "--warmup-steps": 0,
+        "--optimizer": "AdamW",
+        "--weight-decay": 0.0,
+        "--max-grad-norm": 1.0,
+        "--updates-per-rollout": 1,
+        "--off-policy": "exact",
+        "--ratio-clip": 0.5,
+        "--kl.start": 0.0,
+        "--kl.end": 0.0,
+        "--kl.responses": 1,
+        **SAMPLING,
+        "--seed": 0,
+        "--tokens-per-batch": 16_384,
+        "--rows-per-batch": 4096,
+        "--report-budgets": (1, 8, 32),
+        "--output": "runs/train",
+    },
+    "evaluate": {
+        "--samples": (),
+        "--model": (),
+        **SOURCE,
+        "--split": "test",
+        "--prompts": 400,
+        "--group-size": 64,
+        **SAMPLING,
+        "--samples-temperature": None,
+        "--strategy": None,
+        "--votes": True,
+        "--seed": 0,
+        "--output": "runs/evaluate",
+    },
+    "report": {"--output": None, "--seed": 0},
+}
+POSITIONAL = {"report": ["some-run"]}
+
+TINY = ["--steps", "2", "--prompts-per-step", "4", "--group-size", "8", "--sampling.max-new-tokens", "8"]
+FEW = ["--prompts", "4", "--group-size", "4", "--sampling.max-new-tokens", "8"]
+
+Run = Callable[..., "Done"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    status: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command in this process, in an empty folder. Whatever it does, the user sees no stack trace."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delenv("BONTUNE_TRACEBACK", raising=False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = set(sys.modules)
+
+    def call(*arguments: object, status: int = 0) -> Done:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        done = Done(left.value.code if isinstance(left.value.code, int) else 0, said.out, said.err)
+        assert done.status == status, f"{done.status}: {done.err}"
+        assert "Traceback" not in said.err + said.out
+        return done
+
+    yield call  # pyright: ignore[reportReturnType]
+    for name in set(sys.modules) - before:  # the user's modules of this test
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def flat(options: Any, prefix: str = "") -> dict[str, Any]:
+    """{--option: value} of a parsed command. Source and config are no prefix of their options."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= flat(value, prefix if field.name in ("source", "config") else f"{prefix}{field.name}.")
+        else:
+            found["--" + (prefix + field.name).replace("_", "-")] = (
+                str(value) if isinstance(value, Path) else value
+            )
+    return found
+
+
+# The surface
+
+
+def test_commands_options_and_defaults_are_these() -> None:
+    assert set(cli.COMMANDS) == set(SURFACE)
+    for name, options in SURFACE.items():
+        found = flat(cli.parse([name, *POSITIONAL.get(name, [])]))
+        found.pop("--run", None)
+        assert found == options, name
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_help_names_every_option(name: str, run: Run) -> None:
+    said = run(name, "--help").out
+    shown = set(re.findall(r"(?m)^[│|]? +(?:-h, )?(--[a-z][\w.-]*)", said))
+    assert shown == {*SURFACE[name], "--help"}
+    assert ("--no-votes" in said) == (name == "evaluate")
+    assert "__tyro" not in said
+
+
+def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
+    said = run("--help").out
+    assert all(re.search(rf"\b{name}\b", said) for name in SURFACE)
+    assert len(said.splitlines()) < 30
+    assert "bontune sample --model" not in said
+    assert "bontune sample --model" in run("sample", "--help").out
+    names = run("train", "--help").out
+    assert all(name in names for name in ("BestOfN", "PassAtK", "BoNRLBP", "GRPO", "MaxRL"))
+
+
+# Wrong usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("", "subcommand"),
+        ("smaple", "demo, sample, train, evaluate, report"),
+        ("sample --promts 3", "--prompts"),
+        ("sample extra", "extra"),
+        ("sample --prompts many", "--prompts"),
+        ("sample --prompts", "--prompts"),
+        ("sample --split rest", "--split"),
+        ("sample --prompts 0", "--prompts must be at least 1, got 0"),
+        ("sample --group-size 0", "group_size must be at least 1, got 0"),
+        ("sample --group-size -3", "group_size must be at least 1, got -3"),
+        ("sample --sampling.temperature 0", "temperature must be a finite number above 0, got 0.0"),
+        ("sample --sampling.top-p 2", "top_p must be in (0, 1], got 2.0"),
+        ("sample --sampling.max-new-tokens 500", "exceeds the model's context"),
+        ("sample --task missing.jsonl", "no file 'missing.jsonl'"),
+        ("sample --task empty.jsonl", "empty.jsonl is empty"),
+        ("sample --task torn.jsonl", "torn.jsonl, line 2: not JSON"),
+        ("sample --task nonsense", "task must be one of countdown"),
+        ("sample --task no_module:x", "no_module"),
+        ("sample --verifier no_module:x", "--verifier: no module 'no_module'"),
+        ("sample --verifier verify", "--verifier must be given as module:attribute, got 'verify'"),
+        ("sample --scorer json:__name__", "--scorer: 'json:__name__' is no function but a str"),
+        ("sample --model ./missing", "model folder './missing' does not exist"),
+        ("sample --model ./bare", "model folder './bare' has no config.json"),
+        ("sample --model ./untokenized", "no tokenizer could be loaded"),
+        ("sample --output a-file", "a-file is a file"),
+        ("train --steps 0", "steps must be at least 1, got 0"),
+        ("train --prompts-per-step -1", "prompts_per_step must be at least 1, got -1"),
+        ("train --learning-rate 0", "learning_rate must be above 0"),
+        ("train --learning-rate -1e-4", "learning_rate must be above 0"),
+        ("train --learning-rate nan", "learning_rate must be above 0"),
+        ("train --off-policy maybe", "off_policy must be 'exact' or 'clipped'"),
+        ("train --kl.start -1", "kl start and end must not be negative"),
+        ("train --sampling.top-k -1", "top_k must be 0 (off) or positive, got -1"),
+        ("train --optimizer Adm", "optimizer must name a class of torch.optim, got 'Adm'"),
+        ("train --schedule wavy", "wavy"),
+        ("train --objective BestOfM(4)", "did you mean BestOfN?"),
+        ("train --objective BestOfN(budget=4", "cannot read 'BestOfN(budget=4'"),
+        ("train --objective BestOfN(budget=65)", "budget 65 exceeds the group size 64"),
+        ("train --objective StrategyObjective(BestOfN(64),baseline='centred')", "needs a group larger"),
+        ("train --objective StrategyObjective(4)", "--objective StrategyObjective(strategy=4"),
+        ("train --objective json:loads", "--objective"),
+        ("train --objective GRPO --updates-per-rollout 2", "--off-policy clipped"),
+        ("train --task few.jsonl --prompts-per-step 5", "prompts_per_step is 5, but task 'few' has only 3"),
+        ("train --output finished", "finished holds a training run already"),
+        ("evaluate", "give --samples FILE or --model MODEL"),
+        ("evaluate --samples missing.jsonl", "missing.jsonl: cannot be read"),
+        ("evaluate --samples torn.jsonl", "torn.jsonl, line 1: key 'prompt_id'"),
+        ("evaluate --samples bad.jsonl", "bad.jsonl, line 2: key 'reward'"),
+        ("evaluate --samples good.jsonl --samples good.jsonl", "two policies are named 'good'"),
+        ("evaluate --samples a=good.jsonl --model a=countdown-base", "both name a policy 'a'"),
+        ("evaluate --samples =good.jsonl", "must be VALUE or NAME=VALUE"),
+        ("evaluate --samples good.jsonl --strategy RLOO", "no bontune Strategy"),
+        ("evaluate --samples good.jsonl --strategy BestOfN(3)", "budget 3 exceeds the 2 decided responses"),
+        ("evaluate --samples good.jsonl --samples-temperature 2", "holds no sample of temperature 2"),
+        ("evaluate --samples good.jsonl --samples other.jsonl", "share no prompt_id"),
+        ("evaluate --samples undecided.jsonl", "none of its 2 responses could be decided"),
+        ("evaluate --samples good.jsonl --output finished", "finished holds a run of `bontune train`"),
+        ("report", "run"),
+        ("report missing", "neither results.json"),
+        ("report bare", "neither results.json"),
+        ("demo --steps 0", "--steps must be at least 1, got 0"),
+        ("demo --prompts 0", "--prompts must be at least 1, got 0"),
+        ("demo --responses -4", "--responses must be at least 1, got -4"),
+    ],
+)
+def test_wrong_usage_says_so_in_a_line_or_two(arguments: str, said: str, run: Run) -> None:
+    for name, text in {
+        "empty.jsonl": "",
+        "torn.jsonl": '{"prompt": "1 + 1 =", "answer": "2"}\n{"prompt"\n',
+        "few.jsonl": "".join(
+            f'{{"prompt": "{i} + 1 =", "answer": "{i + 1}", "split": "train"}}\n' for i in range(1, 4)
+        ),
+        "good.jsonl": '{"prompt_id": "a", "response": "x", "reward": 1}\n' * 2,
+        "other.jsonl": '{"prompt_id": "b", "response": "x", "reward": 1}\n',
+        "undecided.jsonl": '{"prompt_id": "a", "response": "x", "reward": null}\n' * 2,
+        "bad.jsonl": '{"prompt_id": "a", "response": "x", "reward": 1}\n{"prompt_id": "a", "response": "x"}\n',
+        "a-file": "",
+        "finished/metrics.jsonl": '{"step": 0}\n',
+        "finished/config.json": '{"command": "train"}\n',
+        "untokenized/config.json": '{"model_type": "llama"}\n',
+        "bare/nothing.txt": "",
+    }.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    kept = {path: path.read_bytes() for path in Path("finished").iterdir()}
+    done = run(*arguments.split(), status=2)
+    plain = " ".join(re.sub(r"[│╭╮╰╯─|]", " ", done.err).split())  # boxes wrap
+    assert said in plain
+    assert done.out == ""
+    assert "BONTUNE_TRACEBACK" not in done.err
+    assert {path: path.read_bytes() for path in Path("finished").iterdir()} == kept
+
+
+def test_a_trace_is_there_for_who_asks(run: Run, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setenv("BONTUNE_TRACEBACK", "1")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["evaluate"])
+    assert left.value.code == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "said"),
+    [
+        (OSError("disk full"), 1, "bontune: error: OSError: disk full"),
+        (RuntimeError("out of memory"), 1, "bontune: error: RuntimeError: out of memory"),
+        (ValueError("x must be 1"), 2, "bontune: error: x must be 1"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on"),
+    ],
+)
+def test_exit_status(
+    fault: BaseException, status: int, said: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(command: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("bontune.commands.run", broken)
+    done = run("sample", status=status)
+    assert done.err.strip().splitlines()[0] == said
+    assert ("BONTUNE_TRACEBACK=1" in done.err) == (status == 1)
+
+
+# Whole runs
+
+
+@pytest.fixture
+def mine(run: Run) -> None:
+    """A task, verifiers, scorers and a strategy of the user's, in the current folder."""
+    lines = [
+        {"prompt": f"{a} + {b} =", "answer": str(a + b), "split": "train" if (a + b) % 3 else "test"}
+        for a in range(1, 7)
+        for b in range(1, 7)
+    ]
+    Path("sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    Path("mine_for_cli.py").write_text(
+        "import torch\n"
+        "from bontune import PassAtK\n"
+        "from bontune.records import Verdict\n"
+        "def digits(prompt, text): return Verdict(reward=len(text) % 2, answer=text)\n"
+        "def flaky(prompt, text):\n"
+        "    if len(text) % 3 == 0: raise OSError('no answer')\n"
+        "    return float('nan') if len(text) % 3 == 1 else 1\n"
+        "def never(prompt, text): raise OSError('down')\n"
+        "def length(prompt, texts): return [len(text) for text in texts]\n"
+        "def short(prompt, texts): return [1.0]\n"
+        "class Twice(PassAtK):\n"
+        "    def __init__(self, budget=2): super().__init__(budget)\n"
+        "def ones(group, log_ratios=None): return torch.ones_like(group.rewards)\n"
+    )
+
+
+def rows_of(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def results_of(folder: str) -> dict[str, Any]:
+    return json.loads(Path(folder, "results.json").read_text())
+
+
+def by_prompt(path: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for row in rows_of(path):
+        found.setdefault(row["prompt_id"], []).append(row["response"])
+    return found
+
+
+def test_sample_again_top_up_mend_and_refuse(run: Run) -> None:
+    done = run("sample", *FEW, "--output", "s")
+    path = Path("s/samples.jsonl")
+    assert "samples: s/samples.jsonl " in done.err
+    assert json.loads(Path("s/config.json").read_text())["command"] == "sample"
+    first, before = path.read_bytes(), by_prompt("s/samples.jsonl")
+    assert [len(group) for group in before.values()] == [4] * 4
+    stamp = path.stat().st_mtime_ns
+    run("sample", *FEW, "--output", "s")
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, stamp)
+    run("sample", *FEW, "--group-size", 6, "--output", "s")
+    assert path.read_bytes().startswith(first)
+    after = by_prompt("s/samples.jsonl")
+    assert {name: group[:4] for name, group in after.items()} == before
+    assert [len(group) for group in after.values()] == [6] * 4
+    path.write_bytes(path.read_bytes()[:-30])
+    run("sample", *FEW, "--group-size", 6, "--output", "s")
+    assert by_prompt("s/samples.jsonl") == after
+    held, config = path.read_bytes(), Path("s/config.json").read_bytes()
+    refused = run("sample", *FEW, "--seed", 1, "--output", "s", status=2)
+    assert "was drawn with seed 0 (now 1)" in refused.err
+    assert (path.read_bytes(), Path("s/config.json").read_bytes()) == (held, config)
+
+
+def test_train_on_a_users_task_and_verifier(run: Run, mine: None) -> None:
+    source = ["--task", "sums.jsonl", "--verifier", "mine_for_cli:digits"]
+    done = run("train", *source, *TINY, "--objective", "BestOfN(budget=4)", "--output", "t")
+    rows = rows_of("t/metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1]
+    assert "step 0  reward " in done.err
+    config = json.loads(Path("t/config.json").read_text())
+    assert config["objective"].startswith("StrategyObjective(strategy=BestOfN(budget=4)")
+    assert config["source"] == {"task": "sums.jsonl", "verifier": "mine_for_cli:digits", "scorer": None}
+    assert Path("t/report.html").exists()
+    assert "--model tuned=t/model --task sums.jsonl --verifier mine_for_cli:digits" in done.err
+    again = run("train", *source, *TINY, "--objective", "BestOfN(budget=4)", "--output", "t", status=2)
+    assert "t holds a training run already" in again.err
+    tuned = run(
+        *("evaluate", "--model", "base=countdown-base", "--model", "tuned=t/model", *source, *FEW),
+        *("--scorer", "mine_for_cli:length", "--strategy", "mine_for_cli:Twice", "--output", "e"),
+    )
+    results = results_of("e")
+    assert list(results["policies"]) == ["base", "tuned"]
+    assert set(results["differences"]) == {"tuned"}
+    assert set(results["differences"]["tuned"]["4"]) == {"value", "low", "high"}
+    assert {"pass_at", "best_of", "vote", "strategy"} <= set(results["policies"]["tuned"])
+    assert re.search(r"Twice\(.*\) on tuned: \d\.\d{3} \[", tuned.out)
+    assert "drawing from tuned" in tuned.err
+    assert "measuring votes of N of tuned (--no-votes leaves them out)" in tuned.err
+    assert {path.name for path in Path("e/samples").glob("*.jsonl")} == {"base.jsonl", "tuned.jsonl"}
+
+
+@pytest.mark.parametrize("objective", ["mine_for_cli:ones", "SFT", "GRPO", "MajorityVote(budget=3)"])
+def test_train_on_other_kinds_of_objectives(objective: str, run: Run, mine: None) -> None:
+    more = ["--updates-per-rollout", "2", "--off-policy", "clipped", "--kl.start", "1", "--kl.end", "0.1"]
+    run("train", "--task", "sums.jsonl", *TINY, *more, "--objective", objective, "--output", "t")
+    assert len(rows_of("t/metrics.jsonl")) == 2
+
+
+def test_evaluate_one_file_and_two(run: Run) -> None:
+    run("sample", *FEW, "--output", "a")
+    run("sample", *FEW, "--sampling.temperature", 1.5, "--output", "b")
+    done = run("evaluate", "--samples", "a/samples.jsonl", "--output", "one", "--no-votes")
+    assert list(results_of("one")["policies"]) == ["samples"]
+    assert "vote" not in results_of("one")["policies"]["samples"]
+    assert results_of("one")["differences"] == {}
+    assert "pass@4" in done.out
+    assert "report: one/report.html" in done.out
+    done = run(
+        "evaluate", "--samples", "cold=a/samples.jsonl", "--samples", "hot=b/samples.jsonl", "--output", "two"
+    )
+    results = results_of("two")
+    assert list(results["policies"]) == ["cold", "hot"]
+    assert set(results["differences"]["hot"]) == {"1", "2", "3", "4"}
+    assert "@4 vs cold" in done.out
+    assert {"config.json", "examples.json", "report.html"} <= {path.name for path in Path("two").iterdir()}
+    Path("two/report.html").unlink()
+    assert "report: two/report.html" in run("report", "two").err
+    run("report", "two", "--output", "elsewhere")
+    assert Path("elsewhere/report.html").read_bytes() == Path("two/report.html").read_bytes()
+
+
+def test_evaluating_fewer_responses_than_were_drawn_measures_those(run: Run) -> None:
+    """Else policies drawn at different times would be measured on groups of different sizes."""
+    model = ["--model", "base=countdown-base"]
+    run("evaluate", *model, *FEW, "--no-votes", "--output", "e")
+    run("evaluate", *model, *FEW, "--group-size", 2, "--prompts", 3, "--no-votes", "--output", "e")
+    assert (results_of("e")["prompts"], results_of("e")["responses_per_prompt"]) == (3, 2)
+
+
+def test_a_verifier_that_fails_at_times(run: Run, mine: None) -> None:
+    source = ["--verifier", "mine_for_cli:flaky"]
+    done = run("sample", *FEW, "--group-size", 8, *source, "--output", "s")
+    undecided = [row for row in rows_of("s/samples.jsonl") if row["reward"] is None]
+    counted = [int(count) for count in re.findall(r"bontune: (\d+) responses undecided: ", done.err)]
+    assert 0 < len(undecided) == sum(counted) < 32
+    assert "verifier raised OSError: no answer" in done.err
+    assert "verifier returned nan, not a finite number" in done.err
+    done = run("evaluate", "--samples", "s/samples.jsonl", "--output", "e")
+    assert results_of("e")["policies"]["samples"]["undecided"] == len(undecided)
+    done = run("train", *TINY, *source, "--output", "t")
+    assert all(0 < row["undecided_share"] < 1 for row in rows_of("t/metrics.jsonl"))
+    assert "responses undecided: verifier raised OSError: no answer" in done.err
+
+
+def test_a_verifier_that_always_fails(run: Run, mine: None) -> None:
+    source = ["--verifier", "mine_for_cli:never"]
+    done = run("sample", *FEW, *source, "--output", "s")
+    assert "bontune: 16 responses undecided: verifier raised OSError: down" in done.err
+    done = run("evaluate", "--model", "base=countdown-base", *FEW, *source, "--output", "e", status=2)
+    assert "policy 'base': none of its 16 responses could be decided" in done.err
+    assert "bontune: 16 responses undecided: verifier raised OSError: down" in done.err
+    done = run("train", *TINY, *source, "--output", "t", status=1)
+    assert "no response of the first step could be decided" in done.err
+    assert "verifier raised OSError: down" in done.err
+    run("train", *TINY, "--output", "t")  # nothing was trained, so the folder is free
+
+
+def test_a_scorer_that_fails(run: Run, mine: None) -> None:
+    done = run("sample", *FEW, "--scorer", "mine_for_cli:short", "--output", "s")
+    rows = rows_of("s/samples.jsonl")
+    assert "scorer returned 1 scores for" in done.err
+    assert all(row["reward"] is not None for row in rows)
+    assert any(row["score"] is None for row in rows)
+
+
+@pytest.mark.slow
+def test_demo_in_small(run: Run) -> None:
+    done = run("demo", "--steps", 1, "--prompts", 6, "--responses", 4, "--output", "d")
+    results = results_of("d")
+    assert list(results["policies"]) == ["base", "rl", "bon"]
+    assert all({"1", "4"} <= set(item["pass_at"]) for item in results["policies"].values())
+    assert set(results["differences"]) == {"rl", "bon"}
+    assert set(results["differences"]["bon"]["4"]) == {"value", "low", "high"}
+    assert (results["prompts"], results["responses_per_prompt"]) == (6, 4)
+    assert results["cpu_seconds"] > 0
+    files = {path.name for path in Path("d").iterdir()}
+    assert {"config.json", "results.json", "report.html", "examples.json"} <= files
+    assert Path("d/train-bon/metrics.jsonl").exists()
+    assert "report: d/report.html" in done.out
+
+
+# As a process
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "bontune.cli", *map(str, arguments)]
+
+
+def test_a_closed_pipe_is_no_fault_to_report() -> None:
+    with subprocess.Popen(
+        command("train", "--help"), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # as `head` does
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_interrupted_and_run_again(tmp_path: Path) -> None:
+    """A real process, a real Ctrl-C in the middle of drawing, and the same command again."""
+    arguments = ["sample", "--prompts", 8, "--group-size", 4, "--output", tmp_path]
+    (tmp_path / "waits.py").write_text(
+        "import time\nfrom pathlib import Path\nfrom bontune.tasks import Countdown\n"
+        "def verify(prompt, text):\n"
+        "    if Path('samples.jsonl').exists() and not Path('go').exists(): time.sleep(60)\n"
+        "    return Countdown().verify(prompt, text)\n"
+    )
+    line = command(*arguments, "--verifier", "waits:verify")
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        path = tmp_path / "samples.jsonl"
+        until = time.monotonic() + 60
+        while not path.exists() and time.monotonic() < until and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert "interrupted; run the same command again to go on" in said
+    assert "Traceback" not in said
+    half = path.read_bytes()
+    assert 0 < len(half.splitlines()) < 32
+    (tmp_path / "go").touch()
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert path.read_bytes().startswith(half)
+    assert len(path.read_text().splitlines()) == 32
