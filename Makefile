@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test unit lint base bench clean
+.PHONY: setup demo test unit lint base base-seeds bench clean
 
 setup: .venv/installed
 
@@ -31,6 +31,11 @@ lint: setup
 # Trains the embedded base model from scratch (minutes on two cores) and writes it into the package.
 base: setup
 	$(BIN)/python scripts/train_base.py
+
+# Two more base models, for repeats of the demo.
+base-seeds: setup
+	$(BIN)/python scripts/train_base.py --seed 1 --output runs/bases/seed-1
+	$(BIN)/python scripts/train_base.py --seed 2 --output runs/bases/seed-2
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py

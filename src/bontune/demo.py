@@ -29,18 +29,26 @@ Stage = Callable[[str, int], Callable[[int], None]]
 
 
 def demo(
-    output: Path, *, seed: int = 0, steps: int = 48, prompts: int = 400, responses: int = 128, stage: Stage
+    output: Path,
+    *,
+    seed: int = 0,
+    steps: int = 48,
+    prompts: int = 400,
+    responses: int = 128,
+    stage: Stage,
+    model: str = "countdown-base",
 ) -> dict[str, Any]:
     """Train, measure, report; returns what `results.json` holds. Policies: base, rl and bon.
 
-    Both training runs draw the same number of responses, at the same learning rate.
+    model: the base, a Countdown model as scripts/train_base.py makes. Both
+    training runs draw the same number of responses, at the same learning rate.
     """
     started = time.process_time()
     task = Countdown()
     fresh = task.prompts("test", prompts, seed)
-    found = {"base": _measure("base", load_policy("countdown-base"), fresh, responses, seed, output, stage)}
+    found = {"base": _measure("base", load_policy(model), fresh, responses, seed, output, stage)}
     for name, objective in OBJECTIVES.items():
-        policy = load_policy("countdown-base")
+        policy = load_policy(model)
         advance = stage(f"fine-tuning {_TITLES[name]}", steps)
         folder = output / f"train-{name}"
         (folder / "metrics.jsonl").unlink(missing_ok=True)
