@@ -252,7 +252,7 @@ def test_responses_follow_the_exact_distribution(variant: int, length: int) -> N
     """The right distribution is not rejected, at a level a right sampler fails once in ten thousand seeds; a slightly
     wrong temperature and a slightly wrong truncation are, beyond doubt."""
     sampling = Sampling(max_new_tokens=length, **VARIANTS[variant])
-    model, prompt = tiny_model(words=4, initializer_range=0.2), Prompt(id="a", text="w0 w3 w1")
+    model, prompt = tiny_model(words=4, initializer_range=0.3), Prompt(id="a", text="w0 w3 w1")
     tokenizer = word_tokenizer(4)
     group = sample(model, [prompt], tokenizer, sampling=sampling, group_size=20_000, rows_per_batch=8192)[0]
     drawn, ids = responses(group), group.prompt_tokens
@@ -338,13 +338,13 @@ def test_stop_strings_end_a_response_and_are_cut_from_its_text() -> None:
 def test_the_earliest_stop_string_cuts_whatever_their_order(stop: tuple[str, ...]) -> None:
     """Where one stop string lies inside another, the text ends before the one that starts first."""
     groups = sample(tiny_model(), group_size=200, sampling=Sampling(max_new_tokens=6, stop=stop))
-    seen = 0
+    inside = 0
     for group in groups:
         for response, text in zip(responses(group), group.texts, strict=True):
-            if response[-2:] == (4, 5):  # w1 w2
-                assert text == TOKENIZER.decode(list(response[:-2])) + " " * (len(response) > 2)
-                seen += 1
-    assert seen > 5
+            whole = TOKENIZER.decode(list(response), skip_special_tokens=True)
+            assert text == whole[: min([whole.find(s) for s in stop if s in whole], default=None)]
+            inside += "w1 w2" in whole
+    assert inside > 5
 
 
 def test_stop_strings_do_without_an_end_token() -> None:
@@ -449,7 +449,7 @@ def test_a_missing_folder_beside_others_is_local(
 ) -> None:
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="runs/one.*does not exist"):
+    with pytest.raises(ValueError, match=r"runs/one.*does not exist"):
         load_policy("runs/one")
     assert not no_network
 
@@ -491,5 +491,5 @@ def test_a_name_that_is_neither_local_nor_reachable(
     no_network: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="someone/no-such-model.*neither a local folder nor.*hub"):
+    with pytest.raises(ValueError, match=r"someone/no-such-model.*neither a local folder nor.*hub"):
         load_policy("someone/no-such-model")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 PACKAGED = ("countdown-base",)
 
@@ -21,15 +21,39 @@ def load_policy(
     """
     where = _resolve(str(name))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where)
     except Exception as fault:  # transformers raises many kinds
+        if where == str(name) and not Path(where).exists():
+            raise ValueError(
+                f"model {str(name)!r} is neither a local folder nor to be had from the hub: {_first_line(fault)}"
+            ) from fault
+        raise ValueError(
+            f"model {str(name)!r}: its config.json cannot be read: {_first_line(fault)}"
+        ) from fault
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except Exception as fault:  # as above
         raise ValueError(
             f"model {str(name)!r}: no tokenizer could be loaded: {_first_line(fault)}"
         ) from fault
+    if type(config) not in AutoModelForCausalLM._model_mapping or not getattr(config, "is_decoder", True):  # pyright: ignore
+        raise ValueError(
+            f"model {str(name)!r} is not a causal language model but of type {config.model_type!r}, "
+            f"saved as {', '.join(config.architectures or ['nothing in particular'])}"
+        )
     try:
-        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto")
+        model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
+            where, config=config, dtype=dtype or "auto", output_loading_info=True
+        )
     except Exception as fault:  # as above
-        raise ValueError(f"model {str(name)!r}: not a causal language model: {_first_line(fault)}") from fault
+        raise ValueError(
+            f"model {str(name)!r}: the model could not be loaded: {_first_line(fault)}"
+        ) from fault
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"model {str(name)!r} lacks {len(missing)} of the weights of a causal language model, such as {missing[0]!r}"
+        )
     if dtype is None and device is None and model.dtype in (torch.float16, torch.bfloat16):
         model = model.float() if not torch.cuda.is_available() else model
     return model.to(torch.device(device or "cpu")).eval(), tokenizer  # pyright: ignore
@@ -38,13 +62,14 @@ def load_policy(
 def _resolve(name: str) -> str:
     if name in PACKAGED:
         return str(files("bontune") / "assets" / name)
-    path = Path(name)
-    looks_local = path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if not looks_local:
+    path = Path(name).expanduser()
+    begins_local = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+    if not (path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or begins_local):
         return name
-    path = path.expanduser()
-    if not path.is_dir():
+    if not path.exists():
         raise ValueError(f"model folder {name!r} does not exist")
+    if not path.is_dir():
+        raise ValueError(f"model {name!r} is not a folder")
     missing = [f for f in ("config.json",) if not (path / f).exists()]
     if missing:
         hint = (

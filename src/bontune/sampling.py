@@ -71,12 +71,14 @@ def uniforms(keys: Tensor, position: int) -> Tensor:
 def draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """int64 [B]: one token per row of log_probs [B, V], by inverse transform of uniform [B].
 
-    An impossible token is never drawn, also where rounding carries the target to the very end.
+    An impossible token is never drawn, also where rounding carries the target to the very end. Rows that hold NaN give
+    some token, so that the caller can tell by its log-probability.
     """
     cumulative = log_probs.double().exp().cumsum(-1)
     total = cumulative[:, -1:].contiguous()
     drawn = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * total, right=True)
-    return torch.minimum(drawn, torch.searchsorted(cumulative, total)).squeeze(-1)
+    last = torch.searchsorted(cumulative, total).clamp(max=log_probs.shape[-1] - 1)
+    return torch.minimum(drawn, last).squeeze(-1)
 
 
 def _wrap(value: int) -> int:

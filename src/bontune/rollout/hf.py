@@ -7,6 +7,7 @@ on how the work is split; only rounding in the last digit of the logits does.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,15 +42,22 @@ def sample_groups(
     first_index: number of the first response; drawing M' more with first_index = M tops a group up.
     rows_per_batch: responses decoded at once; a larger group is drawn in parts, with the same result.
     on_group: called with each group as soon as it is complete.
-    Raises ValueError where a prompt with its response does not fit the model, ids repeat, or there is no end token.
+    No prompts give no groups.
+    Raises ValueError where a prompt is empty or does not fit the model with its response, ids repeat, nothing could end
+    a response, or the model's logits are not finite.
     """
     if group_size < 1 or rows_per_batch < 1 or first_index < 0:
         raise ValueError(
             f"group_size and rows_per_batch must be at least 1 and first_index at least 0, got {group_size}, "
             f"{rows_per_batch} and {first_index}"
         )
-    if len({prompt.id for prompt in prompts}) < len(prompts):
-        raise ValueError("prompts must have unique ids: streams and pairing go by them")
+    repeated = [name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
+    if repeated:
+        raise ValueError(f"prompts must have unique ids, since streams go by them; {repeated[0]!r} repeats")
+    if isinstance(sampling.stop, str) or "" in sampling.stop:
+        raise ValueError(
+            f"sampling.stop must be a tuple of strings that are not empty, got {sampling.stop!r}"
+        )
     encoded = encode(model, tokenizer, prompts, sampling)
     ends = end_tokens(model, tokenizer)
     if not ends and not sampling.stop:
@@ -85,9 +93,14 @@ def encode(
     ends = end_tokens(model, tokenizer)
     encoded = []
     for prompt in prompts:
-        ids = list(tokenizer(prompt.text)["input_ids"])
-        while len(ids) > 1 and ids[-1] in ends:
+        whole = list(tokenizer(prompt.text)["input_ids"])
+        ids = list(whole)
+        while ids and ids[-1] in ends:
             ids.pop()
+        if (
+            prompt.text.strip() and not ids
+        ):  # the text is the end token, which also begins texts for some models
+            ids = whole[:1]
         if not ids:
             raise ValueError(f"prompt {prompt.id!r} has no tokens: {prompt.text!r}")
         if limit is not None and len(ids) + sampling.max_new_tokens > limit:
@@ -144,14 +157,15 @@ def _spans(first: int, count: int, most: int) -> Iterator[tuple[int, int]]:
 
 @contextmanager
 def _drawing(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients, as it was afterwards."""
-    training = model.training
+    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.inference_mode():
             yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
 
 
 def _decode(
@@ -192,6 +206,10 @@ def _decode(
             kept = ~done
             alive = alive[kept]
             decoder.advance(drawn, kept)
+    if not bool(log_probs.isfinite().all()):
+        raise ValueError(
+            "the model's logits are not finite: its parameters, or its precision, cannot be sampled from"
+        )
     longest = int(lengths.max())
     tokens, log_probs = tokens[:, :longest].cpu().clone(), log_probs[:, :longest].cpu().clone()
     lengths, finished = lengths.cpu().clone(), finished.cpu().clone()
@@ -215,13 +233,13 @@ class _Decoder:
         owner = torch.arange(len(prompts), device=device).repeat_interleave(count)
         out = model(**_inputs(ids.to(device), mask.to(device)), use_cache=True)
         cache = getattr(out, "past_key_values", None)
-        self.cache = cache if hasattr(cache, "batch_select_indices") else None
+        self.cache = cache if hasattr(cache, "reorder_cache") else None
         self.logits = out.logits[:, -1][owner]
         self.mask = mask.to(device)[owner]
         self.ids = ids.to(device)[owner] if self.cache is None else None
         self.rows = torch.arange(len(owner), device=device)  # rows of the cache that are alive
         if self.cache is not None:
-            self.cache.batch_select_indices(owner)
+            self.cache.reorder_cache(owner)  # unlike batch_select_indices, it moves recurrent states, too
 
     def advance(self, drawn: Tensor, kept: Tensor) -> None:
         """Feed the drawn tokens of the rows alive [B] and keep only some rows [B]."""
@@ -236,7 +254,7 @@ class _Decoder:
             self.logits = self.model(**_inputs(self.ids, self.mask), use_cache=False).logits[:, -1]
             return
         if len(alive) < size * (1 - _LEAVE_SHARE):
-            self.cache.batch_select_indices(alive)
+            self.cache.reorder_cache(alive)
             self.mask, fed = self.mask[alive], fed[alive]
             alive = torch.arange(len(alive), device=drawn.device)
         inputs = _inputs(fed.unsqueeze(-1), self.mask)
@@ -265,8 +283,8 @@ def _texts(
     rows = [row[:-1] if row and row[-1] in ends else row for row in rows]
     unique = list(dict.fromkeys(rows))
     texts = tokenizer.batch_decode([list(row) for row in unique], skip_special_tokens=True)
-    for stop in sampling.stop:
-        texts = [text.partition(stop)[0] for text in texts]
+    if sampling.stop:
+        texts = [text[: min(text.find(s) % (len(text) + 1) for s in sampling.stop)] for text in texts]
     by_row = dict(zip(unique, texts, strict=True))
     return tuple(by_row[row] for row in rows)
 
