@@ -19,6 +19,7 @@ STAGES: dict[str, set[str]] = {
     "tasks": set(),
     "rollout": set(),
     "score": set(),
+    "verifiers": set(),
     "strategies": set(),
     "objectives": {"strategies"},  # both are the "weights" stage
     "train": set(),

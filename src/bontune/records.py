@@ -86,11 +86,18 @@ class Verdict:
 
     "Could not decide" is never "wrong": such a response leaves every estimate and is counted apart.
     answer: the final answer in a normal form, for votes; None is an abstention.
+    status: how it came about, where the verifier tells: "pass", "fail", "timeout", "crash", "memory", "undecided".
+    cpu_seconds: what judging it cost.  isolation: how model-written code was kept apart, "none" where it was not.
+    version: of the verifier and what it is made of; rewards of different versions are not the same measurement.
     """
 
     reward: float | None
     answer: str | None = None
     reason: str = ""
+    status: str = ""
+    cpu_seconds: float = 0.0
+    isolation: str = ""
+    version: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +123,7 @@ class Scored:
     answers: int64 ids of final answers, for votes; below zero is an abstention. Optional.
     decided: bool, False where reward or score is unknown. Such a response does not count in M, is never
              selected, and gets weight 0. Its entries in the other tensors are ignored, NaN included.
+    complete: whether all responses are decided; derived.
 
     Raises ValueError on wrong or mismatched shapes, an empty batch, and NaN or infinite decided entries.
     """
@@ -124,6 +132,7 @@ class Scored:
     scores: Tensor
     answers: Tensor | None
     decided: Tensor
+    complete: bool
 
     def __init__(
         self,
@@ -162,6 +171,7 @@ class Scored:
         object.__setattr__(self, "scores", scores)
         object.__setattr__(self, "answers", None if answers is None else answers.long())
         object.__setattr__(self, "decided", decided)
+        object.__setattr__(self, "complete", bool(decided.all()))
 
     @property
     def prompts(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bontune.records import Graded, Group, Prompt, Verdict
@@ -33,7 +34,7 @@ def grade(group: Group, verify: Verify, score: Score | None = None) -> Graded:
     for text, (value, fault) in found.items():
         verdict = known[text]
         if value is None and verdict.reward is not None:
-            known[text] = Verdict(reward=verdict.reward, answer=verdict.answer, reason=fault)
+            known[text] = replace(verdict, reason=fault)
     return Graded(
         group=group,
         verdicts=tuple(known[text] for text in group.texts),
@@ -51,11 +52,11 @@ def judge(prompt: Prompt, text: str, verify: Verify) -> Verdict:
         verdict = Verdict(reward=verdict)
     answer = None if verdict.answer is None else str(verdict.answer)
     if verdict.reward is None:
-        return Verdict(reward=None, answer=answer, reason=verdict.reason or "undecided")
+        return replace(verdict, answer=answer, reason=verdict.reason or "undecided")
     reward = _number(verdict.reward)
     if reward is None:
         return Verdict(reward=None, answer=answer, reason=_no_number("verifier", verdict.reward))
-    return Verdict(reward=reward, answer=answer, reason=verdict.reason)
+    return replace(verdict, reward=reward, answer=answer)
 
 
 def undecided_reasons(graded: Sequence[Graded]) -> dict[str, int]:

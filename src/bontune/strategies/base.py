@@ -125,7 +125,7 @@ def check_log_ratios(group: Scored, log_ratios: Tensor) -> Tensor:
 
 def finish(weights: Tensor, group: Scored, needed: int) -> Tensor:
     """Weight 0 for undecided responses and for prompts with fewer than `needed` decided ones."""
-    if bool(group.decided.all()):
+    if group.complete:
         return weights
     usable = group.decided & (group.counts >= needed).unsqueeze(-1)
     return torch.where(usable, weights, 0.0)

@@ -1,7 +1,7 @@
 """Best-of-N: serve the response the verifier scores highest. Closed forms, ties and r != R included.
 
-Notation of one group, sorted by score r: a response lies in a tie block with `below` responses strictly below
-it and `upto` responses below it or in it, so size = upto - below. q_N(a) = C(a, N)/C(M, N).
+Notation of one group, sorted by score r: block k of tied responses has bounds[k] responses strictly below it and
+bounds[k + 1] below it or in it, so its size is their difference. q_N(a) = C(a, N)/C(M, N).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class BestOfN(Strategy):
         needed = self.budget + (baseline == "centred")
         if _is_binary(group):
             return finish(_binary_weights(group, self.budget, baseline), group, needed)
-        ranked = _rank(group)
+        ranked = _rank(group, shifted=baseline == "centred")
         if baseline == "marginal":
             weights = _marginal(ranked, self.budget)
         else:
@@ -82,7 +82,7 @@ class BestOfN(Strategy):
         check_budget(self.budget, group)
         group = self._view(group)
         ranked = _rank(group)
-        sigma = _selection(ranked, self.budget)
+        sigma = _spread(ranked, _selection(ranked, self.budget))
         return finish(torch.empty_like(sigma).scatter_(-1, ranked.order, sigma), group, self.budget)
 
     def select(self, group: Scored) -> Tensor:
@@ -158,34 +158,44 @@ def _binary_weights(group: Scored, budget: int, baseline: Baseline) -> Tensor:
 
 
 class _Ranked(NamedTuple):
-    """A group in score order, undecided responses last. All tensors [P, M]."""
+    """A group in score order, undecided responses last: K tie blocks, each response one of its own without ties.
 
-    order: Tensor  # int64, sorted position -> index in the group
-    rewards: Tensor
-    below: Tensor  # int64, responses strictly below
-    upto: Tensor  # int64, responses below or tied, itself included
-    size: Tensor  # float64, upto - below
-    ties: bool  # whether any block has more than one response
+    What all responses of a block share is computed once per block. Rows with fewer blocks end in empty ones.
+    """
+
+    order: Tensor  # int64 [P, M], sorted position -> index in the group
+    rewards: Tensor  # [P, M]
+    block: Tensor | None  # int64 [P, M], the block of each response; None without ties, where K = M
+    bounds: Tensor  # int64 [P, K + 1]: block k holds the responses bounds[k] .. bounds[k + 1] - 1
+    size: Tensor  # float64 [P, K], and 1 for empty blocks
+    total: Tensor  # [P, K], sum of the block's rewards
     counts: Tensor | None  # int64 [P], decided responses; None where all are
 
 
-def _rank(group: Scored) -> _Ranked:
-    scores, decided = group.scores, group.decided
-    full = bool(decided.all())
-    if not full:
-        scores = scores.masked_fill(~decided, torch.inf)
+def _rank(group: Scored, *, shifted: bool = False) -> _Ranked:
+    """`shifted` measures rewards from that of the lowest score: where all are equal, they are exactly 0."""
+    scores = group.scores if group.complete else group.scores.masked_fill(~group.decided, torch.inf)
     scores, order = scores.sort(dim=-1)
-    ties = bool((scores[:, 1:] == scores[:, :-1]).any())
-    if ties:
-        below = torch.searchsorted(scores, scores)
-        upto = torch.searchsorted(scores, scores, right=True)
-        size = (upto - below).to(torch.float64)
-    else:
-        position = torch.arange(scores.shape[-1] + 1, device=scores.device).expand(scores.shape[0], -1)
-        below, upto, size = position[:, :-1], position[:, 1:], torch.ones_like(scores)
-    return _Ranked(
-        order, group.rewards.gather(-1, order), below, upto, size, ties, None if full else group.counts
-    )
+    rewards, counts = group.rewards.gather(-1, order), None if group.complete else group.counts
+    if shifted:
+        rewards = rewards - rewards[:, :1]
+    prompts, responses = scores.shape
+    block = torch.zeros_like(order)
+    torch.cumsum(scores[:, 1:] != scores[:, :-1], -1, out=block[:, 1:])
+    last = block[:, -1]
+    fewest, most = last.aminmax() if prompts > 1 else (last, last)
+    if int(fewest) == responses - 1:
+        bounds = torch.arange(responses + 1, device=order.device).expand(prompts, -1)
+        return _Ranked(order, rewards, None, bounds, torch.ones_like(scores), rewards, counts)
+    size = scores.new_zeros(prompts, int(most) + 1)
+    total = torch.zeros_like(size).scatter_add_(-1, block, rewards)
+    size.scatter_add_(-1, block, size.new_ones(()).expand_as(scores))
+    return _Ranked(order, rewards, block, _prefix(size).long(), size.clamp_(min=1), total, counts)
+
+
+def _spread(ranked: _Ranked, values: Tensor) -> Tensor:
+    """[P, M]: what each response has of its block's values [P, K]."""
+    return values if ranked.block is None else values.gather(-1, ranked.block)
 
 
 def _counts(ranked: _Ranked) -> Tensor | int:
@@ -193,77 +203,73 @@ def _counts(ranked: _Ranked) -> Tensor | int:
     return ranked.order.shape[-1] if ranked.counts is None else ranked.counts.unsqueeze(-1).double()
 
 
-def _ratios_at(ranked: _Ranked, budget: int, index: Tensor) -> Tensor:
-    """[P, M]: q_N(index) = C(index, N)/C(M, N); NaN in rows with fewer than N decided responses."""
-    size, device = ranked.order.shape[-1], index.device
+def _ratios(ranked: _Ranked, budget: int) -> Tensor:
+    """[P, K + 1]: q_N = C(bound, N)/C(M, N); NaN in rows with fewer than N decided responses."""
+    size, device = ranked.order.shape[-1], ranked.order.device
     if ranked.counts is None:
-        return binomial_ratios(size, budget, device).expand(index.shape[0], -1).gather(-1, index)
+        table = binomial_ratios(size, budget, device).expand(ranked.bounds.shape[0], -1)
+        return table if ranked.block is None else table.gather(-1, ranked.bounds)
     table = log_binomial_ratios(size, budget, device)
-    ratios = (table[index] - table[ranked.counts].unsqueeze(-1)).exp().clamp(max=1.0)
+    ratios = (table[ranked.bounds] - table[ranked.counts].unsqueeze(-1)).exp().clamp(max=1.0)
     return ratios.masked_fill((ranked.counts < budget).unsqueeze(-1), torch.nan)
 
 
-def _joined_at(ranked: _Ranked, budget: int, index: Tensor) -> Tensor:
-    """[P, M]: C(index - 1, N - 1)/C(M, N), the subsets of `index` responses that contain a given one; 0 at 0."""
+def _tables(ranked: _Ranked, budget: int) -> Tensor:
+    """[2, P, K + 1]: q_N, and C(bound - 1, N - 1)/C(M, N), the share of subsets below the bound with a given member."""
     if ranked.counts is None:
-        table = member_ratios(ranked.order.shape[-1], budget, index.device)
-        return table.expand(index.shape[0], -1).gather(-1, index)
-    return _ratios_at(ranked, budget, index) * budget / index.clamp(min=1)
+        tables = member_ratios(ranked.order.shape[-1], budget, ranked.order.device)
+        tables = tables.expand(-1, ranked.bounds.shape[0], -1)
+        return tables if ranked.block is None else tables.gather(-1, ranked.bounds.expand(2, -1, -1))
+    ratios = _ratios(ranked, budget)
+    return torch.stack((ratios, ratios * budget / ranked.bounds.clamp(min=1)))
+
+
+def _steps(at_bounds: Tensor) -> Tensor:
+    """[..., K]: by how much each block raises a quantity [..., K + 1] known at the bounds."""
+    return at_bounds[..., 1:] - at_bounds[..., :-1]
 
 
 def _prefix(values: Tensor) -> Tensor:
-    """[P, M + 1]: sums of the first 0 .. M entries."""
-    sums = values.new_zeros(values.shape[0], values.shape[1] + 1)
-    torch.cumsum(values, -1, out=sums[:, 1:])
+    """[..., K + 1]: sums of the first 0 .. K entries of [..., K]."""
+    sums = values.new_zeros(*values.shape[:-1], values.shape[-1] + 1)
+    torch.cumsum(values, -1, out=sums[..., 1:])
     return sums
 
 
 def _selection(ranked: _Ranked, budget: int) -> Tensor:
-    gap = _ratios_at(ranked, budget, ranked.upto) - _ratios_at(ranked, budget, ranked.below)
-    return gap / ranked.size
+    """[P, K]: probability that a given response of the block is served."""
+    return _steps(_ratios(ranked, budget)).div_(ranked.size)
 
 
 def _value(ranked: _Ranked, budget: int) -> Tensor:
-    return torch.linalg.vecdot(_selection(ranked, budget), ranked.rewards)
-
-
-def _mean_of_rest(ranked: _Ranked) -> Tensor:
-    """Mean reward of the other responses of each one's tie block; where it is alone, a value not used."""
-    rewards = _prefix(ranked.rewards)
-    block = rewards.gather(-1, ranked.upto) - rewards.gather(-1, ranked.below)
-    return (block - ranked.rewards) / (ranked.size - 1).clamp_(min=1)
+    return torch.linalg.vecdot(_selection(ranked, budget), ranked.total)
 
 
 def _subset_sums(ranked: _Ranked, budget: int) -> Tensor:
     """s_i = sum over N-subsets that contain i of V, over C(M, N); in score order.
 
     Given i is drawn, block k above it is the top block with probability mass
-    C(upto_k - 1, N-1) - C(below_k - 1, N-1); in its own block, i or one of its ties is served.
+    C(upper_k - 1, N-1) - C(lower_k - 1, N-1); in its own block, i or one of its ties is served.
     """
-    q_upto = _ratios_at(ranked, budget, ranked.upto)
-    sigma = (q_upto - _ratios_at(ranked, budget, ranked.below)).div_(ranked.size)
-    with_upto = _joined_at(ranked, budget, ranked.upto)
-    mass = (with_upto - _joined_at(ranked, budget, ranked.below)).div_(ranked.size).mul_(ranked.rewards)
-    last = ranked.order.shape[-1]
-    sums = _prefix(mass.flip(-1)).gather(-1, last - ranked.upto)
-    sums.addcmul_(sigma, ranked.rewards)
-    if ranked.ties:
-        sums += torch.where(ranked.size > 1, (with_upto - sigma) * _mean_of_rest(ranked), 0.0)
-    return sums
+    tables = _tables(ranked, budget)
+    own, mass = _steps(tables).div_(ranked.size)
+    mass = mass * ranked.total
+    others = _prefix(mass.flip(-1))[:, :-1].flip(-1)
+    if (
+        ranked.block is not None
+    ):  # each of its ties is served as often as any other, 0 times where there is none
+        each = (tables[1, :, 1:] - own).div_((ranked.size - 1).clamp_(min=1))
+        others, own = others.addcmul_(each, ranked.total), own.sub_(each)
+    return torch.addcmul(_spread(ranked, others), _spread(ranked, own), ranked.rewards)
 
 
 def _centre(sums: Tensor, ranked: _Ranked, budget: int) -> Tensor:
-    """(s_i - mean_j s_j)/(1 - N/M)."""
+    """(s_i - mean_j s_j)/(1 - N/M); exactly 0 where all sums are 0."""
     count = _counts(ranked)
-    if ranked.counts is None:
-        mean = sums.mean(-1, keepdim=True)
-    else:
+    if ranked.counts is not None:
         decided = torch.arange(sums.shape[-1], device=sums.device) < count
-        mean = torch.where(decided, sums, 0.0).sum(-1, keepdim=True) / count
-    # Where all count the same, rounding must not leave weights of 1e-17: each would cost a backward pass.
-    rounding = 1e-14 * torch.linalg.vector_norm(ranked.rewards, torch.inf, -1, keepdim=True)
-    gap = sums - mean
-    return gap.masked_fill_(gap.abs() <= rounding, 0.0).div_(1 - budget / count)
+        sums = torch.where(decided, sums, 0.0)
+    return (sums - sums.sum(-1, keepdim=True).div_(count)).div_(1 - budget / count)
 
 
 def _marginal(ranked: _Ranked, budget: int) -> Tensor:
@@ -275,17 +281,17 @@ def _marginal(ranked: _Ranked, budget: int) -> Tensor:
     count = _counts(ranked)
     if budget == 1:
         return ranked.rewards / count
-    at_below = _ratios_at(ranked, budget - 1, ranked.below)
-    top = (_ratios_at(ranked, budget - 1, ranked.upto) - at_below) / ranked.size
-    beaten = _prefix(top).gather(-1, ranked.below)
-    replaced = _prefix(top * ranked.rewards).gather(-1, ranked.below)
+    smaller = _ratios(ranked, budget - 1)
     scale = budget / (count - budget + 1)  # C(M, N - 1)/C(M, N)
-    gain = ranked.rewards * beaten - replaced
-    if ranked.ties:
-        tied = _selection(ranked, budget) / scale - at_below
-        tied = torch.where(ranked.size > 1, tied.clamp_(min=0), 0.0)
-        gain += (ranked.rewards - _mean_of_rest(ranked)) * tied
-    return gain * scale
+    # Both by the same operations on a block's size and on its total: where all rewards are 1, they cancel exactly.
+    both = torch.stack((ranked.size, ranked.total))
+    moved = _prefix(both * _steps(smaller).div_(ranked.size))[..., :-1]
+    if ranked.block is not None:
+        rest = ranked.size - 1
+        tied = (_selection(ranked, budget) / scale).sub_(smaller[:, :-1]).clamp_(min=0).mul_(rest > 0)
+        moved = moved.addcmul(both, tied.div_(rest.clamp_(min=1)))
+    gained, replaced = _spread(ranked, moved[0]), _spread(ranked, moved[1])
+    return torch.mul(ranked.rewards, gained).sub_(replaced).mul_(scale)
 
 
 def _off_policy_value(group: Scored, budget: int, log_ratios: Tensor) -> Tensor:
@@ -304,9 +310,10 @@ def _off_policy_value(group: Scored, budget: int, log_ratios: Tensor) -> Tensor:
     keep = torch.where(decided, share * ratio, 0.0).unsqueeze(-1)
     drop = torch.where(decided, 1 - share, 1.0).unsqueeze(-1)
     position = torch.arange(group.group_size, device=decided.device)
-    starts = (ranked.below == position).unsqueeze(-1)
-    ends = (ranked.upto == position + 1) & decided
-    above = torch.pow(1 - share, (count - ranked.upto).clamp(min=0))
+    upto = _spread(ranked, ranked.bounds[:, 1:])
+    starts = (_spread(ranked, ranked.bounds[:, :-1]) == position).unsqueeze(-1)
+    ends = (upto == position + 1) & decided
+    above = torch.pow(1 - share, (count - upto).clamp(min=0))
 
     sizes = torch.arange(budget + 1, dtype=torch.float64, device=decided.device)
     one = (sizes == 0).to(torch.float64).expand(group.prompts, -1)

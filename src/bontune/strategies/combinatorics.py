@@ -31,9 +31,13 @@ def binomial_ratios(size: int, budget: int, device: torch.device | None = None) 
 
 @lru_cache(maxsize=256)
 def member_ratios(size: int, budget: int, device: torch.device | None = None) -> Tensor:
-    """[1, size + 1] float64: C(a - 1, budget - 1)/C(size, budget) for a = 0 .. size. Cached: read-only."""
+    """[2, 1, size + 1] float64: C(a, budget)/C(size, budget) and C(a - 1, budget - 1)/C(size, budget), a = 0 .. size.
+
+    Cached: read-only.
+    """
     a = torch.arange(size + 1, dtype=torch.float64, device=device)
-    return binomial_ratios(size, budget, device) * budget / a.clamp(min=1)
+    all_of = binomial_ratios(size, budget, device)
+    return torch.stack((all_of, all_of * budget / a.clamp(min=1)))
 
 
 def log_binomial(size: Tensor, budget: Tensor | int) -> Tensor:

@@ -116,7 +116,7 @@ class SubsetStrategy(Strategy):
             return index.view(group.prompts, len(sets), n), valid
         # One table of keys serves all prompts, so a prompt's sets do not depend on the others in the batch.
         keys = torch.rand(self.subsets, size, generator=torch.Generator().manual_seed(self.seed)).to(device)
-        if bool(group.decided.all()):
+        if group.complete:
             index = keys.topk(n, dim=-1).indices.expand(group.prompts, -1, -1)
         else:
             index = keys.masked_fill(~group.decided.unsqueeze(1), -1.0).topk(n, dim=-1).indices

@@ -1,0 +1,1 @@
+"""Verifiers that own worker processes: mathematics, model-written code, learned scorers."""
