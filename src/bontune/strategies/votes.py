@@ -102,7 +102,7 @@ def _first_served(budget: int, group: Scored, answers: Tensor, ballots: Tensor) 
 
 
 class _Ballots(NamedTuple):
-    """Responses laid out by answer: [P, A, C] for A answers of at most C responses."""
+    """Responses laid out by answer, the most frequent first: [P, A, C] for A answers of at most C responses."""
 
     slots: Tensor  # int64, index in the group; 0 where absent
     present: Tensor  # bool
@@ -126,6 +126,7 @@ def _ballots(group: Scored) -> _Ballots:
     decided = ids != last
     n_answers = int((answer + 1).masked_fill(~decided, 0).amax().clamp(min=1))
     depth = int((position - first + 1).masked_fill(~decided, 0).amax().clamp(min=1))
+    answer = _by_frequency(answer, decided)
     shape = (group.prompts, n_answers * depth + 1)
     slot = torch.where(decided, answer * depth + position - first, n_answers * depth)
     index = torch.zeros(shape, dtype=torch.int64, device=ids.device).scatter(-1, slot, order)
@@ -134,6 +135,13 @@ def _ballots(group: Scored) -> _Ballots:
     reward = torch.where(present, _pick(group.rewards, index), 0.0)
     abstains = (present & (_pick(answers, index) < 0)).any(-1)
     return _Ballots(index, present, reward, abstains, group.counts)
+
+
+def _by_frequency(answer: Tensor, decided: Tensor) -> Tensor:
+    """The same answers, numbered from the most frequent down: those of many responses are few."""
+    counts = torch.zeros_like(answer).scatter_add(-1, answer, decided.long())
+    order = counts.sort(dim=-1, descending=True, stable=True).indices
+    return order.argsort(-1).gather(-1, answer)
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
@@ -165,9 +173,11 @@ def _vote_value(ballots: _Ballots, ratios: Tensor, budget: int) -> Tensor:
     # How often an answer may appear beside a winner with k votes: fewer times, or as often at the price y.
     allowed = (j < k.unsqueeze(-1)).double() + (j == k.unsqueeze(-1)).double() * y
 
+    widths = ballots.present.any(0).sum(-1).clamp(max=degree).add(1).tolist()  # the most an answer can appear, plus 1
+
     def add_answer(open_: Tensor, won: Tensor, a: int) -> tuple[Tensor, Tensor]:
-        abstains = ballots.abstains[:, a, None, None]
-        others = sizes[:, a].unsqueeze(1) * torch.where(abstains, 1.0, allowed)
+        abstains, width = ballots.abstains[:, a, None, None], widths[a]
+        others = sizes[:, a, :width].unsqueeze(1) * torch.where(abstains, 1.0, allowed[:, :width])
         wins = served[:, a][:, k] / k * ~ballots.abstains[:, a, None]
         gained = _shift_by(open_, k) * wins.unsqueeze(-1)
         return _multiply(open_, others), _multiply(won, others) + gained
