@@ -28,7 +28,34 @@ SAMPLING = {
 }
 # Every option and its default. A change here is a change of what users type.
 SURFACE: dict[str, dict[str, Any]] = {
-    "demo": {"--output": "runs/demo", "--seed": 0, "--steps": 48, "--prompts": 400, "--responses": 128},
+    "demo": {
+        "--output": "runs/demo",
+        "--seed": 0,
+        "--steps": 48,
+        "--prompts": 400,
+        "--responses": 128,
+        "--verifier": False,
+    },
+    "verifier": {
+        "--model": "countdown-base",
+        "--body": None,
+        **SOURCE,
+        "--prompts": 2000,
+        "--group-size": 32,
+        **SAMPLING,
+        "--steps": 300,
+        "--prompts-per-step": 32,
+        "--responses-per-prompt": 8,
+        "--learning-rate": 3e-4,
+        "--warmup-steps": 20,
+        "--weight-decay": 0.01,
+        "--held-out": 0.1,
+        "--seed": 0,
+        "--judge-split": "tune",
+        "--judge-prompts": 200,
+        "--output": "runs/verifier",
+    },
+    "best": {"--budget": None, "--temperature": None, "--all": False, "--seed": 0},
     "sample": {
         "--model": "countdown-base",
         **SOURCE,
@@ -63,6 +90,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--tokens-per-batch": 16_384,
         "--rows-per-batch": 4096,
         "--report-budgets": (1, 8, 32),
+        "--refresh-every": None,
         "--output": "runs/train",
     },
     "evaluate": {
@@ -81,7 +109,7 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "report": {"--output": None, "--seed": 0},
 }
-POSITIONAL = {"report": ["some-run"]}
+POSITIONAL = {"report": ["some-run"], "best": ["some-run"]}
 
 TINY = ["--steps", "2", "--prompts-per-step", "4", "--group-size", "8", "--sampling.max-new-tokens", "8"]
 FEW = ["--prompts", "4", "--group-size", "4", "--sampling.max-new-tokens", "8"]
@@ -127,7 +155,9 @@ def flat(options: Any, prefix: str = "") -> dict[str, Any]:
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
-            found |= flat(value, prefix if field.name in ("source", "config") else f"{prefix}{field.name}.")
+            found |= flat(
+                value, prefix if field.name in ("source", "config", "fit") else f"{prefix}{field.name}."
+            )
         else:
             found["--" + (prefix + field.name).replace("_", "-")] = (
                 str(value) if isinstance(value, Path) else value
@@ -142,7 +172,10 @@ def test_commands_options_and_defaults_are_these() -> None:
     assert set(cli.COMMANDS) == set(SURFACE)
     for name, options in SURFACE.items():
         found = flat(cli.parse([name, *POSITIONAL.get(name, [])]))
-        found.pop("--run", None)
+        if name in POSITIONAL:
+            found.pop("--run")
+        if name == "best":
+            found.pop("--prompts")
         assert found == options, name
 
 
@@ -172,7 +205,7 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
     ("arguments", "said"),
     [
         ("", "subcommand"),
-        ("smaple", "demo, sample, train, evaluate, report"),
+        ("smaple", "demo, sample, train, verifier, best, evaluate, report"),
         ("sample --promts 3", "--prompts"),
         ("sample extra", "extra"),
         ("sample --prompts many", "--prompts"),
@@ -527,3 +560,63 @@ def test_interrupted_and_run_again(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert path.read_bytes().startswith(half)
     assert len(path.read_text().splitlines()) == 32
+
+
+# A learned verifier, from teaching to serving
+
+
+def test_a_verifier_is_taught_trained_for_and_served(run: Run) -> None:
+    lesson = [
+        "--prompts",
+        40,
+        "--group-size",
+        8,
+        "--steps",
+        3,
+        "--prompts-per-step",
+        4,
+        "--judge-prompts",
+        12,
+    ]
+    taught = run("verifier", *lesson, "--sampling.max-new-tokens", 10, "--output", "v")
+    assert "best-of-1" in taught.out
+    assert "--scorer v/verifier" in taught.err.replace("\\", "/")
+    said = json.loads(Path("v/verifier.json").read_text())
+    assert 0 <= said["auc_within_prompts"] <= 1
+    objective = 'BoNRL(4, "verifier", form="exact", baseline="centred")'
+    trained = run(
+        "train",
+        *TINY,
+        "--scorer",
+        "v/verifier",
+        "--objective",
+        objective,
+        "--refresh-every",
+        1,
+        "--output",
+        "t",
+    )
+    assert Path("t/verifier/verifier.json").exists()
+    assert json.loads(Path("t/served.json").read_text())["strategy"] == "BestOfN(budget=4)"
+    assert "t/model" in trained.err
+    prompt = "3 5 7 = 15 :"
+    served = run("best", "t", prompt, prompt, "--all")
+    answers = [json.loads(line) for line in served.out.splitlines()]
+    assert [len(answer["alternatives"]) for answer in answers] == [4, 4]
+    for answer in answers:
+        assert answer["score"] == max(answer["scores"])
+    plain = run("best", "t", prompt, "--budget", 2)
+    assert len(plain.out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("best nowhere x", "holds no served.json"),
+        ("train --scorer nowhere --output t", "'nowhere' cannot be loaded"),
+        ("train --refresh-every 2 --output t", "--refresh-every needs --scorer"),
+        ("verifier --prompts 2 --held-out 2 --output v", "held_out must lie between 0 and 1"),
+    ],
+)
+def test_wrong_usage_of_verifiers(arguments: str, said: str, run: Run) -> None:
+    assert said in " ".join(re.sub(r"[│╭╮╰╯─|]", " ", run(*arguments.split(), status=2).err).split())

@@ -26,7 +26,9 @@ STAGES: dict[str, set[str]] = {
     "evaluate": set(),
     "report": set(),
 }
-JOINERS = {"__init__", "cli", "commands", "demo", "loop", "measure", "policy", "registry"}
+JOINERS = {
+    "__init__", "best", "cli", "commands", "demo", "demo_verifier", "loop", "measure", "policy", "registry", "teach",
+}  # fmt: skip
 ASSETS = {"assets"}  # holds no code
 
 OPTIONAL = ("trl", "verl", "vllm", "ray", "peft")

@@ -1,4 +1,7 @@
-"""The command line: `bontune demo | sample | train | evaluate | report`. Heavy imports wait until a command runs."""
+"""The command line: `bontune demo | sample | train | verifier | best | evaluate | report`.
+
+Heavy imports wait until a command runs.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from bontune.config import TrainConfig
+from bontune.config import FitConfig, TrainConfig
 from bontune.records import Sampling
 from bontune.registry import OBJECTIVES, STRATEGIES
 
@@ -35,8 +38,8 @@ class Source:
     """module:function of (prompt, response) -> reward, bool, Verdict, or None where it cannot decide. Replaces
     the task's own verifier: this is the truth that is trained for and measured."""
     scorer: str | None = None
-    """module:function of (prompt, responses) -> one score per response: what best-of-N selects by. Without it,
-    best-of-N selects by the reward itself."""
+    """What best-of-N selects by: the folder of a learned verifier (see `bontune verifier`), or module:function of
+    (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,64 @@ class Demo:
     """Fresh prompts to measure on."""
     responses: int = 128
     """Responses drawn per prompt to measure with."""
+    verifier: bool = False
+    """The second chapter instead: a learned verifier chooses among N responses; the base, a policy trained to please
+    it (RL-V) and one trained for best-of-8 by it (BoN-RL-V) are compared. `steps` is not used."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verifier:
+    """Teach a verifier: a transformer that scores responses, trained on judged responses of a policy.
+
+    Draws from the policy, judges by the task, trains and calibrates a scorer, and says how good it is on other
+    prompts: AUC within prompts, calibration, and best-of-N by its choice.
+
+        bontune verifier --model ./my-model --task train.jsonl --output runs/verifier
+
+    Then train with `--scorer runs/verifier/verifier` and an objective that selects by scores, such as
+    BestOfN(budget=8), and serve both with `bontune best`.
+    """
+
+    model: str = "countdown-base"
+    """The policy whose responses are scored: a transformers folder, a hub name, or `countdown-base`."""
+    body: str | None = None
+    """The model that becomes the verifier; the policy itself by default."""
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    prompts: int = 2000
+    """Training prompts to draw from."""
+    group_size: int = 32
+    """Responses per training prompt."""
+    sampling: Sampling = field(default_factory=Sampling)
+    fit: Annotated[FitConfig, tyro.conf.arg(name="")] = field(default_factory=FitConfig)
+    judge_split: Literal["test", "tune"] = "tune"
+    """Which prompts it is judged on."""
+    judge_prompts: int = 200
+    """How many of them, with 64 responses each."""
+    output: Path = Path("runs/verifier")
+    """Folder for verifier/, verifier.json, results.json and report.html."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Best:
+    """Answer prompts as the tuned model is meant to serve: draw N responses, let its verifier pick one.
+
+        bontune best runs/bon-v "What is 6 times 7?" "And 6 plus 7?"
+
+    Prompts are read from standard input, one a line, where none is given.
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of a `bontune train` run: model, strategy, sampling and verifier are taken from it."""
+    prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """The prompts."""
+    budget: int | None = None
+    """N, where it should differ from the one trained for."""
+    temperature: float | None = None
+    """Where it should differ from the one trained for."""
+    all: bool = False
+    """Print all N responses with their scores as JSON lines."""
+    seed: int = 0
+    """Seed of the responses."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +162,8 @@ class Train:
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
     config: Config = field(default_factory=TrainConfig)
+    refresh_every: int | None = None
+    """Train the learned verifier further on the policy's own judged responses, every so many steps."""
     output: Path = Path("runs/train")
     """Folder for model/, metrics.jsonl, config.json and report.html."""
 
@@ -159,6 +222,8 @@ COMMANDS: dict[str, type] = {
     "demo": Demo,
     "sample": Sample,
     "train": Train,
+    "verifier": Verifier,
+    "best": Best,
     "evaluate": Evaluate,
     "report": Report,
 }

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,21 @@ from rich.progress import (
 from rich.table import Table
 
 from bontune import __version__, cli
-from bontune.config import TrainConfig
+from bontune.best import load_server, save_served
+from bontune.config import FitConfig, TrainConfig
 from bontune.demo import demo
+from bontune.demo_verifier import demo_verifier
 from bontune.evaluate import SampleGroup, SampleSet, read_samples, write_json
 from bontune.loop import Metrics, Run, train
 from bontune.measure import Draw, draw_samples, evaluate, quiet_libraries, warn_undecided
 from bontune.policy import load_policy
 from bontune.records import Prompt, Scored, Verdict
-from bontune.registry import build_objective, build_strategy, load_object
+from bontune.registry import build_objective, build_strategy, load_object, served_strategy
 from bontune.report import write_report
 from bontune.score import Score, Verify, judge
 from bontune.tasks import Task, load_task
+from bontune.teach import Lesson, assess, teach
+from bontune.verifiers.learned import LearnedVerifier, Refreshed
 
 console = Console(stderr=True)
 
@@ -51,6 +56,10 @@ def run(command: object) -> None:
             run_sample(command)
         case cli.Train():
             run_train(command)
+        case cli.Verifier():
+            run_verifier(command)
+        case cli.Best():
+            run_best(command)
         case cli.Evaluate():
             run_evaluate(command)
         case cli.Report():
@@ -66,6 +75,17 @@ def run_demo(command: cli.Demo) -> None:
         if getattr(command, name) < 1:
             raise ValueError(f"--{name} must be at least 1, got {getattr(command, name)}")
     _write_config(command.output, command)
+    if command.verifier:
+        with progress() as bars:
+            results = demo_verifier(
+                command.output,
+                seed=command.seed,
+                prompts=command.prompts,
+                responses=command.responses,
+                stage=lambda title, total: _bar(bars, title, total),
+            )
+        show(results, command.output, kind="best_of")
+        return
     with progress() as bars:
         results = demo(
             command.output,
@@ -99,7 +119,8 @@ def run_train(command: cli.Train) -> None:
         raise ValueError(f"{command.output} holds a training run already; choose another --output")
     model, tokenizer = load_policy(command.model)
     _write_config(command.output, command, objective=repr(objective))
-    watched = Watched(verify, score)
+    refreshed = _refreshed(score, command)
+    watched = Watched(verify, refreshed or score)
     with progress() as bars, watched:
         advance = _bar(bars, "training", command.config.steps)
 
@@ -125,8 +146,14 @@ def run_train(command: cli.Train) -> None:
                 score=watched.score,
                 output=command.output,
                 on_step=on_step,
+                **({"after_step": refreshed.observe} if refreshed else {}),
             )
         )
+    scorer = command.source.scorer
+    if isinstance(score, LearnedVerifier):
+        (refreshed.verifier if refreshed else score).save(command.output / "verifier")
+        scorer = "verifier"
+    save_served(command.output, served_strategy(objective), command.config.sampling, scorer)
     page = write_report(command.output)
     say(f"model: {command.output / 'model'}   report: {page}")
     named = {"--task": command.source.task, "--verifier": command.source.verifier}
@@ -135,6 +162,65 @@ def run_train(command: cli.Train) -> None:
         f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
         f"{options}"
     )
+
+
+def _refreshed(score: Score | None, command: cli.Train) -> Refreshed | None:
+    if command.refresh_every is None:
+        return None
+    if not isinstance(score, LearnedVerifier):
+        raise ValueError("--refresh-every needs --scorer to be the folder of a learned verifier")
+    config = FitConfig(steps=20, learning_rate=1e-4, warmup_steps=0, seed=command.config.seed)
+    return Refreshed(score, config, every=command.refresh_every)
+
+
+def run_verifier(command: cli.Verifier) -> None:
+    """Teach a verifier and report how well it chooses."""
+    started = time.process_time()
+    task, verify, _ = load_source(command.source)
+    check_folder(command.output, command)
+    model, tokenizer = load_policy(command.model)
+    lesson = Lesson(
+        model=model,
+        tokenizer=tokenizer,
+        verify=verify,
+        prompts=_prompts(task, "train", command.prompts, command.fit.seed),
+        group_size=command.group_size,
+        sampling=command.sampling,
+        seed=command.fit.seed,
+    )
+    judged = _prompts(task, command.judge_split, command.judge_prompts, command.fit.seed)
+    with progress() as bars:
+        stage = partial(_bar, bars)
+        verifier = teach(lesson, command.body or command.model, command.fit, stage)
+        verifier.save(command.output / "verifier")
+        test = replace(lesson, prompts=judged, group_size=64)
+        graded = test.draw(stage("judging the verifier", 64 * len(judged)), verifier)
+    found = assess(graded, seed=command.fit.seed)
+    _write_config(command.output, command)
+    write_json(command.output / "verifier.json", found)
+    samples = SampleSet(source=command.model, groups=tuple(SampleGroup.of(item) for item in graded))
+    results = evaluate(
+        {"policy": samples}, command.output, seed=command.fit.seed, votes=False, started=started
+    )
+    show(results, command.output, kind="best_of")
+    peak, auc = found["peak"], found["auc_within_prompts"]
+    say(
+        f"AUC within prompts {auc if auc is None else round(auc, 3)}, calibration error "
+        f"{found['calibration']['error']:.3f}; best-of-N is highest at N = {peak['budget']}, and N = "
+        f"{peak['largest']} is {100 * peak['loss']:.1f} points below it"
+    )
+    say(f"use it: --scorer {command.output / 'verifier'}")
+
+
+def run_best(command: cli.Best) -> None:
+    """Answer prompts by the strategy of a training run."""
+    server = load_server(command.run, budget=command.budget, temperature=command.temperature)
+    prompts = command.prompts or tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
+    for answer in server.answer(prompts, seed=command.seed):
+        if command.all:
+            print(json.dumps(asdict(answer), ensure_ascii=False))
+        else:
+            print(answer.text)
 
 
 def run_evaluate(command: cli.Evaluate) -> None:
@@ -229,8 +315,12 @@ def load_source(source: cli.Source) -> tuple[Task, Verify, Score | None]:
     """The task, what judges its responses, and what best-of-N selects by."""
     task = load_task(source.task, answers_required=source.verifier is None)
     verify = task.verify if source.verifier is None else _callable(source.verifier, "--verifier")
-    score = None if source.scorer is None else _callable(source.scorer, "--scorer")
+    score = None if source.scorer is None else _scorer(source.scorer)
     return task, verify, score
+
+
+def _scorer(spec: str) -> Score:
+    return LearnedVerifier.load(spec) if ":" not in spec else _callable(spec, "--scorer")
 
 
 def _callable(spec: str, what: str) -> Any:
@@ -398,24 +488,28 @@ def say(text: str) -> None:
     console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-def show(results: dict[str, Any], output: Path) -> None:
-    """The table of a run on stdout, and where its report is."""
-    shared = set.intersection(*({*item["pass_at"]} for item in results["policies"].values()))
+def show(results: dict[str, Any], output: Path, kind: str = "pass_at") -> None:
+    """The table of a run on stdout, and where its report is. kind: the curve it shows, "pass_at" or "best_of"."""
+    shared = set.intersection(*({*item[kind]} for item in results["policies"].values()))
+    title = {"pass_at": "pass@", "best_of": "best-of-"}[kind]
+    differences = (
+        results["differences"] if kind == "pass_at" else results.get("other_differences", {}).get(kind, {})
+    )
     largest = sorted(shared, key=int)[-1:]
     budgets = sorted(shared & {"1", "8", "32", "128", *largest}, key=int)
     reference = results["reference"]
     table = Table(
-        title=f"pass@N on {results['prompts']} prompts, {results['responses_per_prompt']} responses each"
+        title=f"{title}N on {results['prompts']} prompts, {results['responses_per_prompt']} responses each"
     )
     table.add_column("policy")
     for n in budgets:
-        table.add_column(f"pass@{n}", justify="right")
+        table.add_column(f"{title}{n}", justify="right")
     compared = (budgets[1:] or budgets) if len(results["policies"]) > 1 else []
     for n in compared:
         table.add_column(f"@{n} vs {reference}", justify="right")
     for name, item in results["policies"].items():
-        cells = [f"{item['pass_at'][n]:.3f}" for n in budgets]
-        gaps = results["differences"].get(name, {})
+        cells = [f"{item[kind][n]:.3f}" for n in budgets]
+        gaps = differences.get(name, {})
         cells += [
             f"{100 * gaps[n]['value']:+.1f} [{100 * gaps[n]['low']:+.1f}, {100 * gaps[n]['high']:+.1f}]"
             if n in gaps and "low" in gaps[n]

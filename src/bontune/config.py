@@ -77,3 +77,27 @@ class TrainConfig:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.off_policy not in ("exact", "clipped"):
             raise ValueError(f"off_policy must be 'exact' or 'clipped', got {self.off_policy!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitConfig:
+    """How to train a scorer. Each step takes the responses of some prompts, right and wrong ones weighing the same."""
+
+    steps: int = 300
+    prompts_per_step: int = 32
+    responses_per_prompt: int = 8
+    """Different responses of a prompt that one step looks at, half of them right where there are enough."""
+    learning_rate: float = 3e-4
+    warmup_steps: int = 20
+    weight_decay: float = 0.01
+    held_out: float = 0.1
+    """Share of the prompts that calibration is done on and training is not."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.prompts_per_step < 1:
+            raise ValueError(
+                f"steps and prompts_per_step must be at least 1, got {self.steps} and {self.prompts_per_step}"
+            )
+        if not 0 < self.held_out < 1:
+            raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")

@@ -31,7 +31,10 @@ NO_UPDATE = UpdateStats(grad_norm=0.0, kl=0.0, ratio=1.0, rows=0, applied=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Everything one training run uses. `score` is what best-of-N selects by; the reward where None."""
+    """Everything one training run uses. `score` is what best-of-N selects by; the reward where None.
+
+    after_step: called with the step and its judged groups, to train a verifier further, for instance.
+    """
 
     config: TrainConfig
     task: Task
@@ -42,6 +45,7 @@ class Run:
     score: Score | None = None
     output: Path | None = None
     on_step: Callable[[Metrics], None] = field(default=lambda metrics: None)
+    after_step: Callable[[int, Sequence[Graded]], None] = field(default=lambda step, graded: None)
 
 
 def train(run: Run) -> list[Metrics]:
@@ -67,6 +71,8 @@ def train(run: Run) -> list[Metrics]:
             with clock("update"):
                 kl = kl_weights(config, scored, weights, step)
                 stats = update(learner, weighed, weights, kl, prompts=config.prompts_per_step)
+        with clock("after"):
+            run.after_step(step, graded)
         metrics = describe(config, graded, scored, weights, stats)
         metrics |= {
             "step": step,

@@ -19,7 +19,7 @@ def load_policy(
 
     Raises ValueError that says what is missing.
     """
-    where = _resolve(str(name))
+    where = policy_path(name)
     try:
         config = AutoConfig.from_pretrained(where)
     except Exception as fault:  # transformers raises many kinds
@@ -59,7 +59,12 @@ def load_policy(
     return model.to(torch.device(device or "cpu")).eval(), tokenizer  # pyright: ignore
 
 
-def _resolve(name: str) -> str:
+def policy_path(name: str | Path) -> str:
+    """The folder of a model in the package, the path of a local one, or the hub name as it is.
+
+    Raises ValueError where a local folder is named that does not exist or holds no model.
+    """
+    name = str(name)
     if name in PACKAGED:
         return str(files("bontune") / "assets" / name)
     path = Path(name).expanduser()

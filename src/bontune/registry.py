@@ -55,6 +55,15 @@ def build_strategy(spec: str) -> Strategy:
     return built
 
 
+def served_strategy(objective: Any) -> Strategy:
+    """The strategy that an objective trains for: its own, best-of-N for one with a budget, one response otherwise."""
+    strategy = getattr(objective, "strategy", None)
+    if isinstance(strategy, Strategy):
+        return strategy
+    budget = getattr(objective, "budget", 1)
+    return strategies.BestOfN(budget if isinstance(budget, int) and budget > 0 else 1)
+
+
 def load_object(spec: str, what: str) -> Any:
     """The object that `module:attribute` names; `what` is the argument it was given for."""
     module_name, _, attribute = spec.partition(":")

@@ -32,12 +32,15 @@ from bontune.evaluate.samples import (
     parse_line,
     read_samples,
 )
+from bontune.evaluate.verifier import Calibration, Peak, calibration, peak
 
 __all__ = [
+    "Calibration",
     "Curve",
     "Difference",
     "Diversity",
     "Estimator",
+    "Peak",
     "Sample",
     "SampleGroup",
     "SampleSet",
@@ -45,6 +48,7 @@ __all__ = [
     "append_samples",
     "auc_within",
     "bootstrap",
+    "calibration",
     "curve_from",
     "difference",
     "differences",
@@ -55,6 +59,7 @@ __all__ = [
     "measure",
     "pair",
     "parse_line",
+    "peak",
     "policy_curves",
     "policy_results",
     "read_samples",

@@ -306,6 +306,11 @@ def _value_axis(axes: Axes, label: str, percent: bool, signed: bool = False) -> 
         parse_math=False,
     )
     axes.yaxis.set_major_locator(MaxNLocator(5, min_n_ticks=3))
+    low, high = axes.get_ylim()
+    if high - low < (
+        least := 0.002 * abs(low + high)
+    ):  # a constant up to rounding, not a curve worth magnifying
+        axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)
     if percent:
         axes.yaxis.set_major_formatter(FuncFormatter(_points if signed else _percent))
 

@@ -173,7 +173,9 @@ def _vote_value(ballots: _Ballots, ratios: Tensor, budget: int) -> Tensor:
     # How often an answer may appear beside a winner with k votes: fewer times, or as often at the price y.
     allowed = (j < k.unsqueeze(-1)).double() + (j == k.unsqueeze(-1)).double() * y
 
-    widths = ballots.present.any(0).sum(-1).clamp(max=degree).add(1).tolist()  # the most an answer can appear, plus 1
+    widths = (
+        ballots.present.any(0).sum(-1).clamp(max=degree).add(1).tolist()
+    )  # the most an answer can appear, plus 1
 
     def add_answer(open_: Tensor, won: Tensor, a: int) -> tuple[Tensor, Tensor]:
         abstains, width = ballots.abstains[:, a, None, None], widths[a]

@@ -1,0 +1,143 @@
+"""The demo's second chapter: a learned verifier chooses among N responses, and errs.
+
+Three policies are judged by what it chooses: the base, one trained to please it (RL-V: its score is the reward), and
+one trained for best-of-N with it choosing and the truth judging (BoN-RL-V). Settings were chosen on the "tune" split.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bontune.best import save_served
+from bontune.config import FitConfig, TrainConfig
+from bontune.demo import SAMPLING
+from bontune.evaluate import SampleSet, read_samples, write_json
+from bontune.loop import Run, train
+from bontune.measure import Draw, draw_samples, evaluate
+from bontune.objectives import RLOO, BoNRL
+from bontune.policy import load_policy
+from bontune.records import Prompt
+from bontune.strategies import BestOfN
+from bontune.tasks import Countdown
+from bontune.teach import Lesson, Stage, assess, teach
+from bontune.verifiers.learned import LearnedVerifier
+
+BUDGET = 8
+TITLES = {"rl_v": "to please the verifier (RL-V, N = 1)", "bon_v": f"for best-of-{BUDGET} by the verifier"}
+OBJECTIVES = {"rl_v": RLOO(by="score"), "bon_v": BoNRL(BUDGET, "verifier", form="exact", baseline="centred")}
+CONFIGS = {
+    "rl_v": TrainConfig(steps=24, prompts_per_step=32, group_size=64, learning_rate=1e-4, sampling=SAMPLING),
+    "bon_v": TrainConfig(steps=64, prompts_per_step=64, group_size=64, learning_rate=1e-4, sampling=SAMPLING),
+}
+LESSON = {"prompts": 8000, "group_size": 16}
+FIT = FitConfig(steps=600, prompts_per_step=32, responses_per_prompt=8, learning_rate=5e-4)
+
+
+def demo_verifier(
+    output: Path,
+    *,
+    seed: int = 0,
+    prompts: int = 400,
+    responses: int = 128,
+    stage: Stage,
+    model: str = "countdown-base",
+    scale: float = 1.0,
+) -> dict[str, Any]:
+    """Teach, train twice, measure; returns what `results.json` holds. Policies: base, rl_v and bon_v.
+
+    scale: shortens the lesson and the training, for a quick look.
+    """
+    started, task = time.process_time(), Countdown()
+    verifier = _teach(output, model, seed, stage, scale)
+    fresh = task.prompts("test", prompts, seed)
+    found = {"base": _measure("base", load_policy(model), verifier, fresh, responses, seed, output, stage)}
+    for name, objective in OBJECTIVES.items():
+        policy, folder = load_policy(model), output / f"train-{name}"
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        config = _scaled(CONFIGS[name], scale, seed)
+        advance = stage(f"fine-tuning {TITLES[name]}", config.steps)
+        train(
+            Run(
+                config=config,
+                task=task,
+                objective=objective,
+                model=policy[0],
+                tokenizer=policy[1],
+                verify=task.verify,
+                score=verifier,
+                output=folder,
+                on_step=lambda metrics, advance=advance: advance(1),
+            )
+        )
+        save_served(folder, BestOfN(BUDGET), SAMPLING, "../verifier")
+        found[name] = _measure(name, policy, verifier, fresh, responses, seed, output, stage)
+    advance = stage("writing the report", 1)
+    results = evaluate(
+        found,
+        output,
+        seed=seed,
+        votes=False,
+        started=started,
+        budget=BUDGET,
+        objectives={name: repr(objective) for name, objective in OBJECTIVES.items()},
+    )
+    advance(1)
+    return results
+
+
+def _scaled(config: TrainConfig, scale: float, seed: int) -> TrainConfig:
+    return replace(config, steps=max(1, round(config.steps * scale)), seed=seed)
+
+
+def _teach(output: Path, model: str, seed: int, stage: Stage, scale: float) -> LearnedVerifier:
+    """The verifier, from the base's own responses; its quality on prompts of the tune split goes to verifier.json."""
+    task, policy = Countdown(), load_policy(model)
+    # A seed of its own: the verifier is not taught on the very prompts the policies are trained on.
+    train_prompts = task.prompts("train", max(20, round(LESSON["prompts"] * scale)), seed + 7919)
+    lesson = Lesson(
+        model=policy[0],
+        tokenizer=policy[1],
+        verify=task.verify,
+        prompts=train_prompts,
+        group_size=LESSON["group_size"],
+        sampling=SAMPLING,
+        seed=seed + 7919,
+    )
+    fit = replace(FIT, steps=max(1, round(FIT.steps * scale)), seed=seed)
+    verifier = teach(lesson, model, fit, stage)
+    verifier.save(output / "verifier")
+    judge = replace(lesson, prompts=task.prompts("tune", max(20, round(200 * scale)), seed), group_size=64)
+    graded = judge.draw(stage("judging the verifier", len(judge.prompts) * 64), verifier)
+    write_json(output / "verifier.json", assess(graded, seed=seed))
+    return verifier
+
+
+def _measure(
+    name: str,
+    policy: tuple[Any, Any],
+    verifier: LearnedVerifier,
+    prompts: list[Prompt],
+    responses: int,
+    seed: int,
+    output: Path,
+    stage: Callable[[str, int], Callable[[int], None]],
+) -> SampleSet:
+    path = output / "samples" / f"{name}.jsonl"
+    path.unlink(missing_ok=True)
+    draw = Draw(
+        name=name,
+        model=policy[0],
+        tokenizer=policy[1],
+        prompts=prompts,
+        group_size=responses,
+        sampling=SAMPLING,
+        verify=Countdown().verify,
+        score=verifier,
+        seed=seed,
+    )
+    draw_samples(draw, path, stage(f"measuring {name}", len(prompts) * responses))
+    return read_samples(path)

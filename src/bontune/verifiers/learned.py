@@ -1,0 +1,331 @@
+"""A learned verifier: a transformer that gives each response one number, trained on judged responses of a policy.
+
+Any sequence-classification model with one label works, reward models from the hub included; any causal model of
+transformers can be made into one. What is scored is the chance of being right, calibrated on prompts kept aside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+
+from bontune.config import FitConfig
+from bontune.records import Graded, Prompt
+
+SETTINGS = "verifier.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedVerifier:
+    """A scorer of responses: `verifier(prompt, texts)` gives the chance that each is right, in (0, 1).
+
+    model: a sequence-classification model of one label.  scale, offset: of its logit, set by calibration.
+    chat: whether prompt and response are put into the tokenizer's chat template, as reward models expect.
+    """
+
+    model: Any
+    tokenizer: Any
+    scale: float = 1.0
+    offset: float = 0.0
+    chat: bool = False
+    rows_per_batch: int = 512
+
+    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
+        """One score per text; None for a text that is too long for the model."""
+        rows = [self.tokens(prompt, text) for text in texts]
+        limit = getattr(self.model.config, "max_position_embeddings", None) or max(map(len, rows), default=0)
+        fits = [i for i, row in enumerate(rows) if len(row) <= limit]
+        scores: list[float | None] = [None] * len(rows)
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(fits), self.rows_per_batch):
+                part = fits[start : start + self.rows_per_batch]
+                logits = row_logits(self.model, [rows[i] for i in part]).double().cpu()
+                chances = (self.scale * logits + self.offset).sigmoid().tolist()
+                for i, chance in zip(part, chances, strict=True):
+                    scores[i] = chance
+        return scores
+
+    def tokens(self, prompt: Prompt, text: str) -> list[int]:
+        """Token ids of prompt and response, ended where the tokenizer has an end token."""
+        if self.chat:
+            turns = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": text}]
+            return list(self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
+        end = self.tokenizer.eos_token_id
+        ids = [*self.tokenizer(prompt.text)["input_ids"]]
+        while ids and ids[-1] == end:
+            ids.pop()
+        ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids if end is None else [*ids, end]
+
+    @property
+    def version(self) -> str:
+        """Changes with the parameters and the calibration: scores of two versions are two measurements."""
+        found = hashlib.blake2b(f"{self.scale} {self.offset} {self.chat}".encode(), digest_size=8)
+        for parameter in self.model.parameters():
+            found.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+        return f"learned-{found.hexdigest()}"
+
+    def save(self, folder: str | Path) -> None:
+        """A plain transformers folder, with the calibration beside it."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        settings = {"scale": self.scale, "offset": self.offset, "chat": self.chat}
+        (Path(folder) / SETTINGS).write_text(json.dumps(settings, indent=1))
+
+    @classmethod
+    def load(cls, name: str | Path) -> LearnedVerifier:
+        """From a saved verifier, or a reward model of the hub with one label, which is taken as calibrated.
+
+        Raises ValueError where it is no sequence-classification model of one label.
+        """
+        try:
+            model, report = AutoModelForSequenceClassification.from_pretrained(name, output_loading_info=True)
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        except Exception as fault:  # transformers raises many kinds
+            first = (str(fault).strip() or repr(fault)).splitlines()[0]
+            raise ValueError(f"verifier {str(name)!r} cannot be loaded: {first}") from fault
+        if model.config.num_labels != 1 or report["missing_keys"]:
+            raise ValueError(
+                f"verifier {str(name)!r} must be a sequence-classification model of one label, got "
+                f"{', '.join(model.config.architectures or ['no architecture'])} with {model.config.num_labels}; "
+                "train one with `bontune verifier`"
+            )
+        path = Path(name) / SETTINGS
+        known = {"chat": tokenizer.chat_template is not None}
+        if path.exists():
+            known = json.loads(path.read_text())
+        return cls(model=model.eval(), tokenizer=tokenizer, **known)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """Different responses to one prompt: whether each is right, and how often it was drawn."""
+
+    prompt: Prompt
+    texts: tuple[str, ...]
+    right: tuple[bool, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, graded: Graded) -> Labelled:
+        """The decided responses of a group; right is a reward above one half."""
+        rewards = {t: v.reward for t, v in zip(graded.group.texts, graded.verdicts, strict=True)}
+        counts = Counter(graded.group.texts)
+        texts = tuple(text for text, reward in rewards.items() if reward is not None)
+        return cls(
+            prompt=graded.group.prompt,
+            texts=texts,
+            right=tuple((rewards[text] or 0.0) > 0.5 for text in texts),
+            counts=tuple(counts[text] for text in texts),
+        )
+
+    @property
+    def mixed(self) -> bool:
+        """Whether both kinds are there: other prompts say nothing about which response to choose."""
+        return any(self.right) and not all(self.right)
+
+
+def scorer_from(name: str | Path, *, seed: int = 0) -> LearnedVerifier:
+    """An untrained verifier from any causal model or encoder of transformers: its body, and a new head of zeros."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = _first_known(tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    with torch.no_grad():
+        for parameter in getattr(model, "score", model).parameters() if hasattr(model, "score") else ():
+            parameter.zero_()
+    return LearnedVerifier(model=model.eval(), tokenizer=tokenizer)
+
+
+def fit(
+    verifier: LearnedVerifier,
+    labelled: Sequence[Labelled],
+    config: FitConfig,
+    on_step: Callable[[float], None] = lambda loss: None,
+) -> LearnedVerifier:
+    """Train the verifier's model in place and calibrate it; returns the calibrated verifier.
+
+    on_step: called with the loss of each step. Raises ValueError where too few prompts have both right and wrong
+    responses to train and calibrate on.
+    """
+    order = random.Random(config.seed)
+    mixed = sorted((item for item in labelled if item.mixed), key=lambda item: item.prompt.id)
+    order.shuffle(mixed)
+    aside = {item.prompt.id for item in mixed[: max(1, round(config.held_out * len(mixed)))]}
+    used = [item for item in mixed if item.prompt.id not in aside]
+    if not used:
+        raise ValueError(
+            f"a verifier needs prompts with right and wrong responses, at least 2; got {len(mixed)} of {len(labelled)}"
+        )
+    model = verifier.model
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    schedule = get_linear_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
+    model.eval()  # no dropout: what is trained is what scores
+    for batch in _batches(used, config, order):
+        chosen = [_some(item, config.responses_per_prompt, order) for item in batch]
+        rows = [verifier.tokens(item.prompt, text) for item in chosen for text in item.texts]
+        parts = row_logits(model, rows).split([len(item.texts) for item in chosen])
+        losses = [_balanced_loss(part, item.right) for part, item in zip(parts, chosen, strict=True)]
+        loss = torch.stack(losses).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        on_step(loss.item())
+    # All held-out prompts, mixed or not: chances must be right on what will be met.
+    rest = [
+        item
+        for i, item in enumerate(labelled)
+        if not item.mixed and i % max(2, len(labelled) // len(aside)) == 0
+    ]
+    return calibrate(verifier, [item for item in mixed if item.prompt.id in aside] + rest)
+
+
+def calibrate(verifier: LearnedVerifier, labelled: Sequence[Labelled]) -> LearnedVerifier:
+    """Scale and offset of the logit that make its chances fit the labels best (Platt, 1999)."""
+    plain = replace(verifier, scale=1.0, offset=0.0)
+    logits, right, counts = [], [], []
+    for item in labelled:
+        scores = plain(item.prompt, item.texts)
+        kept = [i for i, score in enumerate(scores) if score is not None]
+        logits += [torch.logit(torch.tensor(scores[i], dtype=torch.float64)) for i in kept]
+        right += [float(item.right[i]) for i in kept]
+        counts += [float(item.counts[i]) for i in kept]
+    if not logits or len(set(right)) < 2:
+        return plain
+    scale, offset = _platt(torch.stack(logits), torch.tensor(right).double(), torch.tensor(counts).double())
+    return replace(plain, scale=scale, offset=offset)
+
+
+def _platt(logits: Tensor, right: Tensor, counts: Tensor) -> tuple[float, float]:
+    """Scale and offset that minimise the cross-entropy; a slight pull to 0 keeps them finite for separable labels."""
+    mean, spread = logits.mean(), logits.std(correction=0).clamp(min=1e-6)
+    x = (logits - mean) / spread
+    found = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([found], lr=1, max_iter=200, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        entropy = torch.nn.functional.binary_cross_entropy_with_logits(
+            found[0] * x + found[1], right, weight=counts, reduction="sum"
+        )
+        total = entropy / counts.sum() + 1e-6 * found.square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)  # pyright: ignore
+    found = found.detach()
+    scale = float(found[0] / spread)
+    return scale, float(found[1] - scale * mean)
+
+
+def row_logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """[K]: the logit of each row of tokens. What all rows begin with is computed once, where the model has a cache."""
+    device = next(model.parameters()).device
+    shared = _common_start(rows) if len(rows) > 1 else []
+    cache = None
+    if shared and getattr(model.config, "use_cache", False):
+        out = model.base_model(input_ids=torch.tensor([shared], device=device), use_cache=True)
+        cache = getattr(out, "past_key_values", None)
+    if cache is None or not hasattr(cache, "reorder_cache"):
+        shared, cache = [], None
+    else:
+        cache.reorder_cache(torch.zeros(len(rows), dtype=torch.int64, device=device))
+    rest = [list(row[len(shared) :]) for row in rows]
+    longest = max(map(len, rest))
+    pad = model.config.pad_token_id
+    ids = torch.tensor([row + [pad] * (longest - len(row)) for row in rest], device=device)
+    lengths = torch.tensor([len(row) for row in rest], device=device)
+    mask = torch.arange(longest, device=device) < lengths.unsqueeze(-1)
+    if cache is not None:
+        mask = torch.nn.functional.pad(mask, (len(shared), 0), value=True)
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
+    if cache is not None:
+        positions = torch.arange(len(shared), len(shared) + longest, device=device)
+        inputs |= {"past_key_values": cache, "position_ids": positions.expand(len(rows), -1)}
+    return model(**inputs).logits.squeeze(-1)
+
+
+def _common_start(rows: Sequence[Sequence[int]]) -> list[int]:
+    """What all rows begin with, shorter than the shortest."""
+    columns = zip(*rows, strict=False)
+    same = list(takewhile(lambda column: len(set(column)) == 1, columns))
+    return [column[0] for column in same[: min(map(len, rows)) - 1]]
+
+
+def _balanced_loss(logits: Tensor, right: Sequence[bool]) -> Tensor:
+    """Cross-entropy of one prompt's responses; the right ones together weigh as much as the wrong ones."""
+    y = torch.tensor(right, dtype=logits.dtype, device=logits.device)
+    weight = torch.where(y == 1, 0.5 / y.sum(), 0.5 / (1 - y).sum())
+    return torch.nn.functional.binary_cross_entropy_with_logits(logits, y, weight=weight, reduction="sum")
+
+
+def _batches(items: Sequence[Labelled], config: FitConfig, order: random.Random) -> Iterator[list[Labelled]]:
+    """`steps` batches; every pass over the prompts is a new permutation."""
+    queue: list[Labelled] = []
+    for _ in range(config.steps):
+        while len(queue) < config.prompts_per_step:
+            queue += order.sample(items, len(items))
+        yield queue[: config.prompts_per_step]
+        queue = queue[config.prompts_per_step :]
+
+
+def _some(item: Labelled, count: int, order: random.Random) -> Labelled:
+    """At most `count` of the responses, drawn at random, half of them right as far as there are enough."""
+    right = [i for i, ok in enumerate(item.right) if ok]
+    wrong = [i for i, ok in enumerate(item.right) if not ok]
+    half = max(1, count // 2)
+    most = max(half, count - len(wrong))
+    right = order.sample(right, min(len(right), most))
+    chosen = right + order.sample(wrong, min(len(wrong), max(1, count - len(right))))
+    columns = {name: tuple(getattr(item, name)[i] for i in chosen) for name in ("texts", "right", "counts")}
+    return replace(item, **columns)
+
+
+def _first_known(*values: int | None) -> int:
+    return next(value for value in values if value is not None)
+
+
+class Refreshed:
+    """A learned verifier that is trained further on the responses of the policy it guides.
+
+    Use it as `Run.score`, and its `observe` as `Run.after_step`. The policy learns to please the verifier where the
+    verifier is wrong; every `every` steps the judged responses of the last `keep` prompts correct that.
+    """
+
+    def __init__(self, verifier: LearnedVerifier, config: FitConfig, *, every: int, keep: int = 2000) -> None:
+        if every < 1 or keep < 2:
+            raise ValueError(f"every must be at least 1 and keep at least 2, got {every} and {keep}")
+        self.verifier, self.config, self.every = verifier, config, every
+        self._seen: deque[Labelled] = deque(maxlen=keep)
+        self.refreshes = 0
+
+    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
+        """Scores by the verifier as it is now."""
+        return self.verifier(prompt, texts)
+
+    def observe(self, step: int, graded: Sequence[Graded]) -> None:
+        """Remember judged groups, and train the verifier where its turn has come."""
+        self._seen.extend(Labelled.of(item) for item in graded)
+        if (step + 1) % self.every or sum(item.mixed for item in self._seen) < 2:
+            return
+        config = replace(self.config, seed=self.config.seed + step + 1)
+        self.verifier = fit(self.verifier, list(self._seen), config)
+        self.refreshes += 1
