@@ -163,38 +163,45 @@ def _slice(rows: Rows, start: int, stop: int) -> Rows:
 def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Tensor:
     """[K, T, V]: logits before each response token, in the model's precision.
 
-    share_prompt computes each prompt once and lets gradients of all its responses flow through that one pass.
+    share_prompt computes each prompt once and lets gradients of all its responses flow through that one pass; a model
+    without a key-value cache repeats it for every response.
     """
     device = next(model.parameters()).device
     prompt_ids, prompt_mask = _left_padded(rows.prompts, device)
     owner, tokens = rows.owner.to(device), rows.tokens.to(device)
     inputs = tokens[:, :-1]
     mask = torch.cat([prompt_mask[owner], torch.ones_like(inputs)], dim=1)
-    if not share_prompt:
-        ids = torch.cat([prompt_ids[owner], inputs], dim=1)
-        out = model(input_ids=ids, attention_mask=mask, position_ids=_positions(mask), use_cache=False)
-        return out.logits[:, prompt_ids.shape[1] - 1 :]
+    positions = _positions(mask)
+    # Without padding before the tokens, causality alone says what each of them may see, which is faster.
+    padded = not bool(prompt_mask.all())
+    if share_prompt:
+        out = model(
+            input_ids=prompt_ids,
+            attention_mask=prompt_mask if padded else None,
+            position_ids=_positions(prompt_mask),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        first, cache = out.logits[:, -1:][owner], out.get("past_key_values")
+        if inputs.shape[1] == 0:
+            return first
+        if hasattr(cache, "reorder_cache"):
+            cache.reorder_cache(owner)
+            out = model(
+                input_ids=inputs,
+                attention_mask=mask if padded else None,
+                position_ids=positions[:, prompt_ids.shape[1] :],
+                past_key_values=cache,
+                use_cache=True,
+            )
+            return torch.cat([first, out.logits], dim=1)
     out = model(
-        input_ids=prompt_ids,
-        attention_mask=prompt_mask,
-        position_ids=_positions(prompt_mask),
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    first = out.logits[:, -1:][owner]
-    if inputs.shape[1] == 0:
-        return first
-    cache = out.past_key_values
-    cache.batch_select_indices(owner)
-    positions = _positions(mask)[:, prompt_ids.shape[1] :]
-    out = model(
-        input_ids=inputs,
-        attention_mask=mask,
+        input_ids=torch.cat([prompt_ids[owner], inputs], dim=1),
+        attention_mask=mask if padded else None,
         position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
+        use_cache=False,
     )
-    return torch.cat([first, out.logits], dim=1)
+    return out.logits[:, prompt_ids.shape[1] - 1 :]
 
 
 def log_probs(learner: Learner, groups: Sequence[Group]) -> Tensor:

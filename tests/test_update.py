@@ -1,0 +1,458 @@
+"""The update stage against the plain computation: one response at a time, nothing shared, merged or left out."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from models import FAMILIES, tiny_model, word_tokenizer
+from torch import Tensor
+from transformers.optimization import get_scheduler
+
+from bontune.config import KLSchedule, TrainConfig
+from bontune.loop import Run, drawn_log_probs, kl_weights, prompt_batches, train, weigh
+from bontune.objectives import RLOO, LogPassAtN, StrategyObjective
+from bontune.records import Group, Prompt, Sampling, Scored
+from bontune.rollout import sample_groups
+from bontune.sampling import token_log_probs
+from bontune.strategies import PassAtK
+from bontune.train.update import Learner, batches, log_probs, pack, response_logits, update
+
+TOKENIZER = word_tokenizer()
+TEXTS = ("w0", "w1 w2 w3", "w3 w1 w4 w1 w5 w9 w2 w6", "w5 w5")
+PROMPTS = [Prompt(id=f"p{i}", text=text) for i, text in enumerate(TEXTS)]
+VARIANTS = [Sampling(max_new_tokens=7), Sampling(max_new_tokens=7, temperature=1.3, top_k=13, top_p=0.98)]
+
+
+def drawn(model: Any, sampling: Sampling = VARIANTS[0], size: int = 6, **more: Any) -> list[Group]:
+    return sample_groups(model, TOKENIZER, PROMPTS, group_size=size, sampling=sampling, seed=1, **more)
+
+
+def learner(model: Any, sampling: Sampling = VARIANTS[0], **more: Any) -> Learner:
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    settings: dict[str, Any] = {
+        "model": model,
+        "reference": None,
+        "optimizer": optimizer,
+        "scheduler": get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=10),
+        "accelerator": Accelerator(cpu=True),
+        "sampling": sampling,
+        "max_grad_norm": 1e9,
+        "tokens_per_batch": 10_000,
+    }
+    return Learner(**settings | more)
+
+
+def some_weights(groups: list[Group], seed: int = 0) -> Tensor:
+    """Of both signs, a third of them zero."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(groups), groups[0].size)
+    weights = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return weights * (torch.rand(shape, generator=generator) > 1 / 3)
+
+
+def plain_logits(model: Any, group: Group, row: int) -> tuple[Tensor, Tensor]:
+    """Logits [T, V] before each token of one response, and the tokens [T]; a single forward pass, no padding."""
+    response = group.tokens[row, : group.lengths[row]]
+    ids = torch.cat([torch.tensor(group.prompt_tokens), response]).unsqueeze(0)
+    return model(input_ids=ids, use_cache=False).logits[0, len(group.prompt_tokens) - 1 : -1], response
+
+
+def plain_objective(model: Any, groups: list[Group], weights: Tensor, sampling: Sampling) -> Tensor:
+    """(1/P) sum of w log pi over all responses."""
+    total = torch.zeros(())
+    for group, row_weights in zip(groups, weights, strict=True):
+        for row, weight in enumerate(row_weights.tolist()):
+            logits, response = plain_logits(model, group, row)
+            total = total + weight * token_log_probs(logits, response, sampling).sum()
+    return total / len(groups)
+
+
+def gradients(model: Any) -> dict[str, Tensor]:
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def ascended(model: Any, groups: list[Group], weights: Tensor, **more: Any) -> dict[str, Tensor]:
+    """Gradients that `update` left behind, with the sign of the objective."""
+    kl = more.pop("kl", None)
+    update(learner(model, groups[0].sampling, **more), groups, weights, kl)
+    return {name: -gradient for name, gradient in gradients(model).items()}
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert found.keys() == expected.keys() != set()
+    largest = max(float(g.abs().max()) for g in expected.values())
+    assert largest > 1e-3
+    for name in expected:
+        assert float((found[name] - expected[name]).abs().max()) <= tolerance * max(1.0, largest), name
+
+
+# Gradients.
+
+
+@pytest.mark.parametrize("variant", range(len(VARIANTS)))
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_are_those_of_the_plain_computation(family: str, variant: int) -> None:
+    model, sampling = tiny_model(family), VARIANTS[variant]
+    groups = drawn(model, sampling)
+    assert len({int(n) for group in groups for n in group.lengths}) > 1
+    weights = some_weights(groups)
+    plain_objective(model, groups, weights, sampling).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    before = copy.deepcopy(model.state_dict())
+    found = ascended(model, groups, weights)
+    assert_close(found, expected)
+    after = model.state_dict()
+    moved = {n: (after[n] - before[n]) / 0.1 for n in found}
+    assert_close(moved, expected, 1e-4)  # SGD with lr 0.1 ascends
+
+
+def test_a_model_without_a_usable_cache_gets_the_same_gradients() -> None:
+    model = tiny_model("gpt2")
+    groups = drawn(model)
+    weights = some_weights(groups)
+    expected = ascended(copy.deepcopy(model), groups, weights)
+    forward = model.forward
+
+    def without_cache(*arguments: Any, **named: Any) -> Any:
+        out = forward(*arguments, **named)
+        out.past_key_values = None
+        return out
+
+    model.forward = without_cache
+    assert_close(ascended(model, groups, weights), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_frozen_parameters_stay_and_low_rank_adapters_learn(family: str) -> None:
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = peft.get_peft_model(tiny_model(family), settings).eval()
+    groups = drawn(model)
+    weights = some_weights(groups)
+    plain_objective(model, groups, weights, groups[0].sampling).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    found = ascended(model, groups, weights)
+    assert found
+    assert all("lora" in name for name in found)
+    assert_close(found, expected)
+
+
+def test_the_policy_at_update_is_the_one_that_drew() -> None:
+    """Dropout is off, and log-probabilities are those recorded: the on-policy ratio is 1."""
+    model = tiny_model("gpt2", resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
+    for sampling in VARIANTS:
+        groups = drawn(model, sampling)
+        now = log_probs(learner(model, sampling), groups)
+        assert torch.allclose(now, drawn_log_probs(groups), atol=1e-4)
+        stats = update(learner(model, sampling, max_grad_norm=1e-12), groups, some_weights(groups))
+        assert math.isclose(stats.ratio, 1, abs_tol=1e-4)
+
+
+# What is computed at all.
+
+
+def rows_of(model: Any) -> list[int]:
+    """Rows of every later forward pass with more than the prompts' part."""
+    seen: list[int] = []
+
+    def hook(module: Any, arguments: Any, named: dict[str, Any], out: Any) -> None:
+        if named.get("past_key_values") is not None:
+            seen.append(named["input_ids"].shape[0])
+
+    model.register_forward_hook(hook, with_kwargs=True)
+    return seen
+
+
+def test_weight_zero_costs_nothing_and_repeats_cost_once() -> None:
+    model = tiny_model()
+    groups = drawn(model, Sampling(max_new_tokens=2), size=40)
+    assert any(len(set(g.texts)) < 35 for g in groups)
+    weights = some_weights(groups)
+    needed = 0
+    for group, row in zip(groups, weights, strict=True):
+        merged: dict[tuple[int, ...], float] = {}
+        for tokens, length, weight in zip(
+            group.tokens.tolist(), group.lengths.tolist(), row.tolist(), strict=True
+        ):
+            merged[tuple(tokens[:length])] = merged.get(tuple(tokens[:length]), 0.0) + weight
+        needed += sum(weight != 0 for weight in merged.values())
+    seen = rows_of(model)
+    stats = update(learner(model), groups, weights)
+    assert stats.rows == sum(seen) == needed < weights.numel() * 0.8
+    seen.clear()
+    nothing = update(learner(model), groups, torch.zeros_like(weights))
+    assert (nothing.rows, nothing.grad_norm, seen) == (0, 0.0, [])
+
+
+def test_weights_of_repeats_that_cancel_leave_nothing() -> None:
+    group = drawn(tiny_model(), size=2)[0]
+    twice = replace(
+        group,
+        texts=(group.texts[0],) * 2,
+        tokens=group.tokens[:1].expand(2, -1),
+        lengths=group.lengths[:1].expand(2),
+        log_probs=group.log_probs[:1].expand(2, -1),
+        finished=group.finished[:1].expand(2),
+    )
+    rows, index = pack([twice], torch.tensor([[0.5, -0.5]], dtype=torch.float64))
+    assert len(rows) == 0
+    assert index.tolist() == [[-1, -1]]
+
+
+@pytest.mark.parametrize("most", [1, 20, 37, 100, 1000])
+def test_micro_batches_are_bounded_and_change_no_gradient(most: int) -> None:
+    model = tiny_model()
+    groups = drawn(model, size=12)
+    weights = some_weights(groups)
+    expected = ascended(copy.deepcopy(model), groups, weights)
+    rows, _ = pack(groups, weights)
+    parts = batches(rows, most)
+    for part in parts:
+        padded = len(part) * int(part.lengths.max()) + sum(map(len, part.prompts))
+        assert padded <= most or len(part) == 1
+    assert sum(map(len, parts)) == len(rows)
+    assert_close(ascended(model, groups, weights, tokens_per_batch=most), expected)
+
+
+# KL to the reference.
+
+
+def test_kl_is_the_sum_over_positions_with_its_gradient() -> None:
+    model, reference = tiny_model(), tiny_model(seed=5)
+    groups = drawn(model)
+    coefficients = torch.zeros(len(groups), groups[0].size, dtype=torch.float64)
+    coefficients[:, 1], coefficients[:, 4] = 0.3, 0.1
+    total, values = torch.zeros(()), []
+    for group, row in zip(groups, coefficients, strict=True):
+        for i, coefficient in enumerate(row.tolist()):
+            if coefficient:
+                ours = plain_logits(model, group, i)[0].log_softmax(-1)
+                theirs = plain_logits(reference, group, i)[0].log_softmax(-1).detach()
+                kl = (ours.exp() * (ours - theirs)).sum()
+                values.append(kl.item())
+                total = total - coefficient * kl
+    (total / len(groups)).backward()
+    expected = gradients(model)
+    model.zero_grad()
+    taught = learner(model, reference=reference)
+    stats = update(taught, groups, torch.zeros_like(coefficients), coefficients)
+    assert_close({n: -g for n, g in gradients(model).items()}, expected)
+    assert math.isclose(stats.kl, sum(values) / len(values), rel_tol=1e-4)
+    assert stats.kl > 0.1
+
+
+def test_the_kl_coefficient_decays_geometrically_and_is_spread() -> None:
+    kl = KLSchedule(start=1.0, end=0.001, responses=3)
+    assert [round(kl.at(t, 101), 6) for t in (0, 50, 100)] == [1.0, 0.031623, 0.001]
+    config = TrainConfig(steps=101, kl=kl)
+    scored = Scored(torch.zeros(5, 8))
+    found = kl_weights(config, scored, scored.rewards, 50)
+    assert found is not None
+    assert torch.allclose(found.sum(-1), torch.full((5,), 0.0316227766, dtype=torch.float64))
+    assert ((found > 0).sum(-1) == 3).all()
+    assert kl_weights(TrainConfig(), scored, scored.rewards, 0) is None
+
+
+# Off-policy.
+
+
+def run_of(model: Any, **more: Any) -> Run:
+    config = TrainConfig(
+        **{"steps": 2, "prompts_per_step": 2, "group_size": 4, "sampling": VARIANTS[0]} | more
+    )
+    return Run(
+        config=config, task=Finite(), objective=RLOO(), model=model, tokenizer=TOKENIZER, verify=ends_in_w1
+    )
+
+
+def ends_in_w1(prompt: Prompt, text: str) -> float:
+    return float("w1" in text)
+
+
+class Finite:
+    """Four prompts."""
+
+    name = "finite"
+
+    def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
+        return PROMPTS[:count]
+
+    def references(self, prompt: Prompt) -> list[str]:
+        return []
+
+    decoys = references
+
+
+def test_exact_weights_get_the_ratios_and_clipped_ones_are_dropped() -> None:
+    scored = Scored(torch.tensor([[1.0, 0.0, 0.0, 1.0]]))
+    ratios = torch.tensor([[0.1, 2.0, -2.0, 0.9]], dtype=torch.float64)
+    limit = math.log(1.5)
+    exact = replace(run_of(tiny_model()), objective=StrategyObjective(PassAtK(2)))
+    _, weights, share = weigh(exact, learner(exact.model), [], scored, ratios)
+    assert torch.equal(weights, exact.objective(scored, ratios.clamp(-limit, limit)))
+    assert share == 0.75
+    clipped = replace(exact, config=replace(exact.config, off_policy="clipped"), objective=RLOO())
+    _, weights, share = weigh(clipped, learner(exact.model), [], scored, ratios)
+    plain = RLOO()(scored)
+    expected = plain * ratios.exp()
+    expected[0, 2] = 0  # a wrong response that is already less likely by far
+    expected[0, 3] = 0  # a right one that is already more likely by far
+    assert torch.allclose(weights, expected)
+    _, weights, share = weigh(clipped, learner(exact.model), [], scored, None)
+    assert torch.equal(weights, plain)
+    assert share == 0
+
+
+# Training.
+
+
+def state(model: Any) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in model.state_dict().items()}
+
+
+def same_state(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return all(torch.equal(one[n], other[n]) for n in one)
+
+
+def test_what_could_not_be_decided_teaches_nothing() -> None:
+    model = tiny_model()
+    before = state(model)
+
+    def broken(prompt: Prompt, text: str) -> float:
+        raise RuntimeError("no verdict")
+
+    history = train(replace(run_of(model), verify=broken))
+    assert same_state(state(model), before)
+    assert all(metrics["undecided_share"] == 1 and metrics["rows_updated"] == 0 for metrics in history)
+
+    def of_some(prompt: Prompt, text: str) -> float | None:
+        return None if "w2" in text else float("w1" in text)
+
+    groups = drawn(model)
+    rewards = [[of_some(g.prompt, t) for t in g.texts] for g in groups]
+    decided = torch.tensor([[r is not None for r in row] for row in rewards])
+    assert 0 < int(decided.sum()) < decided.numel()
+    scored = Scored(torch.tensor([[r or 0.0 for r in row] for row in rewards]), decided=decided)
+    for objective in (RLOO(), LogPassAtN(4), StrategyObjective(PassAtK(2))):
+        assert not objective(scored)[~decided].any()
+
+
+def test_every_pass_over_a_finite_task_is_a_permutation() -> None:
+    config = TrainConfig(steps=6, prompts_per_step=2)
+    seen = [[p.id for p in batch] for batch in prompt_batches(Finite(), config, Accelerator(cpu=True))]
+    assert all(len(set(batch)) == 2 for batch in seen)
+    flat = [name for batch in seen for name in batch]
+    assert all(sorted(flat[i : i + 4]) == ["p0", "p1", "p2", "p3"] for i in (0, 4, 8))
+    assert len({tuple(flat[i : i + 4]) for i in (0, 4, 8)}) > 1
+
+
+def timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in metrics.items() if "seconds" not in k} for metrics in history]
+
+
+def test_a_seed_fixes_everything() -> None:
+    def once(seed: int) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        model = tiny_model()
+        history = train(run_of(model, seed=seed, updates_per_rollout=2, off_policy="clipped"))
+        return state(model), timeless(history)
+
+    first, again, other = once(3), once(3), once(4)
+    assert same_state(first[0], again[0])
+    assert first[1] == again[1]
+    assert not same_state(first[0], other[0])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
+    model = tiny_model()
+    groups = drawn(model)
+    taught = learner(model)
+    update(taught, groups, some_weights(groups))
+    before = (
+        state(model),
+        copy.deepcopy(taught.scheduler.state_dict()),
+        taught.optimizer.state_dict()["state"],
+    )
+    weights = some_weights(groups)
+    weights[0, 0] = bad
+    stats = update(taught, groups, weights)
+    assert not stats.applied
+    assert same_state(state(model), before[0])
+    assert taught.scheduler.state_dict() == before[1]
+    assert update(taught, groups, some_weights(groups)).applied
+
+
+_TWO = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+from dataclasses import replace
+from test_update import Finite, run_of, tiny_model, train
+from bontune.objectives import RLOO
+
+model = tiny_model().double()
+seen = []
+run = run_of(model, prompts_per_step=4, group_size=6, steps=2)
+run = replace(run, after_step=lambda step, graded: seen.append([g.group.prompt.id for g in graded]))
+history = train(run)
+from accelerate import PartialState
+state = PartialState()
+torch.save((model.state_dict(), seen, history[-1]["responses"], state.num_processes), {out!r} + str(state.process_index))
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
+    """Groups are never split, every prompt is drawn once, and the weights agree in float64."""
+    results = {}
+    for count in (1, 2):
+        script = tmp_path / f"run{count}.py"
+        out = str(tmp_path / f"out{count}-")
+        script.write_text(_TWO.format(tests=str(Path(__file__).parent), out=out))
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", "29517"]
+        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, *launch, str(script)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        results[count] = [torch.load(f"{out}{rank}", weights_only=False) for rank in range(count)]
+    (one, seen, responses, _), two = results[1][0], results[2]
+    assert [r[3] for r in two] == [2, 2]
+    for step in range(2):
+        assert sorted(two[0][1][step] + two[1][1][step]) == sorted(seen[step])
+    assert two[0][2] == responses == 24
+    for rank in two:
+        for name, parameter in one.items():
+            assert torch.allclose(rank[0][name], parameter, atol=1e-6, rtol=0), name
+    start = tiny_model().double().state_dict()
+    assert any(not torch.allclose(one[n], start[n], atol=1e-6) for n in one)
+
+
+def test_logits_of_shared_and_repeated_prompts_agree() -> None:
+    model = tiny_model("gemma2")
+    groups = drawn(model)
+    rows, _ = pack(groups, torch.ones(len(groups), 6, dtype=torch.float64))
+    with torch.no_grad():
+        one, other = response_logits(model, rows), response_logits(model, rows, share_prompt=False)
+    within = torch.arange(rows.tokens.shape[1]) < rows.lengths.unsqueeze(-1)
+    assert torch.allclose(one[within], other[within], atol=1e-4)
