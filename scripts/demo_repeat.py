@@ -6,6 +6,7 @@
 Every run trains and measures anew: another seed means other training prompts, other responses, and other test prompts.
 Runs that are complete are not repeated. Writes docs/demo/repeats.json and prints a table: the mean over runs of the
 difference to the base, the standard deviation between runs, and how many of the runs' own intervals exclude zero.
+With --verifier it repeats the second chapter, and the differences are those of best-of-N by the learned verifier.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bontune.demo import demo
+from bontune.demo_verifier import demo_verifier
 from bontune.evaluate import write_json
 from bontune.measure import quiet_libraries
 
@@ -48,26 +50,31 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("models", nargs="+", help="base models")
+    parser.add_argument("--verifier", action="store_true", help="the second chapter")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--runs", type=Path, default=Path("runs/repeats"))
-    parser.add_argument("--output", type=Path, default=Path("docs/demo/repeats.json"))
+    parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    chapter, run_chapter = ("verifier", demo_verifier) if arguments.verifier else ("demo", demo)
+    output = arguments.output or Path(f"docs/{chapter}/repeats.json")
     quiet_libraries()
     runs = []
     for model in arguments.models:
         for seed in arguments.seeds:
-            folder = arguments.runs / f"{Path(model).name}-{seed}"
+            folder = arguments.runs / f"{'verifier-' * arguments.verifier}{Path(model).name}-{seed}"
             if not (folder / "results.json").exists():
                 print(f"{model}, seed {seed}", flush=True)
-                demo(folder, seed=seed, model=model, stage=lambda title, total: lambda count: None)
+                run_chapter(folder, seed=seed, model=model, stage=lambda title, total: lambda count: None)
             results = json.loads((folder / "results.json").read_text())
+            if arguments.verifier:
+                results["differences"] = results["other_differences"]["best_of"]
             short = {k: results[k] for k in ("differences", "prompts", "responses_per_prompt", "cpu_seconds")}
             short["differences"] = {
                 name: {n: item[n] for n in BUDGETS} for name, item in results["differences"].items()
             }
             runs.append({"model": Path(model).name, "seed": seed, **short})
     found = summary(runs)
-    write_json(arguments.output, {"summary": found, "runs": runs})
+    write_json(output, {"summary": found, "runs": runs})
     table = Table(title=f"difference to the base in points, {len(runs)} runs")
     for column in ("policy", "N", "mean", "deviation between runs", "above zero", "below zero"):
         table.add_column(column, justify="right")

@@ -1,1 +1,5 @@
 """Verifiers that own worker processes: mathematics, model-written code, learned scorers."""
+
+from bontune.verifiers.math import MathVerifier
+
+__all__ = ["MathVerifier"]
