@@ -1,5 +1,6 @@
 """Verifiers that own worker processes: mathematics, model-written code, learned scorers."""
 
+from bontune.verifiers.code import CodeVerifier, SandboxUnavailable
 from bontune.verifiers.math import MathVerifier
 
-__all__ = ["MathVerifier"]
+__all__ = ["CodeVerifier", "MathVerifier", "SandboxUnavailable"]
