@@ -35,8 +35,9 @@ class Source:
     task: str = "countdown"
     """`countdown`, a JSONL file of {"prompt", "answer"} lines, or module:attribute of a Task of your own."""
     verifier: str | None = None
-    """module:function of (prompt, response) -> reward, bool, Verdict, or None where it cannot decide. Replaces
-    the task's own verifier: this is the truth that is trained for and measured."""
+    """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), or module:function of (prompt,
+    response) -> reward, bool, Verdict, or None where it cannot decide. Replaces the task's own verifier: this is the
+    truth that is trained for and measured."""
     scorer: str | None = None
     """What best-of-N selects by: the folder of a learned verifier (see `bontune verifier`), or module:function of
     (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward itself."""

@@ -32,13 +32,14 @@ from bontune.config import FitConfig, TrainConfig
 from bontune.demo import demo
 from bontune.demo_verifier import demo_verifier
 from bontune.evaluate import SampleGroup, SampleSet, read_samples, write_json
+from bontune.judges import JUDGES
 from bontune.loop import Metrics, Run, train
 from bontune.measure import Draw, draw_samples, evaluate, quiet_libraries, warn_undecided
 from bontune.policy import load_policy
 from bontune.records import Prompt, Scored, Verdict
 from bontune.registry import build_objective, build_strategy, load_object, served_strategy
 from bontune.report import write_report
-from bontune.score import Score, Verify, judge
+from bontune.score import Score, Verify, judge_all
 from bontune.tasks import Task, load_task
 from bontune.teach import Lesson, assess, teach
 from bontune.verifiers.learned import LearnedVerifier, Refreshed
@@ -142,7 +143,7 @@ def run_train(command: cli.Train) -> None:
                 objective=objective,
                 model=model,
                 tokenizer=tokenizer,
-                verify=watched.verify,
+                verify=watched,
                 score=watched.score,
                 output=command.output,
                 on_step=on_step,
@@ -314,7 +315,10 @@ def _read(path: str, temperature: float | None) -> SampleSet:
 def load_source(source: cli.Source) -> tuple[Task, Verify, Score | None]:
     """The task, what judges its responses, and what best-of-N selects by."""
     task = load_task(source.task, answers_required=source.verifier is None)
-    verify = task.verify if source.verifier is None else _callable(source.verifier, "--verifier")
+    if source.verifier in JUDGES:
+        verify = JUDGES[source.verifier](task)
+    else:
+        verify = task.verify if source.verifier is None else _callable(source.verifier, "--verifier")
     score = None if source.scorer is None else _scorer(source.scorer)
     return task, verify, score
 
@@ -372,19 +376,27 @@ def check_objective(objective: Any, config: TrainConfig) -> None:
 
 
 class Watched:
-    """A verifier and scorer, with a count of what they could not decide, which is printed when the block ends."""
+    """A verifier and scorer, with a count of what they could not decide, which is printed when the block ends.
+
+    It is itself what judges: `watched(prompt, text)`, and `watched.many(prompt, texts)`.
+    """
 
     def __init__(self, verify: Verify, score: Score | None) -> None:
         self._verify, self._score = verify, score
         self.score = None if score is None else self._watched_score
         self._reasons: dict[str, int] = {}
 
-    def verify(self, prompt: Prompt, text: str) -> Verdict:
+    def __call__(self, prompt: Prompt, text: str) -> Verdict:
         """The verdict; faults of the verifier leave it undecided."""
-        verdict = judge(prompt, text, self._verify)
-        if verdict.reward is None:
-            self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
-        return verdict
+        return self.many(prompt, [text])[0]
+
+    def many(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict per text."""
+        verdicts = judge_all(prompt, texts, self._verify)
+        for verdict in verdicts:
+            if verdict.reward is None:
+                self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
+        return verdicts
 
     def _watched_score(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
         assert self._score is not None

@@ -19,15 +19,13 @@ Score = Callable[[Prompt, Sequence[str]], Sequence[float | None]]
 
 
 def grade(group: Group, verify: Verify, score: Score | None = None) -> Graded:
-    """Judge every response; equal texts are judged once.
+    """Judge every response; equal texts are judged once, all together where the verifier has `many`.
 
     A verifier or scorer that raises, or returns NaN, infinity, or something that is no number, leaves those
     responses undecided, with the reason in `Verdict.reason`. Rewards are kept where only the score is missing.
     """
-    known: dict[str, Verdict] = {}
-    for text in group.texts:
-        if text not in known:
-            known[text] = judge(group.prompt, text, verify)
+    unique = list(dict.fromkeys(group.texts))
+    known = dict(zip(unique, judge_all(group.prompt, unique, verify), strict=True))
     if score is None:
         return Graded(group=group, verdicts=tuple(known[text] for text in group.texts))
     found = dict(zip(known, _scores(group.prompt, list(known), score), strict=True))
@@ -42,12 +40,32 @@ def grade(group: Group, verify: Verify, score: Score | None = None) -> Graded:
     )
 
 
+def judge_all(prompt: Prompt, texts: Sequence[str], verify: Verify) -> list[Verdict]:
+    """One verdict per text. A verifier with a method `many(prompt, texts)` is asked once."""
+    many = getattr(verify, "many", None)
+    if many is None:
+        return [judge(prompt, text, verify) for text in texts]
+    try:
+        found = list(many(prompt, texts))
+    except (Exception, SystemExit) as fault:  # a user's verifier may raise anything
+        return [Verdict(reward=None, reason=_raised("verifier", fault))] * len(texts)
+    if len(found) != len(texts):
+        reason = f"verifier returned {len(found)} verdicts for {len(texts)} responses"
+        return [Verdict(reward=None, reason=reason)] * len(texts)
+    return [_checked(verdict) for verdict in found]
+
+
 def judge(prompt: Prompt, text: str, verify: Verify) -> Verdict:
     """One verdict, with every fault of the verifier turned into an undecided one."""
     try:
         verdict = verify(prompt, text)
-    except (Exception, SystemExit) as fault:  # a user's verifier may raise anything
+    except (Exception, SystemExit) as fault:  # as above
         return Verdict(reward=None, reason=_raised("verifier", fault))
+    return _checked(verdict)
+
+
+def _checked(verdict: Any) -> Verdict:
+    """What a verifier returned, as a verdict with a finite reward or none."""
     if not isinstance(verdict, Verdict):
         verdict = Verdict(reward=verdict)
     answer = None if verdict.answer is None else str(verdict.answer)

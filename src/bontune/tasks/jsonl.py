@@ -4,8 +4,10 @@ One JSON object a line, `.jsonl` or `.jsonl.gz`:
 
     {"prompt": "What is 6 * 7?", "answer": "42"}
 
-with "id", "level" and "split" where wanted. GSM8K's own files, {"question", "answer": "... #### 42"}, are read as
-they are. Every fault of the file is found when it is loaded, and named by its line.
+with "id", "level" and "split" where wanted. Public files are read as they are: GSM8K's {"question", "answer": "...
+#### 42"}, MATH's {"problem", "solution" or "answer"}, MathOdyssey's {"Problem_1": {...}}, and HumanEval's {"task_id", "prompt",
+"entry_point", "test", "canonical_solution"}, which wants the code verifier. Every fault of the file is found when it is
+loaded, and named by its line.
 """
 
 from __future__ import annotations
@@ -279,7 +281,7 @@ def _prompt(line: str, answer_required: bool) -> tuple[Prompt, str | None]:
         raise _Wrong(f"not JSON ({fault}): {line[:80]!r}") from fault
     if not isinstance(fields, dict):
         raise _Wrong(f"not a JSON object but {type(fields).__name__}: {line[:80]!r}")
-    meta: dict[str, Any] = {}
+    fields, meta = _usual_names(fields), {}
     if "prompt" not in fields and "question" in fields:
         text, answer = _text(fields, "question"), _text(fields, "answer")
         if text is not None and answer is not None:
@@ -303,6 +305,24 @@ def _prompt(line: str, answer_required: bool) -> tuple[Prompt, str | None]:
     meta |= {key: value for key, value in fields.items() if key not in used}
     name = _text(fields, "id") or hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
     return Prompt(id=name, text=text, answer=answer, level=_text(fields, "level"), meta=meta), split
+
+
+def _usual_names(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of MATH, MathOdyssey and HumanEval under the names used here."""
+    if len(fields) == 1 and isinstance(only := next(iter(fields.values())), dict):  # {"Problem_1": {...}}
+        fields = {"id": next(iter(fields)), "prompt": only.get("question"), **only}
+        fields.pop("question", None)
+    if "problem" in fields and "prompt" not in fields:
+        fields = {
+            "prompt": fields["problem"],
+            **{key: value for key, value in fields.items() if key != "problem"},
+        }
+        fields.setdefault("answer", fields.get("solution"))
+    if "task_id" in fields and "id" not in fields:
+        fields = {"id": fields["task_id"], **fields}
+    if "test" in fields and "canonical_solution" in fields:
+        fields = {"answer": fields["canonical_solution"], **fields}
+    return fields
 
 
 def _text(fields: dict[str, Any], key: str) -> str | None:

@@ -7,6 +7,7 @@ status is never read as success; what forks candidates never held the tests.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections import deque
@@ -177,7 +178,9 @@ class CodeVerifier:
         self, said: dict[str, Any], candidate: dict[str, Any], tests: dict[str, Any], late: bool
     ) -> Verdict:
         cpu, reason = float(candidate["cpu"]), str(said.get("reason", ""))
-        slow = cpu >= 0.95 * self._limits["cpu_seconds"]
+        # Nobody but the kernel can kill a candidate: at its CPU limit, or where memory has run out.
+        killed = candidate["by_itself"] and candidate["signal"] in (signal.SIGKILL, signal.SIGXCPU)
+        slow = cpu >= 0.5 * self._limits["cpu_seconds"]
         match said.get("verdict"):
             case "pass":
                 return self._made(1.0, "pass", "", cpu)
@@ -187,10 +190,12 @@ class CodeVerifier:
                 return self._made(0.0, "fail", reason, cpu)
             case "undecided":
                 return self._made(None, "undecided", reason, cpu)
-            case "gone" if slow:
+            case "gone" if killed and slow:
                 return self._made(
                     0.0, "timeout", f"more than {self._limits['cpu_seconds']:g} CPU seconds", cpu
                 )
+            case "gone" if killed:
+                return self._made(0.0, "memory", "killed by the kernel", cpu)
             case "gone":
                 return self._made(0.0, "crash", _ending(candidate), cpu)
         if late and not (candidate["by_itself"] or tests["cpu"] > self._limits["cpu_seconds"]):
