@@ -4,10 +4,14 @@ One JSON object a line, `.jsonl` or `.jsonl.gz`:
 
     {"prompt": "What is 6 * 7?", "answer": "42"}
 
-with "id", "level" and "split" where wanted. Public files are read as they are: GSM8K's {"question", "answer": "...
-#### 42"}, MATH's {"problem", "solution" or "answer"}, MathOdyssey's {"Problem_1": {...}}, and HumanEval's {"task_id", "prompt",
-"entry_point", "test", "canonical_solution"}, which wants the code verifier. Every fault of the file is found when it is
-loaded, and named by its line.
+with "id", "level" and "split" where wanted. Public files are read as they are:
+
+    GSM8K        {"question", "answer": "... #### 42"}
+    MATH         {"problem", "solution" or "answer"}
+    MathOdyssey  {"Problem_1": {"question", "answer"}}
+    HumanEval    {"task_id", "prompt", "entry_point", "test", "canonical_solution"}, for the code verifier
+
+Every fault of the file is found when it is loaded, and named by its line.
 """
 
 from __future__ import annotations
