@@ -152,12 +152,18 @@ class CodeVerifier:
             waiting.appendleft((key, 1))
 
     def _begin(self, slot: int, key: _Key) -> bool:
-        job = dict(zip(("program", "tests", "entry_point"), key, strict=True))
+        """Start the job, on a fresh worker where the one at hand is dead; False where that fails, too."""
+        job = {"id": 0, **dict(zip(("program", "tests", "entry_point"), key, strict=True)), **self._limits}
         pair = self._pairs[slot]
+        if pair is not None:
+            try:
+                pair.begin(job)
+                return True
+            except OSError:
+                self._drop_pair(slot)
         try:
-            if pair is None:
-                pair = self._pairs[slot] = Pair(self._backend, self._drop)
-            pair.begin({"id": 0, **job, **self._limits})
+            pair = self._pairs[slot] = Pair(self._backend, self._drop)
+            pair.begin(job)
         except (OSError, Unavailable):
             self._drop_pair(slot)
             return False
