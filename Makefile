@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test unit lint base base-seeds bench clean
+.PHONY: setup demo test unit lint base base-seeds bench faults clean
 
 setup: .venv/installed
 
@@ -39,6 +39,10 @@ base-seeds: setup
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
+
+# The long forms: 50 kills of a training run, all hostile programs on every isolation, all hostile formulas.
+faults: setup
+	BONTUNE_KILLS=50 $(BIN)/python -m pytest -s tests/test_checkpoint.py tests/test_verifier_code.py tests/test_verifier_math.py
 
 clean:
 	rm -rf .venv runs dist build

@@ -90,6 +90,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--tokens-per-batch": 16_384,
         "--rows-per-batch": 4096,
         "--report-budgets": (1, 8, 32),
+        "--checkpoint-every": 10,
         "--refresh-every": None,
         "--output": "runs/train",
     },
@@ -613,7 +614,7 @@ def test_a_verifier_is_taught_trained_for_and_served(run: Run) -> None:
     ("arguments", "said"),
     [
         ("best nowhere x", "holds no served.json"),
-        ("train --scorer nowhere --output t", "'nowhere' cannot be loaded"),
+        ("train --scorer ./nowhere --output t", "'./nowhere' does not exist"),
         ("train --refresh-every 2 --output t", "--refresh-every needs --scorer"),
         ("verifier --prompts 2 --held-out 2 --output v", "held_out must lie between 0 and 1"),
     ],

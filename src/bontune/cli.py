@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from bontune.config import FitConfig, TrainConfig
+from bontune.config import FitConfig, Stopped, TrainConfig
 from bontune.records import Sampling
 from bontune.registry import OBJECTIVES, STRATEGIES
 
-DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, WRONG_USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
 Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -163,8 +163,11 @@ class Train:
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
     config: Config = field(default_factory=TrainConfig)
+    checkpoint_every: int | None = 10
+    """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
     refresh_every: int | None = None
-    """Train the learned verifier further on the policy's own judged responses, every so many steps."""
+    """Train the learned verifier further on the policy's own judged responses, every so many steps. Such a run
+    writes no checkpoints."""
     output: Path = Path("runs/train")
     """Folder for model/, metrics.jsonl, config.json and report.html."""
 
@@ -231,7 +234,7 @@ COMMANDS: dict[str, type] = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. Exit status: 0 done, 1 the run failed, 2 wrong usage or input, 130 interrupted."""
+    """Entry point. Exit status: 0 done, 1 failed, 2 wrong usage or input, 75 stopped by SIGTERM, 130 interrupted."""
     try:
         command = parse(sys.argv[1:] if arguments is None else arguments)
     except ValueError as fault:  # of an option that a settings class refused
@@ -268,13 +271,16 @@ def run(command: object) -> int:
         commands.run(command)
         return DONE
     except KeyboardInterrupt:
-        again = isinstance(command, Sample | Evaluate)
+        again = isinstance(command, Sample | Evaluate | Train)
         print("\ninterrupted" + ("; run the same command again to go on" if again else ""), file=sys.stderr)
         return INTERRUPTED
     except ValueError as fault:
         return _explain(fault, WRONG_USAGE)
     except BrokenPipeError:
         return _unread()
+    except Stopped as stopped:  # by a signal
+        print(f"bontune: {stopped}; run the same command again to go on", file=sys.stderr)
+        return STOPPED
     except Exception as fault:  # the last line of defence: say what failed
         return _explain(fault, FAILED)
 

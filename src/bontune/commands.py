@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +39,7 @@ from bontune.evaluate import SampleGroup, SampleSet, read_samples, write_json
 from bontune.judges import JUDGES
 from bontune.loop import Metrics, Run, train
 from bontune.measure import Draw, draw_samples, evaluate, quiet_libraries, warn_undecided
-from bontune.policy import load_policy
+from bontune.policy import load_policy, policy_path
 from bontune.records import Prompt, Scored, Verdict
 from bontune.registry import build_objective, build_strategy, load_object, served_strategy
 from bontune.report import write_report
@@ -116,13 +120,17 @@ def run_train(command: cli.Train) -> None:
     objective = build_objective(command.objective)
     task, verify, score = load_source(command.source)
     check_objective(objective, command.config)
-    if (command.output / "metrics.jsonl").exists():
+    if command.checkpoint_every is not None and command.checkpoint_every < 1:
+        raise ValueError(f"--checkpoint-every must be at least 1, got {command.checkpoint_every}")
+    checkpoints = None if command.refresh_every else command.checkpoint_every
+    going_on = checkpoints is not None and any((command.output / "checkpoints").glob("step-*.ckpt"))
+    if (command.output / "model").exists() or ((command.output / "metrics.jsonl").exists() and not going_on):
         raise ValueError(f"{command.output} holds a training run already; choose another --output")
     model, tokenizer = load_policy(command.model)
     _write_config(command.output, command, objective=repr(objective))
     refreshed = _refreshed(score, command)
     watched = Watched(verify, refreshed or score)
-    with progress() as bars, watched:
+    with progress() as bars, watched, locked(command.output), asked_to_stop() as should_stop:
         advance = _bar(bars, "training", command.config.steps)
 
         def on_step(metrics: Metrics) -> None:
@@ -147,6 +155,8 @@ def run_train(command: cli.Train) -> None:
                 score=watched.score,
                 output=command.output,
                 on_step=on_step,
+                checkpoint_every=checkpoints,
+                should_stop=should_stop,
                 **({"after_step": refreshed.observe} if refreshed else {}),
             )
         )
@@ -163,6 +173,39 @@ def run_train(command: cli.Train) -> None:
         f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
         f"{options}"
     )
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Only one training run at a time writes into a folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as fault:
+            file.seek(0)
+            raise ValueError(
+                f"{output} is being written by another run (process {file.read() or 'unknown'})"
+            ) from fault
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGUSR1 has come, as before a preemption: the step is finished and a checkpoint written."""
+    asked: list[int] = []
+    numbers = (
+        (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
+    )
+    before = {number: signal.signal(number, lambda found, _: asked.append(found)) for number in numbers}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refreshed(score: Score | None, command: cli.Train) -> Refreshed | None:
@@ -324,7 +367,7 @@ def load_source(source: cli.Source) -> tuple[Task, Verify, Score | None]:
 
 
 def _scorer(spec: str) -> Score:
-    return LearnedVerifier.load(spec) if ":" not in spec else _callable(spec, "--scorer")
+    return LearnedVerifier.load(policy_path(spec)) if ":" not in spec else _callable(spec, "--scorer")
 
 
 def _callable(spec: str, what: str) -> Any:

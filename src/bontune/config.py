@@ -101,3 +101,7 @@ class FitConfig:
             )
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
+
+
+class Stopped(RuntimeError):
+    """Training was asked to stop, and can go on from its checkpoint."""

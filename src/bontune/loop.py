@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
+import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,13 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers.optimization import get_scheduler
 
-from bontune.config import TrainConfig
+from bontune.config import Stopped, TrainConfig
 from bontune.records import Graded, Group, Prompt, Scored
 from bontune.rollout import sample_groups
 from bontune.score import Score, Verify, grade, judge
 from bontune.strategies import MaxAtK, curve
 from bontune.tasks import Task
+from bontune.train.checkpoint import differences, load_newest, save_checkpoint
 from bontune.train.update import Learner, UpdateStats, log_probs, update
 
 Metrics = dict[str, Any]
@@ -34,6 +38,8 @@ class Run:
     """Everything one training run uses. `score` is what best-of-N selects by; the reward where None.
 
     after_step: called with the step and its judged groups, to train a verifier further, for instance.
+    checkpoint_every: steps between checkpoints below `output`; a run that finds one goes on from there. None: none.
+    should_stop: asked after every step; where it says yes, a checkpoint is written and `Stopped` raised.
     """
 
     config: TrainConfig
@@ -46,6 +52,8 @@ class Run:
     output: Path | None = None
     on_step: Callable[[Metrics], None] = field(default=lambda metrics: None)
     after_step: Callable[[int, Sequence[Graded]], None] = field(default=lambda step, graded: None)
+    checkpoint_every: int | None = None
+    should_stop: Callable[[], bool] = field(default=lambda: False)
 
 
 def train(run: Run) -> list[Metrics]:
@@ -55,8 +63,12 @@ def train(run: Run) -> list[Metrics]:
     on the same groups where `updates_per_rollout` > 1. Writes `metrics.jsonl` and `model/` below `run.output`.
     """
     config, learner = run.config, make_learner(run)
-    history: list[Metrics] = []
+    description = describe_run(run)
+    history = resume(run, learner, description)
+    first = len(history)
     for step, prompts in enumerate(prompt_batches(run.task, config, learner.accelerator)):
+        if step < first:
+            continue
         clock = Clock()
         with clock("rollout"):
             groups = rollout(run, prompts, step)
@@ -82,8 +94,78 @@ def train(run: Run) -> list[Metrics]:
         metrics |= {"learning_rate": learner.optimizer.param_groups[0]["lr"]}
         history.append(average(learner, metrics) | {"cpu_seconds": clock.cpu, "seconds": clock.wall})
         record(run, learner, history[-1])
+        keep(run, learner, history, description)
     save(run, learner)
     return history
+
+
+def describe_run(run: Run) -> dict[str, Any]:
+    """What decides the course of a run: one that differs in any of it must not go on from its checkpoint."""
+    config = {f"config.{name}": repr(value) for name, value in asdict(run.config).items()}
+    scorer = getattr(run.score, "version", None) or ("none" if run.score is None else "a function")
+    first = "".join(f"{p.double().sum().item()!r} {p.numel()} " for p in run.model.parameters())
+    model = hashlib.blake2b(first.encode(), digest_size=8).hexdigest()
+    return config | {
+        "objective": repr(run.objective),
+        "task": run.task.name,
+        "scorer": str(scorer),
+        "model": model,
+    }
+
+
+def resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metrics]:
+    """Put model, optimizer and schedule where the newest checkpoint left them; its metrics, none without one.
+
+    Raises ValueError that names what differs where the checkpoint is of another run.
+    """
+    if run.checkpoint_every is None or run.output is None:
+        return []
+    found, damaged = load_newest(run.output / "checkpoints")
+    for fault in damaged:
+        print(f"bontune: checkpoint {fault}", file=sys.stderr)
+    if found is None:
+        if damaged:
+            raise ValueError(f"no checkpoint below {run.output} is whole; start anew with another output")
+        if learner.accelerator.is_main_process:  # so that a kill before the next one can be gone on from, too
+            save_checkpoint(run.output / "checkpoints", 0, _state(run, learner, [], description))
+        return []
+    if changed := differences(found["description"], description):
+        raise ValueError(f"{run.output} holds another run: {'; '.join(changed)}. Choose another output")
+    run.model.load_state_dict(found["model"])
+    learner.optimizer.load_state_dict(found["optimizer"])
+    learner.scheduler.load_state_dict(found["scheduler"])
+    torch.set_rng_state(found["rng"])
+    history: list[Metrics] = found["history"]
+    if learner.accelerator.is_main_process:  # lines of steps after the checkpoint, which are taken again
+        text = "".join(json.dumps(metrics) + "\n" for metrics in history)
+        (run.output / "metrics.jsonl").write_text(text, encoding="utf-8")
+    return history
+
+
+def keep(run: Run, learner: Learner, history: list[Metrics], description: dict[str, Any]) -> None:
+    """A checkpoint where its turn has come, after the last step, and where the run is asked to stop."""
+    stopping = run.should_stop()
+    if run.output is not None and run.checkpoint_every is not None:
+        last = len(history) == run.config.steps
+        if learner.accelerator.is_main_process and (
+            stopping or last or len(history) % run.checkpoint_every == 0
+        ):
+            state = _state(run, learner, history, description)
+            save_checkpoint(run.output / "checkpoints", len(history), state)
+    if stopping and len(history) < run.config.steps:
+        raise Stopped(f"stopped after step {len(history)} of {run.config.steps}")
+
+
+def _state(run: Run, learner: Learner, history: list[Metrics], description: dict[str, Any]) -> dict[str, Any]:
+    """All that a run needs to go on. Prompts and random streams follow from the seed and the step."""
+    return {
+        "description": description,
+        "model": run.model.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
+        "scheduler": learner.scheduler.state_dict(),
+        "rng": torch.get_rng_state(),
+        "history": history,
+    }
 
 
 def make_learner(run: Run) -> Learner:
@@ -315,7 +397,11 @@ def record(run: Run, learner: Learner, metrics: Metrics) -> None:
 
 
 def save(run: Run, learner: Learner) -> None:
-    """The tuned model as a plain transformers folder, below `output/model`."""
+    """The tuned model as a plain transformers folder, below `output/model`; there as a whole or not at all."""
     if run.output is not None and learner.accelerator.is_main_process:
-        run.model.save_pretrained(run.output / "model")
-        run.tokenizer.save_pretrained(run.output / "model")
+        writing, place = run.output / ".model-writing", run.output / "model"
+        shutil.rmtree(writing, ignore_errors=True)
+        run.model.save_pretrained(writing)
+        run.tokenizer.save_pretrained(writing)
+        shutil.rmtree(place, ignore_errors=True)
+        writing.rename(place)

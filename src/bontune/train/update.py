@@ -226,7 +226,7 @@ def update(
     """
     rows, _ = pack(groups, weights, kl)
     total = prompts or len(groups)
-    learner.optimizer.zero_grad(set_to_none=False)
+    _zero_gradients(learner)
     kl_sum, ratio_sum = 0.0, 0.0
     for part in batches(rows, learner.tokens_per_batch):
         loss, part_kl, ratio = _loss(learner, part)
@@ -297,10 +297,20 @@ def _positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
+def _zero_gradients(learner: Learner) -> None:
+    """A gradient of zero for every parameter that is trained, also before the first backward pass.
+
+    None would keep momentum and weight decay from a step without weights, but only until the first step with some.
+    """
+    for parameter in learner.model.parameters():
+        if parameter.requires_grad:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.zero_()
+
+
 def _sum_over_processes(learner: Learner) -> None:
     if learner.accelerator.num_processes > 1:
         for parameter in learner.model.parameters():
             if parameter.requires_grad:
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
                 parameter.grad = learner.accelerator.reduce(parameter.grad, "sum")

@@ -1,0 +1,87 @@
+"""Checkpoints that are there as a whole or not at all, and that know when they are damaged."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MAGIC = b"bontune checkpoint 1\n"
+KEPT = 3  # of the newest
+
+
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+    """Write `state` as the checkpoint after `step` steps: length and SHA-256 before the data, fsync, then a rename.
+
+    A kill at any moment leaves the earlier checkpoints as they were. Only the newest three are kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    torch.save(dict(state), buffer)
+    data = buffer.getvalue()
+    path = folder / f"step-{step:08d}.ckpt"
+    handle, name = tempfile.mkstemp(dir=folder, prefix=".writing-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(MAGIC + len(data).to_bytes(8, "big") + hashlib.sha256(data).digest() + data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)
+        _sync_folder(folder)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    for old in sorted(folder.glob("step-*.ckpt"))[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """(state of the newest checkpoint that is whole, what was wrong with those passed over); None where there is none.
+
+    A damaged one is set aside under the ending .damaged, so that it is neither used nor lost.
+    """
+    damaged = []
+    for leftover in folder.glob(".writing-*"):  # of a kill in the middle of writing
+        leftover.unlink(missing_ok=True)
+    for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+        fault, data = _read(path)
+        if fault is None:
+            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), damaged
+        path.rename(path.with_suffix(".damaged"))
+        damaged.append(f"{path} {fault}; it was renamed to {path.with_suffix('.damaged').name}")
+    return None, damaged
+
+
+def differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two descriptions of a run, a line each."""
+    names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]
+    return [f"{name}: {known.get(name)!r} then, {wanted.get(name)!r} now" for name in names]
+
+
+def _read(path: Path) -> tuple[str | None, bytes]:
+    """(what is wrong, or None; the data)."""
+    content = path.read_bytes()
+    head = len(MAGIC)
+    if content[:head] != MAGIC or len(content) < head + 40:
+        return "is no checkpoint of this version", b""
+    length, digest, data = content[head : head + 8], content[head + 8 : head + 40], content[head + 40 :]
+    if len(data) != int.from_bytes(length, "big"):
+        return f"is cut short: {len(data)} of {int.from_bytes(length, 'big')} bytes", b""
+    if hashlib.sha256(data).digest() != digest:
+        return "has changed since it was written: its checksum is wrong", b""
+    return None, data
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
