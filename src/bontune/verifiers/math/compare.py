@@ -51,6 +51,7 @@ def normal(answer: str) -> str:
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", r"^\\circ", text)
     text = text.replace(r"\$", "").replace(r"\%", "%").replace(r"\{", r"\lbrace ").replace(r"\}", r"\rbrace ")
     text = re.sub(r"(?<=\d)\s*per\s?cent\b", "%", text)
+    text = re.sub(rf"_\{{\s*({'|'.join(_BASES)})\s*\}}", lambda found: f"_{{{_BASES.index(found[1]) + 2}}}", text)
     text = re.sub(r"(?<!\d)\$|\$(?!\d)", "", text)
     text = text.removeprefix("$")
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if _is_grouped(text) else text
@@ -180,10 +181,18 @@ def sides(text: str) -> tuple[str, ...]:
     return tuple(named) if len(named) == len(parts) - 1 else (text,)
 
 
-def is_equation(text: str) -> bool:
-    """Whether it states something about unknowns that is more than a value with a name."""
-    left = text.split("=")[0]
-    return "=" in text and _has_letters(text) and not _is_name(left)
+def to_compare(answer: str, reference: str) -> list[tuple[str, str]]:
+    """What has to be equal, all of it: values where the equations only name them, else the whole equations."""
+    unknowns = _has_letters(reference.rpartition("=")[2])
+    if _is_equation(reference) or (_is_equation(answer) and "=" in reference and unknowns):
+        return [(answer, reference)]
+    return [(value, sides(reference)[-1]) for value in sides(answer)]
+
+
+def _is_equation(text: str) -> bool:
+    """Whether it relates unknowns, rather than names a value."""
+    left, found, _ = text.partition("=")
+    return bool(found) and _has_letters(left) and not _is_name(left)
 
 
 def _has_letters(text: str) -> bool:
@@ -257,9 +266,7 @@ def _measure(text: str) -> tuple[str, str]:
 def _based(text: str) -> str | None:
     """The base of a numeral such as 4210_7."""
     found = re.fullmatch(r"\(?[0-9A-Fa-f]+\)?_\{?(\w+)\}?", text.replace(" ", ""))
-    if not found:
-        return None
-    return str(_BASES.index(found[1]) + 2) if found[1] in _BASES else found[1]
+    return found[1] if found else None
 
 
 def _brackets(text: str) -> str | None:

@@ -12,7 +12,7 @@ MOST_NESTING = 50
 MOST_EXPONENT_DIGITS = 4
 MOST_BARE = 200  # characters of a response that is taken as an answer by itself
 
-_PHRASE = re.compile(r"(?:final\s+answer|answer)\s*(?:is|=|:)\s*:?\s*(.+)", re.IGNORECASE)
+_PHRASE = re.compile(r"answer[ \t*]*(?:is|=|:)[ \t*]*:?", re.IGNORECASE)
 _MARK = re.compile(r"^[ \t]*####[ \t]*(.+?)[ \t]*$", re.MULTILINE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 
@@ -32,8 +32,8 @@ def final_answers(text: str) -> Extracted:
         return Extracted(_distinct(boxed))
     if marked := _MARK.findall(text):
         return Extracted(_distinct(marked))
-    if phrases := _PHRASE.findall(text):
-        return Extracted(_distinct([_sentence(phrases[-1])]))
+    if phrases := list(_PHRASE.finditer(text)):
+        return Extracted(_distinct([_sentence(text[phrases[-1].end() :])]))
     lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
     if len(lines) == 1 and len(lines[0]) <= MOST_BARE:
         return Extracted(_distinct([lines[0]]))
@@ -68,20 +68,23 @@ def too_large(answer: str) -> str | None:
 
 
 def _boxed(text: str) -> list[str]:
-    found = []
-    for start in _BOX.finditer(text):
+    """What the boxes hold; of boxes in a box, the inner ones."""
+    found: list[tuple[int, str]] = []  # where a box ends, and what it holds
+    for start in reversed(list(_BOX.finditer(text))):
         depth, at = 1, start.end()
+        nearest = found[-1][0] if found else len(text)
         while at < len(text) and depth:
             depth += (text[at] == "{") - (text[at] == "}")
             at += 1
-        if not depth:
-            found.append(text[start.end() : at - 1])
-    return found
+        if not depth and not (found and at > nearest):
+            found.append((at, text[start.end() : at - 1]))
+    return [content for _, content in reversed(found)]
 
 
 def _sentence(text: str) -> str:
     """Up to the end of the sentence; a point inside a number is none."""
-    return re.split(r"\.(?=\s|$)|\n", text.strip(), maxsplit=1)[0]
+    text = re.split(r"\.(?=\s|$)|\n", text.strip(), maxsplit=1)[0]
+    return re.split(r",?\s(?:because|since|as|which)\s", text, maxsplit=1)[0]
 
 
 def _distinct(answers: list[str]) -> tuple[str, ...]:
