@@ -170,7 +170,7 @@ def rows_of(model: Any) -> list[int]:
     seen: list[int] = []
 
     def hook(module: Any, arguments: Any, named: dict[str, Any], out: Any) -> None:
-        if named.get("past_key_values") is not None:
+        if (named.get("cache") or named.get("past_key_values")) is not None:
             seen.append(named["input_ids"].shape[0])
 
     model.register_forward_hook(hook, with_kwargs=True)

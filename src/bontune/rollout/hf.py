@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bontune.records import Group, Prompt, Sampling
-from bontune.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
+from bontune.sampling import cache_argument, draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
 _LEAVE_SHARE = (
     0.05  # finished rows are taken out of the cache once they are this share of it: copying costs too
@@ -259,7 +259,7 @@ class _Decoder:
             alive = torch.arange(len(alive), device=drawn.device)
         inputs = _inputs(fed.unsqueeze(-1), self.mask)
         inputs["position_ids"] = inputs["position_ids"][:, -1:]
-        out = self.model(**inputs, past_key_values=self.cache, use_cache=True)
+        out = self.model(**inputs, **{cache_argument(self.model): self.cache}, use_cache=True)
         self.rows, self.logits = alive, out.logits[:, -1]
         if len(alive) < len(self.mask):
             self.logits = self.logits[alive]

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from bontune.records import Group, Sampling
-from bontune.sampling import token_log_probs
+from bontune.sampling import cache_argument, token_log_probs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +191,7 @@ def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Ten
                 input_ids=inputs,
                 attention_mask=mask if padded else None,
                 position_ids=positions[:, prompt_ids.shape[1] :],
-                past_key_values=cache,
+                **{cache_argument(model): cache},
                 use_cache=True,
             )
             return torch.cat([first, out.logits], dim=1)

@@ -22,6 +22,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 
 from bontune.config import FitConfig
 from bontune.records import Graded, Prompt
+from bontune.sampling import cache_argument
 
 SETTINGS = "verifier.json"
 
@@ -259,7 +260,7 @@ def row_logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask.long()}
     if cache is not None:
         positions = torch.arange(len(shared), len(shared) + longest, device=device)
-        inputs |= {"past_key_values": cache, "position_ids": positions.expand(len(rows), -1)}
+        inputs |= {cache_argument(model): cache, "position_ids": positions.expand(len(rows), -1)}
     return model(**inputs).logits.squeeze(-1)
 
 
