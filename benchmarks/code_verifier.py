@@ -112,12 +112,12 @@ def labels(verifier: CodeVerifier, data: Path) -> list[str]:
     for label in (1, 0):
         text.append(f"| {label} | {counts[label, 1.0]} | {counts[label, 0.0]} | {counts[label, None]} |")
     text += ["", "Disagreements:", ""]
-    different = [
-        f"- {name}: label {label}, {verdict.status}: {verdict.reason}"
+    different = Counter(
+        f"{name.partition(' ')[0]}: label {label}, {verdict.status} {verdict.reason}".strip()
         for name, label, verdict in zip(names, known, found, strict=True)
         if verdict.reward != label
-    ]
-    return [*text, *(different or ["- none"]), ""]
+    )
+    return [*text, *([f"- {what} ({n} responses)" for what, n in different.items()] or ["- none"]), ""]
 
 
 def throughput(data: Path, backends: list[str], rounds: int) -> list[str]:

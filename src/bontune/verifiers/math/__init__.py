@@ -9,20 +9,47 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bontune.records import Verdict
-from bontune.verifiers.math.compare import alternatives, by_text, for_parser, normal, rational
+from bontune.verifiers.math.compare import (
+    alternatives,
+    by_text,
+    for_parser,
+    name_of,
+    normal,
+    rational,
+    same_text,
+    sides,
+    to_compare,
+)
 from bontune.verifiers.math.extract import final_answers, too_large
 from bontune.verifiers.pool import Fault, WorkerPool
 
-GRADER = "1"  # of this package's own rules; a change of any verdict changes it
+GRADER = "2"  # of this package's own rules; a change of any verdict changes it
 _PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy", "antlr4-python3-runtime")
 _MOST_KNOWN = 1_000_000  # comparisons that are remembered
 _UNDECIDED, _WRONG, _RIGHT = None, 0.0, 1.0
+
+
+_Pair = tuple[str, str]  # (answer, reference), in normal form
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """What decides one response: a fault of its own, or pairs that must all be equal.
+
+    several: the response gives more than one text as its final answer.
+    """
+
+    answer: str | None
+    fault: str = ""
+    pairs: tuple[_Pair, ...] = ()
+    several: bool = False
 
 
 class MathVerifier:
@@ -55,13 +82,15 @@ class MathVerifier:
             for key in ("response", "reference"):
                 if not isinstance(item.get(key), str):
                     raise ValueError(f"item {i}: {key} must be a text, got {item.get(key)!r}")
+        if len(self._known) > _MOST_KNOWN:
+            self._known.clear()
         asked = [self._asked(item["response"], item["reference"]) for item in items]
-        missing = {pair: None for pair in asked if isinstance(pair, tuple) and pair not in self._known}
-        cpu = self._compare(list(missing))
-        return [
-            found if isinstance(found, Verdict) else self._verdict(found, cpu.get(found, 0.0))
-            for found in asked
-        ]
+        missing = {pair: None for question in asked for pair in question.pairs if pair not in self._known}
+        cpu, lost = self._compare(list(missing))
+        verdicts = [self._verdict(question, cpu) for question in asked]
+        for pair in lost:
+            del self._known[pair]
+        return verdicts
 
     def check_references(self, references: Mapping[str, str]) -> None:
         """Raise ValueError that names every reference, by its key, that cannot be read as an answer."""
@@ -71,7 +100,7 @@ class MathVerifier:
         rest = {
             key: for_parser(text, "")[0]
             for key, text in texts.items()
-            if rational(text) is None and not re.fullmatch(r"[A-Za-z][A-Za-z ,'-]*", text)
+            if rational(sides(text)[-1]) is None and not re.fullmatch(r"[A-Za-z][A-Za-z ,'-]*", text)
         }
         replies = self._pool.run([{"parse": text} for text in rest.values()])
         bad = dict(large)
@@ -92,54 +121,62 @@ class MathVerifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _asked(self, response: str, reference: str) -> Verdict | tuple[str, str]:
-        """A verdict where no comparison is needed, else the (answer, reference) to compare."""
+    def _asked(self, response: str, reference: str) -> _Question:
         answers = final_answers(response).answers
         if not answers:
-            return self._made(_WRONG, None, "no final answer")
+            return _Question(answer=None, fault="no final answer")
         texts = list(dict.fromkeys(normal(answer) for answer in answers))
         wanted = normal(_reference(reference))
-        if len(texts) > 1 and len({_key(text) for text in texts}) > 1:
-            return self._made(_WRONG, " | ".join(texts)[:200], "more than one final answer")
-        answer = texts[-1]
-        if (
-            len(alternatives(answer)) > 1
-            and len(alternatives(wanted)) == 1
-            and by_text(answer, wanted) is not True
-        ):
-            return self._made(_WRONG, answer[:200], "more than one final answer")
-        return answer, wanted
+        answer = name_of(sides(texts[-1])[-1])[:200]
+        for text in texts:
+            if len(alternatives(text)) > 1 and len(alternatives(wanted)) == 1 and not same_text(text, wanted):
+                return _Question(answer=answer, fault="more than one final answer")
+        pairs = tuple(dict.fromkeys(pair for text in texts for pair in to_compare(text, wanted)))
+        return _Question(answer=answer, pairs=pairs, several=len(texts) > 1)
 
-    def _compare(self, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], float]:
-        """Fill in what is known of each pair; returns the CPU seconds of those that were parsed."""
-        if len(self._known) > _MOST_KNOWN:
-            self._known.clear()
-        jobs = []
+    def _compare(self, pairs: list[_Pair]) -> tuple[dict[_Pair, float], list[_Pair]]:
+        """Fill in what is known of each pair.
+
+        Returns the CPU seconds of those that were parsed, and the pairs that failed for a reason that may not be
+        their own (a worker that was killed, a machine under load), which are not to be remembered.
+        """
+        jobs, cpu, lost = [], {}, []
         for pair in pairs:
-            equal = _either(*pair)
-            if equal is not None:
-                self._known[pair] = (_RIGHT if equal else _WRONG, "")
+            if same_text(*pair):
+                self._known[pair] = (_RIGHT, "")
             elif reason := too_large(pair[0]) or too_large(pair[1]):
                 self._known[pair] = (_UNDECIDED, reason)
+            elif (equal := _either(*pair)) is not None:
+                self._known[pair] = (_RIGHT if equal else _WRONG, "")
             else:
                 jobs.append(pair)
-        cpu = {}
         parsed = [for_parser(*pair) for pair in jobs]
-        for pair, reply in zip(
-            jobs, self._pool.run([{"answer": a, "reference": r} for a, r in parsed]), strict=True
-        ):
+        replies = self._pool.run([{"answer": a, "reference": r} for a, r in parsed])
+        for pair, reply in zip(jobs, replies, strict=True):
             if isinstance(reply, Fault):
                 self._known[pair] = (_UNDECIDED, f"{reply.kind}: {reply.reason}")
+                if "CPU limit" not in reply.reason:
+                    lost.append(pair)
             elif "undecided" in reply:
                 self._known[pair] = (_UNDECIDED, str(reply["undecided"]))
             else:
-                self._known[pair] = (_RIGHT if reply["equal"] else _WRONG, "")
+                self._known[pair] = (_RIGHT if reply["equal"] else _WRONG, str(reply.get("reason", "")))
                 cpu[pair] = float(reply.get("cpu", 0.0))
-        return cpu
+        return cpu, lost
 
-    def _verdict(self, pair: tuple[str, str], cpu: float) -> Verdict:
-        reward, reason = self._known[pair]
-        return self._made(reward, _key(pair[0])[:200], reason, cpu)
+    def _verdict(self, question: _Question, cpu: dict[_Pair, float]) -> Verdict:
+        """Right where every value that is given as final is right: "10 = 11" and two different boxes are wrong."""
+        if question.fault:
+            return self._made(_WRONG, question.answer, question.fault)
+        found = [self._known[pair] for pair in question.pairs]
+        spent = sum(cpu.pop(pair, 0.0) for pair in question.pairs)  # of repeats, the first pays
+        if wrong := [reason for reward, reason in found if reward == _WRONG]:
+            reason = "more than one final answer" if question.several else wrong[0]
+            return self._made(_WRONG, question.answer, reason, spent)
+        undecided = next((reason for reward, reason in found if reward is _UNDECIDED), None)
+        return self._made(
+            _RIGHT if undecided is None else _UNDECIDED, question.answer, undecided or "", spent
+        )
 
     def _made(self, reward: float | None, answer: str | None, reason: str, cpu: float = 0.0) -> Verdict:
         status = {None: "undecided", 0.0: "fail", 1.0: "pass"}[reward]
@@ -166,12 +203,6 @@ def _either(answer: str, wanted: str) -> bool | None:
             left.remove(match)
         return True
     return by_text(answer, wanted)
-
-
-def _key(text: str) -> str:
-    """A normal form that equal rationals share, for votes."""
-    value = rational(text)
-    return text.replace(" ", "") if value is None else str(value)
 
 
 def _installed(name: str) -> str:

@@ -15,7 +15,7 @@ _MOST_BITS = 50_000  # of a numerator or denominator
 _UNITS = {
     name: canonical
     for canonical, names in {
-        "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "meter metre",
+        "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre",
         "km": "km kilometer kilometre", "in": "inch inches", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile",
         "mg": "mg milligram", "g": "gram", "kg": "kg kilogram", "lb": "lb lbs pound", "oz": "oz ounce",
         "ml": "ml milliliter millilitre", "l": "liter litre", "s": "sec second", "min": "min minute",
@@ -24,9 +24,10 @@ _UNITS = {
     }.items()
     for name in names.split()
 }  # fmt: skip
-_FUNCTIONS = "arcsin arccos arctan sin cos tan cot sec csc sinh cosh tanh ln log exp sqrt pi".split()
+_FUNCTIONS = ("arcsin", "arccos", "arctan", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "ln", "log",
+              "exp", "sqrt", "pi")  # fmt: skip
 _FUNCTION_WORDS = {*_FUNCTIONS, "max", "min", "mod", "gcd", "lcm", "det", "lim", "sum"}
-_BASES = "two three four five six seven eight nine ten".split()
+_BASES = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 def normal(answer: str) -> str:
@@ -51,9 +52,10 @@ def normal(answer: str) -> str:
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?", r"^\\circ", text)
     text = text.replace(r"\$", "").replace(r"\%", "%").replace(r"\{", r"\lbrace ").replace(r"\}", r"\rbrace ")
     text = re.sub(r"(?<=\d)\s*per\s?cent\b", "%", text)
-    text = re.sub(rf"_\{{\s*({'|'.join(_BASES)})\s*\}}", lambda found: f"_{{{_BASES.index(found[1]) + 2}}}", text)
-    text = re.sub(r"(?<!\d)\$|\$(?!\d)", "", text)
-    text = text.removeprefix("$")
+    text = re.sub(
+        rf"_\{{\s*({'|'.join(_BASES)})\s*\}}", lambda found: f"_{{{_BASES.index(found[1]) + 2}}}", text
+    )
+    text = _parts(text.replace("$", " ").strip())
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text) if _is_grouped(text) else text
     text = re.sub(r"\s+", " ", text).strip().rstrip(".").strip()
     if re.fullmatch(r"[+-]?\d{1,3}(?: \d{3})+", text):
@@ -61,9 +63,22 @@ def normal(answer: str) -> str:
     return re.sub(r"^\\approx\s*", "", text)
 
 
+def _parts(text: str) -> str:
+    """ "a. 3, b. 4" as (3, 4)."""
+    if not re.match(r"\(?a[.)]\s", text):
+        return text
+    labels = re.findall(r"(?:^|\s)\(?([a-h])[.)](?=\s)", text)
+    values = [part.strip(" ,;") for part in re.split(r"(?:^|\s)\(?[a-h][.)](?=\s)", text)[1:]]
+    return (
+        f"({', '.join(values)})" if len(values) > 1 and "".join(labels) == "abcdefgh"[: len(labels)] else text
+    )
+
+
 def _is_grouped(text: str) -> bool:
     """Whether the text is one number with thousands separators, and not a list of numbers."""
-    return bool(re.fullmatch(r"[^\d]{0,8}\d{1,3}(,\d{3})+(\.\d+)?[^\d,]{0,40}", text.strip()))
+    return bool(
+        re.fullmatch(r"[^\d]{0,8}\d{1,3}(,\d{3})+(\.\d+)?[^\d,]{0,40}(\^\s*\{?[23]\}?)?", text.strip())
+    )
 
 
 def rational(text: str) -> Fraction | None:
@@ -123,8 +138,8 @@ def _bits(value: Fraction) -> int:
 
 
 def name_of(text: str) -> str:
-    """A name for votes that equal numbers share."""
-    value = rational(text)
+    """A name for votes that equal numbers share, with or without a unit."""
+    value = rational(text if "%" in text else _measure(text)[0])
     return re.sub(r"\s+", "", text) if value is None or _bits(value) > 1000 else str(value)
 
 
@@ -234,7 +249,7 @@ def _bare(text: str) -> str:
 
 def _is_row(text: str) -> bool:
     """Numbers side by side, and no mixed number."""
-    return bool(re.search(r"\d\s+\d", re.sub(r"\d\s+\d+\s*/\s*\d", "", text)))
+    return bool(re.search(r"(?<![\d_^])\d+\s+\d", re.sub(r"\d\s+\d+\s*/\s*\d", "", text)))
 
 
 def _is_words(text: str) -> bool:
@@ -258,7 +273,13 @@ def _measure(text: str) -> tuple[str, str]:
     if not all(word in _UNITS or _is_word(word) for word in words[:1]) or set(words) & set(_FUNCTIONS):
         return text, ""
     unit = words[-1] if words[0] in ("square", "cubic") else words[0]
-    power = "^2" if words[0] == "square" else "^3" if words[0] == "cubic" else re.sub(r"[\s{}]", "", found[3] or "")
+    power = (
+        "^2"
+        if words[0] == "square"
+        else "^3"
+        if words[0] == "cubic"
+        else re.sub(r"[\s{}]", "", found[3] or "")
+    )
     known = _UNITS.get(unit) or _UNITS.get(unit.removesuffix("s"))
     return found[1], known + power if known else ""
 
