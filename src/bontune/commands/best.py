@@ -1,0 +1,21 @@
+"""`bontune best`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+
+from bontune import cli
+from bontune.best import load_server
+
+
+def run(command: cli.Best) -> None:
+    """Answer prompts by the strategy of a training run."""
+    server = load_server(command.run, budget=command.budget, temperature=command.temperature)
+    prompts = command.prompts or tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
+    for answer in server.answer(prompts, seed=command.seed):
+        if command.all:
+            print(json.dumps(asdict(answer), ensure_ascii=False))
+        else:
+            print(answer.text)

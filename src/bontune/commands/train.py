@@ -1,0 +1,164 @@
+"""`bontune train`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bontune import cli
+from bontune.best import save_served
+from bontune.commands.inputs import Watched, load_source, write_config
+from bontune.commands.terminal import bar, console, progress, say
+from bontune.config import FitConfig, TrainConfig
+from bontune.loop import Metrics, Run, train
+from bontune.policy import load_policy
+from bontune.records import Scored
+from bontune.registry import build_objective, served_strategy
+from bontune.report import write_report
+from bontune.score import Score
+from bontune.verifiers.learned import LearnedVerifier, Refreshed
+
+
+def run(command: cli.Train) -> None:
+    """Fine-tune and write the model, the metrics and a report of the training."""
+    objective = build_objective(command.objective)
+    task, verify, score = load_source(command.source)
+    check_objective(objective, command.config)
+    if command.checkpoint_every is not None and command.checkpoint_every < 1:
+        raise ValueError(f"--checkpoint-every must be at least 1, got {command.checkpoint_every}")
+    checkpoints = None if command.refresh_every else command.checkpoint_every
+    going_on = checkpoints is not None and any((command.output / "checkpoints").glob("step-*.ckpt"))
+    if (command.output / "model").exists() or ((command.output / "metrics.jsonl").exists() and not going_on):
+        raise ValueError(f"{command.output} holds a training run already; choose another --output")
+    model, tokenizer = load_policy(command.model)
+    write_config(command.output, command, objective=repr(objective))
+    refreshed = _refreshed(score, command)
+    watched = Watched(verify, refreshed or score)
+    with progress() as bars, watched, locked(command.output), asked_to_stop() as should_stop:
+        advance = bar(bars, "training", command.config.steps)
+
+        def on_step(metrics: Metrics) -> None:
+            advance(1)
+            if metrics["step"] == 0 and metrics["undecided_share"] == 1:
+                (command.output / "metrics.jsonl").unlink()  # nothing was trained, so nothing need be kept
+                raise RuntimeError(
+                    "no response of the first step could be decided, so there is nothing to learn"
+                )
+            if not console.is_terminal:
+                reached = "  ".join(f"pass@{n} {value:.3f}" for n, value in metrics["pass_at"].items())
+                say(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
+
+        train(
+            Run(
+                config=command.config,
+                task=task,
+                objective=objective,
+                model=model,
+                tokenizer=tokenizer,
+                verify=watched,
+                score=watched.score,
+                output=command.output,
+                on_step=on_step,
+                checkpoint_every=checkpoints,
+                should_stop=should_stop,
+                **({"after_step": refreshed.observe} if refreshed else {}),
+            )
+        )
+    scorer = command.source.scorer
+    if isinstance(score, LearnedVerifier):
+        (refreshed.verifier if refreshed else score).save(command.output / "verifier")
+        scorer = "verifier"
+    save_served(command.output, served_strategy(objective), command.config.sampling, scorer)
+    page = write_report(command.output)
+    say(f"model: {command.output / 'model'}   report: {page}")
+    named = {"--task": command.source.task, "--verifier": command.source.verifier}
+    options = "".join(f" {option} {value}" for option, value in named.items() if value is not None)
+    say(
+        f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
+        f"{options}"
+    )
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Only one training run at a time writes into a folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as fault:
+            file.seek(0)
+            raise ValueError(
+                f"{output} is being written by another run (process {file.read() or 'unknown'})"
+            ) from fault
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGUSR1 has come, as before a preemption: the step is finished and a checkpoint written."""
+    asked: list[int] = []
+    numbers = (
+        (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
+    )
+    before = {number: signal.signal(number, lambda found, _: asked.append(found)) for number in numbers}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _refreshed(score: Score | None, command: cli.Train) -> Refreshed | None:
+    if command.refresh_every is None:
+        return None
+    if not isinstance(score, LearnedVerifier):
+        raise ValueError("--refresh-every needs --scorer to be the folder of a learned verifier")
+    config = FitConfig(steps=20, learning_rate=1e-4, warmup_steps=0, seed=command.config.seed)
+    return Refreshed(score, config, every=command.refresh_every)
+
+
+def check_objective(objective: Any, config: TrainConfig) -> None:
+    """Raise ValueError where the objective cannot take the groups that this configuration draws.
+
+    It is tried on one group with one right response, so that a budget above the group size, say, is found before
+    anything is drawn.
+    """
+    rewards = torch.zeros(1, config.group_size, dtype=torch.float64)
+    rewards[0, 0] = 1
+    group = Scored(rewards, answers=torch.arange(config.group_size).unsqueeze(0) % 2)
+    off_policy = config.updates_per_rollout > 1 and config.off_policy == "exact"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if hasattr(objective, "with_experts"):
+                objective.with_experts(group, torch.ones(1).double(), torch.zeros(1).double())
+                return
+            weights = objective(group)
+            if off_policy:
+                objective(group, torch.zeros_like(rewards))
+    except Exception as fault:  # an objective of the user's may raise anything
+        hint = ""
+        if off_policy and "log_ratios" in str(fault):
+            hint = ' (in a command: "--off-policy clipped", or "--updates-per-rollout 1")'
+        kind = "" if isinstance(fault, ValueError) else f"{type(fault).__name__}: "
+        raise ValueError(
+            f"--objective {objective!r} on a group of --group-size {config.group_size}: {kind}{fault}{hint}"
+        ) from fault
+    if not isinstance(weights, torch.Tensor) or weights.shape != rewards.shape:
+        got = list(weights.shape) if isinstance(weights, torch.Tensor) else f"a {type(weights).__name__}"
+        raise ValueError(
+            f"--objective {objective!r} must give weights of shape [prompts, responses], got {got}"
+        )

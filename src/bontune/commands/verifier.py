@@ -1,0 +1,54 @@
+"""`bontune verifier`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+
+from bontune import cli
+from bontune.commands.inputs import check_folder, load_source, prompts_of, write_config
+from bontune.commands.terminal import bar, progress, say, show
+from bontune.evaluate import SampleGroup, SampleSet, write_json
+from bontune.measure import evaluate
+from bontune.policy import load_policy
+from bontune.teach import Lesson, assess, teach
+
+
+def run(command: cli.Verifier) -> None:
+    """Teach a verifier and report how well it chooses."""
+    started = time.process_time()
+    task, verify, _ = load_source(command.source)
+    check_folder(command.output, command)
+    model, tokenizer = load_policy(command.model)
+    lesson = Lesson(
+        model=model,
+        tokenizer=tokenizer,
+        verify=verify,
+        prompts=prompts_of(task, "train", command.prompts, command.fit.seed),
+        group_size=command.group_size,
+        sampling=command.sampling,
+        seed=command.fit.seed,
+    )
+    judged = prompts_of(task, command.judge_split, command.judge_prompts, command.fit.seed)
+    with progress() as bars:
+        stage = partial(bar, bars)
+        verifier = teach(lesson, command.body or command.model, command.fit, stage)
+        verifier.save(command.output / "verifier")
+        test = replace(lesson, prompts=judged, group_size=64)
+        graded = test.draw(stage("judging the verifier", 64 * len(judged)), verifier)
+    found = assess(graded, seed=command.fit.seed)
+    write_config(command.output, command)
+    write_json(command.output / "verifier.json", found)
+    samples = SampleSet(source=command.model, groups=tuple(SampleGroup.of(item) for item in graded))
+    results = evaluate(
+        {"policy": samples}, command.output, seed=command.fit.seed, votes=False, started=started
+    )
+    show(results, command.output, kind="best_of")
+    peak, auc = found["peak"], found["auc_within_prompts"]
+    say(
+        f"AUC within prompts {auc if auc is None else round(auc, 3)}, calibration error "
+        f"{found['calibration']['error']:.3f}; best-of-N is highest at N = {peak['budget']}, and N = "
+        f"{peak['largest']} is {100 * peak['loss']:.1f} points below it"
+    )
+    say(f"use it: --scorer {command.output / 'verifier'}")
