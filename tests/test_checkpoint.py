@@ -9,12 +9,15 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import Server, serving
 from models import tiny_model
 from test_update import run_of, state, timeless
 
@@ -24,14 +27,6 @@ from bontune.loop import train
 from bontune.train.checkpoint import KEPT, load_newest, save_checkpoint
 
 STEPS = 8
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-from dataclasses import replace
-from pathlib import Path
-from test_checkpoint import run_in
-run_in(Path(sys.argv[1]), every=int(sys.argv[2]))
-"""
 
 
 def run_in(output: Path, every: int | None = 2, steps: int = STEPS, **more: Any) -> tuple[Any, list[dict]]:
@@ -50,38 +45,43 @@ def result(output: Path) -> tuple[str, list[dict]]:
     return digest, timeless([json.loads(line) for line in lines])
 
 
-def kill_at_random(output: Path, seed: int, most: int = 60) -> int:
+def run_forked(output: str, every: int) -> None:
+    """What a forked child does."""
+    run_in(Path(output), every=every)
+
+
+def warm() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run_in(Path(folder), steps=1)
+
+
+def kill_at_random(server: Server, output: Path, seed: int, longest: float, most: int = 60) -> int:
     """Start the run and kill it, again and again, until it ends by itself; how often it was killed."""
-    script = SCRIPT.format(tests=str(Path(__file__).parent))
-    command = [sys.executable, "-c", script, str(output), "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     chance = random.Random(seed)
     for kills in range(most):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
-        checkpoints = output / "checkpoints"
-        seen = set(checkpoints.glob("*")) if checkpoints.exists() else set()
-        while process.poll() is None and (not checkpoints.exists() or set(checkpoints.glob("*")) <= seen):
-            time.sleep(0.002)  # let it get somewhere: starting takes longer than training
-        try:
-            process.wait(timeout=chance.uniform(0, 0.25))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            continue
-        assert process.returncode == 0, process.stderr.read().decode() if process.stderr else ""
-        return kills
+        child = server.start("test_checkpoint:run_forked", str(output), 2)
+        time.sleep(chance.uniform(0, longest))
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
+        status = child.status()
+        if status == 0:
+            return kills
+        assert status == -signal.SIGKILL
     raise AssertionError("the run never ended")
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_ends_the_same(tmp_path: Path) -> None:
-    """`make faults` asks for more kills."""
-    run_in(tmp_path / "undisturbed", every=2)
+    """`make faults` asks for more kills. All of it in children of one thread: sums of two split otherwise."""
     kills = runs = 0
-    while kills < int(os.environ.get("BONTUNE_KILLS", "2")):
-        kills += kill_at_random(tmp_path / str(runs), runs)
-        assert result(tmp_path / str(runs)) == result(tmp_path / "undisturbed")
-        runs += 1
+    with serving("test_checkpoint:warm") as server:
+        started = time.monotonic()
+        assert server.call("test_checkpoint:run_forked", str(tmp_path / "undisturbed"), 2) == 0
+        took = time.monotonic() - started
+        while kills < int(os.environ.get("BONTUNE_KILLS", "2")):
+            kills += kill_at_random(server, tmp_path / str(runs), runs, took)
+            assert result(tmp_path / str(runs)) == result(tmp_path / "undisturbed")
+            runs += 1
     print(f"{kills} kills in {runs} runs, each of which ended as the undisturbed one")
 
 
@@ -213,6 +213,29 @@ def test_a_run_that_differs_does_not_go_on(more: dict, said: str, tmp_path: Path
     other = loop.replace(run_of(tiny_model(seed=9), **config), output=tmp_path, checkpoint_every=2)
     with pytest.raises(ValueError, match="model: "):
         train(other)
+
+
+def test_it_goes_on_with_the_threads_it_began_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums split over two threads differ from those of one in their last bits."""
+    before, seen = torch.get_num_threads(), set()
+    try:
+        torch.set_num_threads(1)
+        run_in(tmp_path / "undisturbed")
+        for name in ("cut", "moved"):
+            with pytest.raises(Cut):
+                run_in(tmp_path / name, on_step=cut_after(4))
+        torch.set_num_threads(2)
+        run_in(tmp_path / "cut", on_step=lambda metrics: seen.add(torch.get_num_threads()))
+        assert seen == {1}
+        assert result(tmp_path / "cut") == result(tmp_path / "undisturbed")
+        assert "last bits" not in capsys.readouterr().err
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "OTHER")
+        run_in(tmp_path / "moved")
+        assert "the last bits may differ: cpu: " in capsys.readouterr().err
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on_later(tmp_path: Path) -> None:

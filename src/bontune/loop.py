@@ -26,7 +26,7 @@ from bontune.rollout import sample_groups
 from bontune.score import Score, Verify, grade, judge
 from bontune.strategies import MaxAtK, curve
 from bontune.tasks import Task
-from bontune.train.checkpoint import differences, load_newest, save_checkpoint
+from bontune.train.checkpoint import differences, layout, load_newest, save_checkpoint
 from bontune.train.update import Learner, UpdateStats, log_probs, update
 
 Metrics = dict[str, Any]
@@ -116,6 +116,7 @@ def describe_run(run: Run) -> dict[str, Any]:
 def resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metrics]:
     """Put model, optimizer and schedule where the newest checkpoint left them; its metrics, none without one.
 
+    The number of threads is the checkpoint's, too: sums split otherwise differ in their last bits, and so does the end.
     Raises ValueError that names what differs where the checkpoint is of another run.
     """
     if run.checkpoint_every is None or run.output is None:
@@ -135,6 +136,9 @@ def resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metr
     learner.optimizer.load_state_dict(found["optimizer"])
     learner.scheduler.load_state_dict(found["scheduler"])
     torch.set_rng_state(found["rng"])
+    torch.set_num_threads(found["layout"]["threads"])
+    if changed := differences(found["layout"], _layout(learner)):
+        print(f"bontune: goes on, but the last bits may differ: {'; '.join(changed)}", file=sys.stderr)
     history: list[Metrics] = found["history"]
     if learner.accelerator.is_main_process:  # lines of steps after the checkpoint, which are taken again
         text = "".join(json.dumps(metrics) + "\n" for metrics in history)
@@ -164,8 +168,13 @@ def _state(run: Run, learner: Learner, history: list[Metrics], description: dict
         "optimizer": learner.optimizer.state_dict(),
         "scheduler": learner.scheduler.state_dict(),
         "rng": torch.get_rng_state(),
+        "layout": _layout(learner),
         "history": history,
     }
+
+
+def _layout(learner: Learner) -> dict[str, Any]:
+    return layout(learner.accelerator.num_processes, learner.accelerator.device.type)
 
 
 def make_learner(run: Run) -> Learner:

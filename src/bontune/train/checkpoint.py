@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-MAGIC = b"bontune checkpoint 1\n"
+MAGIC = b"bontune checkpoint 2\n"
 KEPT = 3  # of the newest
 
 
@@ -57,6 +57,17 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         path.rename(path.with_suffix(".damaged"))
         damaged.append(f"{path} {fault}; it was renamed to {path.with_suffix('.damaged').name}")
     return None, damaged
+
+
+def layout(processes: int, device: str) -> dict[str, Any]:
+    """What the last bits of a result depend on besides the run itself: threads and instructions split sums apart."""
+    return {
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "torch": str(torch.__version__),
+    }
 
 
 def differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
