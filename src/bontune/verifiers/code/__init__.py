@@ -23,6 +23,9 @@ __all__ = ["CodeVerifier", "SandboxUnavailable"]
 
 GRADER = "1"  # of these rules; a change of any verdict changes it
 _MOST_KNOWN = 200_000  # verdicts that are remembered
+_ASLEEP = (
+    0.05  # CPU time as a share of the wall time, up to which a program that ends at the wall limit was asleep
+)
 _Key = tuple[str, str, str]
 
 
@@ -38,8 +41,9 @@ class _Running:
 class CodeVerifier:
     """`verify` runs programs against tests that define check(candidate). It owns processes: use it in a `with`.
 
-    cpu_seconds: of one candidate; the wall limit is 5 times that plus 3 seconds, so that a loaded machine flips no
-    verdict.  memory_bytes: address space of one candidate, so workers * memory_bytes may be needed.
+    cpu_seconds: of one candidate; the wall limit is 5 times that plus 3 seconds. What reaches it while it computes
+    is tried again and then undecided, so that a loaded machine flips no verdict.
+    memory_bytes: address space of one candidate, so workers * memory_bytes may be needed.
     backend: "namespaces" or "landlock"; by default the first that holds when hostile programs are tried in it.
     unsafe_local: no isolation at all, which every verdict says; only for programs you wrote yourself.
     Raises ValueError on wrong arguments, and SandboxUnavailable where no isolation holds.
@@ -133,8 +137,8 @@ class CodeVerifier:
                 for slot in ready | late:
                     job = running.pop(slot)
                     verdict = self._finish(slot, slot in late - ready)
-                    if verdict is None:
-                        self._again(waiting, job.key, job.tries, "a fork server failed")
+                    if isinstance(verdict, str):
+                        self._again(waiting, job.key, job.tries, verdict)
                     else:
                         self._known[job.key] = verdict
         finally:
@@ -169,15 +173,19 @@ class CodeVerifier:
             return False
         return True
 
-    def _finish(self, slot: int, late: bool) -> Verdict | None:
-        """The verdict, or None where the worker itself failed."""
+    def _finish(self, slot: int, late: bool) -> Verdict | str:
+        """The verdict, or why there is none that the program or its tests are to blame for."""
         pair = self._pairs[slot]
         assert pair is not None
         try:
             said, candidate, tests = pair.finish()
         except (OSError, ValueError):
             self._drop_pair(slot)
-            return None
+            return "a fork server failed"
+        spent = candidate["cpu"] + tests["cpu"]
+        within = max(candidate["cpu"], tests["cpu"]) < self._limits["cpu_seconds"]
+        if late and within and spent > _ASLEEP * self._wall:  # they were not asleep: the machine was busy
+            return f"the tests did not end in {self._wall:g} seconds, of which {spent:.1f} were computed in"
         return self._judge(said, candidate, tests, late)
 
     def _judge(

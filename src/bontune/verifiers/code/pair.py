@@ -18,7 +18,8 @@ from typing import Any
 
 SERVER = Path(__file__).with_name("server.py")
 START_SECONDS = 60.0
-END_SECONDS = 10.0
+END_SECONDS = 30.0
+DYING_SECONDS = 5.0  # that a process which has closed its sockets is given to be gone
 
 
 class Unavailable(RuntimeError):
@@ -56,15 +57,14 @@ class Pair:
     def finish(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """(what the tests said, how the candidate ended, how the tests ended); ends both. Raises OSError on a fault."""
         assert self.verdict is not None
-        said = _message(self.verdict)
+        said, ended = _message(self.verdict)
         self.verdict.close()
         self.verdict = None
-        reports = []
-        for server in self._servers:
-            server.send({"end": True}, [])
-        for server in self._servers:
-            reports.append(server.report())
-        return said, reports[0], reports[1]
+        dying = {"candidate": said.get("verdict") == "gone", "tests": ended and not said}
+        for role, server in zip(("candidate", "tests"), self._servers, strict=True):
+            server.send({"end": True, "grace": DYING_SECONDS if dying[role] else 0}, [])
+        candidate, tests = [server.report() for server in self._servers]
+        return said, candidate, tests
 
     def close(self) -> None:
         """End the servers and remove what is theirs."""
@@ -171,17 +171,21 @@ def library_paths() -> list[str]:
     return list(dict.fromkeys(os.path.realpath(path) for path in wanted))
 
 
-def _message(verdict: socket.socket) -> dict[str, Any]:
-    """What the tests' process said before it ended; {} where it said nothing whole."""
+def _message(verdict: socket.socket) -> tuple[dict[str, Any], bool]:
+    """(what the tests' process said, {} where that is nothing whole; whether it has closed the socket)."""
     verdict.setblocking(False)
-    data = b""
-    with contextlib.suppress(BlockingIOError, ConnectionResetError):
-        while part := verdict.recv(1 << 16):
-            data += part
+    data, ended = b"", False
+    with contextlib.suppress(BlockingIOError):
+        try:
+            while part := verdict.recv(1 << 16):
+                data += part
+            ended = True
+        except ConnectionResetError:
+            ended = True
     try:
-        return json.loads(data[4:]) if len(data) > 4 else {}
+        return (json.loads(data[4:]) if len(data) > 4 else {}), ended
     except ValueError:
-        return {}
+        return {}, ended
 
 
 def wait_readable(pairs: dict[int, Pair], seconds: float) -> set[int]:

@@ -118,21 +118,34 @@ def one_job(control, inbox, settings, filter_, job, handles):
     for handle in handles:
         os.close(handle)
     watch = os.pidfd_open(pid)
-    wanted = [] if inbox.pending() else select.select([watch, control.fileno()], [], [])[0]
-    ended = watch in wanted
+    ended = ends_by_itself(watch, control, inbox)
     if not ended:
         os.kill(pid, signal.SIGKILL)
     _, status, usage = os.wait4(pid, 0)
     os.close(watch)
     if settings["backend"] != "namespaces":
         shutil.rmtree(temporary, ignore_errors=True)
+    by_signal = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     return {
         "id": job["id"],
-        "by_itself": ended,
-        "signal": os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0,
+        "by_itself": ended or by_signal != signal.SIGKILL,  # our signal may come when it has begun to end
+        "signal": by_signal,
         "status": os.WEXITSTATUS(status) if os.WIFEXITED(status) else None,
         "cpu": usage.ru_utime + usage.ru_stime,
     }
+
+
+def ends_by_itself(watch, control, inbox):
+    """Wait until the child has ended, or the parent wants it ended; whether it did so by itself.
+
+    A process that dies closes its sockets first and is gone a little later, on a loaded machine much later. The parent
+    may have seen the one before the other has come about, so it says how many seconds of grace the child has.
+    """
+    if not inbox.pending() and watch in select.select([watch, control.fileno()], [], [])[0]:
+        return True
+    message, _ = inbox.next()
+    grace = 0 if message is None else message["grace"]
+    return bool(select.select([watch], [], [], grace)[0])
 
 
 def child(settings, filter_, job, handles, temporary):
