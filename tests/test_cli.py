@@ -102,6 +102,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--prompts": 400,
         "--group-size": 64,
         **SAMPLING,
+        "--regrade": False,
         "--samples-temperature": None,
         "--strategy": None,
         "--votes": True,

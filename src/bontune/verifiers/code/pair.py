@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bontune.verifiers.code import codec
+
 SERVER = Path(__file__).with_name("server.py")
 START_SECONDS = 60.0
 END_SECONDS = 30.0
@@ -57,7 +59,7 @@ class Pair:
     def finish(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """(what the tests said, how the candidate ended, how the tests ended); ends both. Raises OSError on a fault."""
         assert self.verdict is not None
-        said, ended = _message(self.verdict)
+        said, ended = _message(self.verdict) if wait_readable({0: self}, 0) else ({}, False)
         self.verdict.close()
         self.verdict = None
         dying = {"candidate": said.get("verdict") == "gone", "tests": ended and not said}
@@ -172,20 +174,15 @@ def library_paths() -> list[str]:
 
 
 def _message(verdict: socket.socket) -> tuple[dict[str, Any], bool]:
-    """(what the tests' process said, {} where that is nothing whole; whether it has closed the socket)."""
-    verdict.setblocking(False)
-    data, ended = b"", False
-    with contextlib.suppress(BlockingIOError):
-        try:
-            while part := verdict.recv(1 << 16):
-                data += part
-            ended = True
-        except ConnectionResetError:
-            ended = True
+    """(what the tests' process said, {} where that is nothing whole; whether it closed the socket without a word)."""
+    verdict.settimeout(DYING_SECONDS)
     try:
-        return (json.loads(data[4:]) if len(data) > 4 else {}), ended
-    except ValueError:
-        return {}, ended
+        said = codec.read(verdict.recv)
+    except ConnectionResetError:
+        return {}, True
+    except (OSError, ValueError, RecursionError):
+        return {}, False
+    return (said if isinstance(said, dict) else {}), said is None
 
 
 def wait_readable(pairs: dict[int, Pair], seconds: float) -> set[int]:

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import tempfile
+import types
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, HERE)
@@ -31,6 +32,7 @@ COMMON = (
     "cmath", "sys", "threading", "traceback", "unittest", "numbers", "queue", "time",
 )  # fmt: skip
 TMP_BYTES = 64 << 20
+MOST_NOTE = 4000  # characters
 
 
 def main():
@@ -235,7 +237,7 @@ class Candidate:
     """What the tests call: arguments go out, values come back."""
 
     def __init__(self, link):
-        self._link, self.last = link, ""
+        self._link, self.last, self.notes = link, "", []
 
     def read(self):
         try:
@@ -324,11 +326,16 @@ def run_tests(job, link, verdict):
     except BaseException as fault:
         kind, text = describe(fault)
         found = {"verdict": "fail", "reason": f"{kind}: {text}"[:300], "last": candidate.last}
+    if candidate.notes:
+        found["notes"] = candidate.notes  # pyright: ignore
     codec.write(lambda data: os.write(verdict, data), found)
 
 
 def check_candidate(job, candidate):
-    """Run check(candidate). Faults of the tests themselves are told apart from assertions."""
+    """Run check(candidate). Faults of the tests themselves are told apart from assertions.
+
+    A check that is a generator yields texts, which are kept whatever becomes of the candidate later.
+    """
     try:
         tree = ast.parse(job["tests"])
         code = compile(tree, "<tests>", "exec")
@@ -346,7 +353,10 @@ def check_candidate(job, candidate):
     exec(code, space)
     if "check" not in space or not callable(space["check"]):
         return {"verdict": "undecided", "reason": "the tests define no check(candidate)"}
-    space["check"](entry)
+    result = space["check"](entry)
+    if isinstance(result, types.GeneratorType):
+        for note in result:
+            candidate.notes.append(str(note)[:MOST_NOTE])
     return {"verdict": "pass", "reason": ""}
 
 
