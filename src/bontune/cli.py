@@ -169,8 +169,8 @@ class Train:
     checkpoint_every: int | None = 10
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
     refresh_every: int | None = None
-    """Train the learned verifier further on the policy's own judged responses, every so many steps. Such a run
-    writes no checkpoints."""
+    """Train the learned verifier further on the policy's own judged responses, every so many steps; refreshes.json
+    says how far it then differs from the first one. Such a run writes no checkpoints."""
     output: Path = Path("runs/train")
     """Folder for model/, metrics.jsonl, config.json and report.html."""
 
