@@ -102,6 +102,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--prompts": 400,
         "--group-size": 64,
         **SAMPLING,
+        "--regrade": False,
         "--samples-temperature": None,
         "--strategy": None,
         "--votes": True,
@@ -598,6 +599,10 @@ def test_a_verifier_is_taught_trained_for_and_served(run: Run) -> None:
         "t",
     )
     assert Path("t/verifier/verifier.json").exists()
+    (refresh,) = json.loads(Path("t/refreshes.json").read_text())  # the second one has no responses after it
+    assert (refresh["step"], refresh["budget"]) == (1, 4)
+    assert 0 <= refresh["other_choice"] <= 1
+    assert "the refreshed verifier chooses another response of 4 in" in trained.err
     assert json.loads(Path("t/served.json").read_text())["strategy"] == "BestOfN(budget=4)"
     assert "t/model" in trained.err
     prompt = "3 5 7 = 15 :"

@@ -28,11 +28,11 @@ STAGES: dict[str, set[str]] = {
 }
 JOINERS = {
     "__init__", "best", "cli", "commands", "demo", "demo_verifier", "judges", "loop", "measure", "policy",
-    "registry", "teach",
+    "regrade", "registry", "teach",
 }  # fmt: skip
 ASSETS = {"assets"}  # holds no code
 
-OPTIONAL = ("trl", "verl", "vllm", "ray", "peft")
+OPTIONAL = ("trl", "verl", "vllm", "ray", "peft", "datasets")
 
 
 def modules_of(stage: str, package: Path = PACKAGE) -> list[Path]:

@@ -18,7 +18,7 @@ from bontune.evaluate import calibration, curve_from, peak
 from bontune.records import Graded, Group, Prompt, Sampling, Scored, Verdict
 from bontune.score import grade
 from bontune.strategies import BestOfN
-from bontune.teach import Lesson, assess, disagreement
+from bontune.teach import Drift, Lesson, assess, disagreement
 from bontune.verifiers.learned import (
     Labelled,
     LearnedVerifier,
@@ -281,6 +281,51 @@ def test_disagreement_by_hand() -> None:
     assert disagreement(items[:1], first, second, 1)["other_choice"] == 0
     with pytest.raises(ValueError, match="group size 5"):
         disagreement(items, first, second, 6)
+
+
+def test_what_is_undecided_is_never_a_choice() -> None:
+    items = [graded(PROMPTS[0], ("a", "b", "c", "d"), (None, 1.0, 0.0, None))]
+
+    def high(prompt: Prompt, texts: Any) -> list[float]:
+        return [{"a": 9.0, "b": 1.0, "c": 2.0, "d": 9.0}[t] for t in texts]
+
+    def low(prompt: Prompt, texts: Any) -> list[float]:
+        return [-value for value in high(prompt, texts)]
+
+    assert disagreement(items, high, low, 2) == {"other_choice": 1, "gain": 1, "standard_error": None}
+    assert set(disagreement(items, high, low, 3).values()) == {None}
+
+
+def test_a_refresh_is_judged_on_responses_that_it_has_not_seen(tmp_path: Path) -> None:
+    """A verifier that knew nothing learns the rule; what it then chooses of new groups is right more often."""
+    config = FitConfig(steps=60, prompts_per_step=8, learning_rate=1e-2, warmup_steps=2)
+    refreshed = Refreshed(scorer_from(folder(tmp_path)), config, every=2)
+    drift = Drift(refreshed, budget=4)
+    texts = tuple(f"w0 {word}" for word in ("w4", "w5", "w6", "w1"))
+    rewards = (0.0, 0.0, 0.0, 1.0)
+    batches = [[graded(prompt, texts, rewards) for prompt in PROMPTS[8 * i : 8 * i + 8]] for i in range(3)]
+    for step, batch in enumerate(batches):
+        drift.observe(step, batch)
+    assert refreshed.refreshes == 1
+    (found,) = drift.found
+    assert found["step"] == 2
+    assert (found["other_choice"], found["gain"]) == (1.0, 1.0)
+
+
+def test_a_reward_model_of_the_hub_scores_as_it_is(tmp_path: Path) -> None:
+    """A plain folder of a sequence-classification model with one label and a chat template, as hubs have them."""
+    model = verifier(tmp_path).model
+    model.save_pretrained(tmp_path / "reward")
+    tokenizer = word_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}w9 {{ m['content'] }} {% endfor %}"
+    tokenizer.save_pretrained(tmp_path / "reward")
+    found = LearnedVerifier.load(tmp_path / "reward")
+    assert (found.scale, found.offset, found.chat) == (1.0, 0.0, True)
+    whole = tokenizer(f"w9 {PROMPTS[0].text} w9 w4", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        logit = model(input_ids=whole).logits.double()
+    (score,) = found(PROMPTS[0], ["w4"])
+    assert score == pytest.approx(logit.sigmoid().item(), abs=1e-6)
 
 
 def test_a_lesson_and_its_assessment(tmp_path: Path) -> None:

@@ -247,6 +247,27 @@ def test_verdicts(program: str, tests: str, expected: str, said: str, verifier: 
     assert said in reason
 
 
+DYING = "os.close({}); time.sleep(0.5); os._exit(3)"
+
+
+@needs_isolation
+def test_the_end_of_a_process_is_waited_for_once_its_sockets_are_closed(verifier: CodeVerifier) -> None:
+    """As on a loaded machine: the kernel closes the sockets of what dies first, and reports its end later."""
+    tests = f"import os, time\ndef check(candidate): {DYING.format(11)}"
+    assert judge(verifier, GOOD, tests) == ("undecided", "the tests ended with status 3")
+    program = f"import os, time\ndef f(x): {DYING.format(10)}"
+    assert judge(verifier, program) == ("crash", "ended with status 3")
+
+
+@needs_isolation
+def test_what_the_wall_limit_stops_while_it_computes_is_undecided(monkeypatch: pytest.MonkeyPatch) -> None:
+    with CodeVerifier(workers=1, cpu_seconds=60) as verifier:
+        monkeypatch.setattr(verifier, "_wall", 1.0)  # as if the machine had given it next to no time
+        status, reason = judge(verifier, "while True: pass")
+    assert status == "undecided"
+    assert reason.startswith("the tests did not end in 1 seconds, of which ")
+
+
 @needs_isolation
 def test_a_sleeper_is_stopped_by_the_wall_limit() -> None:
     with CodeVerifier(workers=1, cpu_seconds=0.2) as verifier:

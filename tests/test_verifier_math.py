@@ -339,7 +339,7 @@ for line in sys.stdin:
 
 
 def pool(**more: float) -> WorkerPool:
-    return WorkerPool([sys.executable, "-c", ECHO], **{"workers": 2, "wall_seconds": 1.0} | more)  # pyright: ignore
+    return WorkerPool([sys.executable, "-c", ECHO], **{"workers": 2, "wall_seconds": 5.0} | more)  # pyright: ignore
 
 
 def test_replies_come_in_order_and_faults_stay_with_their_job(tmp_path: Path) -> None:

@@ -33,14 +33,17 @@ class Source:
     """What to draw from and how it is judged."""
 
     task: str = "countdown"
-    """`countdown`, a JSONL file of {"prompt", "answer"} lines, or module:attribute of a Task of your own."""
+    """`countdown`, a JSONL file of {"prompt", "answer"} lines or of GSM8K, MATH, MathOdyssey, HumanEval or MBPP as
+    published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task of
+    your own."""
     verifier: str | None = None
     """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), or module:function of (prompt,
     response) -> reward, bool, Verdict, or None where it cannot decide. Replaces the task's own verifier: this is the
     truth that is trained for and measured."""
     scorer: str | None = None
-    """What best-of-N selects by: the folder of a learned verifier (see `bontune verifier`), or module:function of
-    (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward itself."""
+    """What best-of-N selects by: the folder of a learned verifier (see `bontune verifier`) or a reward model; `tests` or
+    `tests:FILE`, tests that a model wrote, which also tell what programs do, for votes; or module:function of (prompt,
+    responses) -> one score per response. Without it, best-of-N selects by the reward itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +169,8 @@ class Train:
     checkpoint_every: int | None = 10
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
     refresh_every: int | None = None
-    """Train the learned verifier further on the policy's own judged responses, every so many steps. Such a run
-    writes no checkpoints."""
+    """Train the learned verifier further on the policy's own judged responses, every so many steps; refreshes.json
+    says how far it then differs from the first one. Such a run writes no checkpoints."""
     output: Path = Path("runs/train")
     """Folder for model/, metrics.jsonl, config.json and report.html."""
 
@@ -180,6 +183,11 @@ class Evaluate:
     optional score, answer, temperature), without any model:
 
         bontune evaluate --samples humaneval.jsonl --output runs/humaneval
+
+    Responses without rewards, such as {"task_id", "completion"} lines, are judged first, by --verifier or the
+    task, and scored by --scorer:
+
+        bontune evaluate --samples completions.jsonl --task HumanEval.jsonl.gz --verifier code
 
     Or from models, drawn from first. Several are compared by prompt; the first one is the reference:
 
@@ -198,6 +206,8 @@ class Evaluate:
     group_size: int = 64
     """M, responses per prompt, where models are drawn from."""
     sampling: Sampling = field(default_factory=Sampling)
+    regrade: bool = False
+    """Judge the responses of samples files again, though they hold rewards."""
     samples_temperature: float | None = None
     """Which temperature of the samples files to measure, where they hold several."""
     strategy: str | None = None

@@ -24,20 +24,31 @@ def grade(group: Group, verify: Verify, score: Score | None = None) -> Graded:
     A verifier or scorer that raises, or returns NaN, infinity, or something that is no number, leaves those
     responses undecided, with the reason in `Verdict.reason`. Rewards are kept where only the score is missing.
     """
-    unique = list(dict.fromkeys(group.texts))
-    known = dict(zip(unique, judge_all(group.prompt, unique, verify), strict=True))
+    verdicts, scores = grade_texts(group.prompt, group.texts, verify, score)
+    return Graded(group=group, verdicts=verdicts, scores=scores)
+
+
+def grade_texts(
+    prompt: Prompt, texts: Sequence[str], verify: Verify, score: Score | None = None
+) -> tuple[tuple[Verdict, ...], tuple[float | None, ...] | None]:
+    """(verdicts, scores) of responses to one prompt, as `grade` says."""
+    unique = list(dict.fromkeys(texts))
+    known = dict(zip(unique, judge_all(prompt, unique, verify), strict=True))
     if score is None:
-        return Graded(group=group, verdicts=tuple(known[text] for text in group.texts))
-    found = dict(zip(known, _scores(group.prompt, list(known), score), strict=True))
+        return tuple(known[text] for text in texts), None
+    found = dict(zip(unique, _scores(prompt, unique, score), strict=True))
     for text, (value, fault) in found.items():
         verdict = known[text]
         if value is None and verdict.reward is not None:
             known[text] = replace(verdict, reason=fault)
-    return Graded(
-        group=group,
-        verdicts=tuple(known[text] for text in group.texts),
-        scores=tuple(found[text][0] for text in group.texts),
-    )
+    return tuple(known[text] for text in texts), tuple(found[text][0] for text in texts)
+
+
+def score_texts(prompt: Prompt, texts: Sequence[str], score: Score) -> tuple[float | None, ...]:
+    """One score per text; None where the scorer raises or gives no number."""
+    unique = list(dict.fromkeys(texts))
+    known = {text: value for text, (value, _) in zip(unique, _scores(prompt, unique, score), strict=True)}
+    return tuple(known[text] for text in texts)
 
 
 def judge_all(prompt: Prompt, texts: Sequence[str], verify: Verify) -> list[Verdict]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from bontune.records import Graded, Group, Prompt, Sampling, Scored
 from bontune.rollout import sample_groups
 from bontune.score import Score, Verify, grade
 from bontune.strategies import BestOfN, curve
-from bontune.verifiers.learned import Labelled, LearnedVerifier, fit, scorer_from
+from bontune.verifiers.learned import Labelled, LearnedVerifier, Refreshed, fit, scorer_from
 
 Stage = Callable[[str, int], Callable[[int], None]]
 """(title, total) -> a function to call with what was done of it."""
@@ -95,37 +96,64 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def disagreement(graded: Sequence[Graded], first: Score, second: Score, budget: int) -> dict[str, float]:
+def disagreement(
+    graded: Sequence[Graded], first: Score, second: Score, budget: int
+) -> dict[str, float | None]:
     """How far two verifiers differ on the same responses, for best-of-`budget`.
 
-    other_choice: share of disjoint sets of `budget` responses of which they choose different texts.
+    other_choice: share of disjoint sets of `budget` decided responses of which they choose different texts.
     gain: by how much the second one's choices are right more often, with its standard error over prompts.
-    Raises ValueError where the groups are smaller than `budget`.
+    None where no prompt has that many decided responses. Raises ValueError where the groups are smaller than `budget`.
     """
-    found = [_chosen(item, score, budget) for score in (first, second) for item in graded]
-    texts = [[text for text, _ in item] for item in found]
-    rewards = [torch.tensor([reward for _, reward in item]) for item in found]
-    half = len(graded)
-    other = [
-        a != b for x, y in zip(texts[:half], texts[half:], strict=True) for a, b in zip(x, y, strict=True)
-    ]
-    gains = torch.stack(
-        [(b - a).mean() for a, b in zip(rewards[:half], rewards[half:], strict=True)]
-    ).double()
-    error = float(gains.std() / len(gains) ** 0.5) if len(gains) > 1 else float("nan")
-    return {"other_choice": sum(other) / len(other), "gain": float(gains.mean()), "standard_error": error}
+    other, gains = [], []
+    for item in graded:
+        chosen = zip(_chosen(item, first, budget), _chosen(item, second, budget), strict=True)
+        pairs = [(a[0] != b[0], b[1] - a[1]) for a, b in chosen]
+        other += [differs for differs, _ in pairs]
+        gains += [sum(gain for _, gain in pairs) / len(pairs)] if pairs else []
+    found = torch.tensor(gains, dtype=torch.float64)
+    error = float(found.std() / len(gains) ** 0.5) if len(gains) > 1 else math.nan
+    return _without_nan(
+        {
+            "other_choice": sum(other) / len(other) if other else math.nan,
+            "gain": float(found.mean()),
+            "standard_error": error,
+        }
+    )
 
 
 def _chosen(item: Graded, score: Score, budget: int) -> list[tuple[str, float]]:
-    """The response chosen from each run of `budget` responses of a group, and its reward."""
-    texts, size = item.group.texts, item.group.size
-    if size < budget:
-        raise ValueError(f"budget {budget} exceeds the group size {size}")
+    """The response chosen from each run of `budget` decided responses of a group, and its reward."""
+    texts, verdicts = item.group.texts, item.verdicts
+    if item.group.size < budget:
+        raise ValueError(f"budget {budget} exceeds the group size {item.group.size}")
     unique = list(dict.fromkeys(texts))
     known = dict(zip(unique, score(item.group.prompt, unique), strict=True))
-    found = []
-    for start in range(0, size - budget + 1, budget):
-        part = range(start, start + budget)
+    rewards = {i: reward for i, verdict in enumerate(verdicts) if (reward := verdict.reward) is not None}
+    decided, found = list(rewards), []
+    for start in range(0, len(decided) - budget + 1, budget):
+        part = decided[start : start + budget]
         best = max(part, key=lambda i: float("-inf") if (value := known[texts[i]]) is None else value)
-        found.append((texts[best], item.verdicts[best].reward or 0.0))
+        found.append((texts[best], rewards[best]))
     return found
+
+
+class Drift:
+    """How far a verifier that is refreshed has moved from the one that training began with.
+
+    Use its `observe` as `Run.after_step`. Each refresh is judged on the next step's responses, which it was not trained
+    on; `found` has one entry for each: see `disagreement`.
+    """
+
+    def __init__(self, refreshed: Refreshed, budget: int) -> None:
+        self.found: list[dict[str, Any]] = []
+        self._refreshed, self._budget, self._judged = refreshed, budget, 0
+        self._first = replace(refreshed.verifier, model=copy.deepcopy(refreshed.verifier.model))
+
+    def observe(self, step: int, graded: Sequence[Graded]) -> None:
+        """Judge the refresh before these groups, if there was one, and let the verifier learn from them."""
+        if self._refreshed.refreshes > self._judged:
+            self._judged = self._refreshed.refreshes
+            entry = disagreement(graded, self._first, self._refreshed.verifier, self._budget)
+            self.found.append({"step": step, "budget": self._budget, **entry})
+        self._refreshed.observe(step, graded)

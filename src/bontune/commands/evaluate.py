@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
 
 from bontune import cli
-from bontune.commands.inputs import check_folder, draws, named, total_of, write_config
-from bontune.commands.terminal import bar, progress, show, stages
-from bontune.evaluate import SampleGroup, SampleSet, read_samples
+from bontune.commands.inputs import check_folder, draws, load_source, named, total_of, write_config
+from bontune.commands.terminal import bar, progress, say, show, stages
+from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
 from bontune.measure import Draw, draw_samples, evaluate, warn_undecided
 from bontune.registry import build_strategy
+from bontune.regrade import Regrade
 
 
 def run(command: cli.Evaluate) -> None:
@@ -26,7 +29,7 @@ def run(command: cli.Evaluate) -> None:
             f"--samples and --model both name a policy {twice[0]!r}; use NAME=... to tell them apart"
         )
     check_folder(command.output, command)
-    found = {name: _read(path, command.samples_temperature) for name, path in files.items()}
+    found, grading = _read_files(command, files)
     if models:
         found |= _draw_models(command, models)
     write_config(command.output, command)
@@ -39,6 +42,7 @@ def run(command: cli.Evaluate) -> None:
             votes=command.votes,
             started=started,
             on_stage=stages(bars),
+            **({"grading": grading} if grading else {}),
         )
     show(results, command.output)
 
@@ -69,6 +73,31 @@ def _first(group: SampleGroup, count: int) -> SampleGroup:
     return replace(group, **cut)
 
 
-def _read(path: str, temperature: float | None) -> SampleSet:
-    found = read_samples(path, skip_torn_tail=True)
-    return found if temperature is None else found.at(temperature)
+def _read_files(command: cli.Evaluate, files: dict[str, str]) -> tuple[dict[str, SampleSet], dict[str, Any]]:
+    """The samples of each file, and what grading took of those that were judged or scored first."""
+    again = command.regrade or command.source.scorer is not None
+    graded = {name: path for name, path in files.items() if again or not is_judged(path)}
+    found = {
+        name: read_samples(path, skip_torn_tail=True) for name, path in files.items() if name not in graded
+    }
+    grading = {}
+    if graded:
+        task, verify, score = load_source(command.source)
+        settings = asdict(command.source)
+        regrade = Regrade(
+            task=task, verify=verify, score=score, keep=not command.regrade, description=settings
+        )
+        with progress() as bars:
+            for name, path in graded.items():
+                target = command.output / "samples" / f"{name}.jsonl"
+                found[name], grading[name] = regrade.run(path, target, partial(bar, bars, f"judging {name}"))
+    for name, took in grading.items():
+        warn_undecided(took["undecided"])
+        counts = ", ".join(f"{status} {count:,}" for status, count in took["statuses"].items())
+        sizes = f"{took['responses']:,} responses ({took['different']:,} different)"
+        say(f"{name}: judged {sizes} in {took['seconds']:.0f} s: {counts}")
+    return {name: _at(found[name], command) for name in files}, grading
+
+
+def _at(samples: SampleSet, command: cli.Evaluate) -> SampleSet:
+    return samples if command.samples_temperature is None else samples.at(command.samples_temperature)

@@ -10,7 +10,7 @@ from typing import Any
 
 from bontune import __version__, cli
 from bontune.evaluate import write_json
-from bontune.judges import JUDGES
+from bontune.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
 from bontune.measure import Draw, warn_undecided
 from bontune.policy import load_policy, policy_path
 from bontune.records import Prompt, Verdict
@@ -27,11 +27,15 @@ def load_source(source: cli.Source) -> tuple[Task, Verify, Score | None]:
         verify = JUDGES[source.verifier](task)
     else:
         verify = task.verify if source.verifier is None else _callable(source.verifier, "--verifier")
-    score = None if source.scorer is None else _scorer(source.scorer)
+    score = None if source.scorer is None else _scorer(source.scorer, task)
+    if isinstance(score, WrittenTests):
+        verify = WithBehaviours(verify, score)
     return task, verify, score
 
 
-def _scorer(spec: str) -> Score:
+def _scorer(spec: str, task: Task) -> Score:
+    if spec == "tests" or spec.startswith("tests:"):
+        return written_tests(spec, task)
     return LearnedVerifier.load(policy_path(spec)) if ":" not in spec else _callable(spec, "--scorer")
 
 

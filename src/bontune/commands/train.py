@@ -19,12 +19,15 @@ from bontune.best import save_served
 from bontune.commands.inputs import Watched, load_source, write_config
 from bontune.commands.terminal import bar, console, progress, say
 from bontune.config import FitConfig, TrainConfig
+from bontune.evaluate import write_json
 from bontune.loop import Metrics, Run, train
 from bontune.policy import load_policy
 from bontune.records import Scored
 from bontune.registry import build_objective, served_strategy
 from bontune.report import write_report
 from bontune.score import Score
+from bontune.strategies import Strategy
+from bontune.teach import Drift
 from bontune.verifiers.learned import LearnedVerifier, Refreshed
 
 
@@ -42,6 +45,9 @@ def run(command: cli.Train) -> None:
     model, tokenizer = load_policy(command.model)
     write_config(command.output, command, objective=repr(objective))
     refreshed = _refreshed(score, command)
+    drift = (
+        None if refreshed is None else Drift(refreshed, _budget(served_strategy(objective), command.config))
+    )
     watched = Watched(verify, refreshed or score)
     with progress() as bars, watched, locked(command.output), asked_to_stop() as should_stop:
         advance = bar(bars, "training", command.config.steps)
@@ -70,13 +76,15 @@ def run(command: cli.Train) -> None:
                 on_step=on_step,
                 checkpoint_every=checkpoints,
                 should_stop=should_stop,
-                **({"after_step": refreshed.observe} if refreshed else {}),
+                **({"after_step": drift.observe} if drift else {}),
             )
         )
     scorer = command.source.scorer
     if isinstance(score, LearnedVerifier):
         (refreshed.verifier if refreshed else score).save(command.output / "verifier")
         scorer = "verifier"
+    if drift is not None:
+        _report_drift(drift, command.output)
     save_served(command.output, served_strategy(objective), command.config.sampling, scorer)
     page = write_report(command.output)
     say(f"model: {command.output / 'model'}   report: {page}")
@@ -128,6 +136,25 @@ def _refreshed(score: Score | None, command: cli.Train) -> Refreshed | None:
         raise ValueError("--refresh-every needs --scorer to be the folder of a learned verifier")
     config = FitConfig(steps=20, learning_rate=1e-4, warmup_steps=0, seed=command.config.seed)
     return Refreshed(score, config, every=command.refresh_every)
+
+
+def _budget(strategy: Strategy, config: TrainConfig) -> int:
+    """N of best-of-N that verifiers are compared at."""
+    return min(strategy.budget, config.group_size)
+
+
+def _report_drift(drift: Drift, output: Path) -> None:
+    """Write how far the verifier that is served differs from the one training began with, and say it."""
+    write_json(output / "refreshes.json", drift.found)
+    if drift.found:
+        last = drift.found[-1]
+        other, gain, error = (last[key] for key in ("other_choice", "gain", "standard_error"))
+        if other is not None and gain is not None:
+            more = "" if error is None else f" (standard error {100 * error:.1f})"
+            say(
+                f"the refreshed verifier chooses another response of {last['budget']} in {100 * other:.0f} % of cases, "
+                f"and is right {100 * gain:+.1f} points{more} more often than the first: {output / 'refreshes.json'}"
+            )
 
 
 def check_objective(objective: Any, config: TrainConfig) -> None:

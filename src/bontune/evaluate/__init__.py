@@ -15,6 +15,7 @@ from bontune.evaluate.curves import (
     level_curves,
     measure,
 )
+from bontune.evaluate.responses import Responses, is_judged, read_responses
 from bontune.evaluate.results import (
     differences,
     example,
@@ -41,6 +42,7 @@ __all__ = [
     "Diversity",
     "Estimator",
     "Peak",
+    "Responses",
     "Sample",
     "SampleGroup",
     "SampleSet",
@@ -55,6 +57,7 @@ __all__ = [
     "diversity",
     "doubling_budgets",
     "example",
+    "is_judged",
     "level_curves",
     "measure",
     "pair",
@@ -62,6 +65,7 @@ __all__ = [
     "peak",
     "policy_curves",
     "policy_results",
+    "read_responses",
     "read_samples",
     "run_results",
     "write_json",

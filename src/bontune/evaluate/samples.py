@@ -205,7 +205,7 @@ def read_samples(path: str | Path, *, skip_torn_tail: bool = False) -> SampleSet
     rows: dict[tuple[str, float | None], list[Sample]] = {}
     first: tuple[int, Sample] | None = None
     torn_line = None
-    for number, line, complete in _lines(path):
+    for number, line, complete in read_lines(path):
         where = f"{path}, line {number}"
         if complete and not line.strip():
             continue
@@ -313,7 +313,7 @@ def pair(first: SampleSet, second: SampleSet) -> tuple[SampleSet, SampleSet]:
     )
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
     """(number from 1, bytes, whether it ends in a newline). A torn gzip stream ends in an incomplete line."""
     number = 0
     try:

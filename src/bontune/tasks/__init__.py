@@ -10,9 +10,10 @@ from typing import Any
 
 from bontune.tasks.base import Task
 from bontune.tasks.countdown import Countdown, harder
+from bontune.tasks.hub import PREFIX, HubTask, hub_task
 from bontune.tasks.jsonl import JsonlTask
 
-__all__ = ["TASKS", "Countdown", "JsonlTask", "Task", "load_task"]
+__all__ = ["TASKS", "Countdown", "HubTask", "JsonlTask", "Task", "load_task"]
 
 TASKS: dict[str, Callable[[], Task]] = {
     "countdown": Countdown,
@@ -23,7 +24,7 @@ _MEMBERS = ("name", "prompts", "verify", "references", "decoys")
 
 
 def load_task(spec: str, *, answers_required: bool = True) -> Task:
-    """The task of a spec: a name in `TASKS`, a file ending in .jsonl or .jsonl.gz, or `module:attribute`.
+    """The task of a spec: a name in `TASKS`, a .jsonl or .jsonl.gz file, `hf:` and a hub name, or `module:attribute`.
 
     The attribute is a Task, or a function or class without arguments that makes one; the current directory is
     importable. answers_required: False lets a file's lines lack answers, where a verifier of the caller's judges.
@@ -33,11 +34,13 @@ def load_task(spec: str, *, answers_required: bool = True) -> Task:
         return TASKS[spec]()
     if spec.endswith((".jsonl", ".jsonl.gz")):
         return JsonlTask(spec, answers_required=answers_required)
+    if spec.startswith(PREFIX):
+        return hub_task(spec, answers_required=answers_required)
     module, _, attribute = spec.partition(":")
     if not module or not attribute:
         raise ValueError(
-            f"task must be one of {', '.join(TASKS)}, a file ending in .jsonl or .jsonl.gz, or module:attribute; "
-            f"got {spec!r}"
+            f"task must be one of {', '.join(TASKS)}, a file ending in .jsonl or .jsonl.gz, hf:NAME, or "
+            f"module:attribute; got {spec!r}"
         )
     return _imported(spec)
 

@@ -10,30 +10,27 @@ with "id", "level" and "split" where wanted. Public files are read as they are:
     MATH         {"problem", "solution" or "answer"}
     MathOdyssey  {"Problem_1": {"question", "answer"}}
     HumanEval    {"task_id", "prompt", "entry_point", "test", "canonical_solution"}, for the code verifier
+    MBPP         {"task_id", "text", "code", "test_list"}, likewise
 
 Every fault of the file is found when it is loaded, and named by its line.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import random
 import re
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bontune.records import Prompt, Verdict
+from bontune.tasks.formats import MARK, SPLITS, WORKED, Fields, Wrong, as_prompt, parse_object, read_lines
 
-SPLITS = ("train", "tune", "test")
 MATCHES = ("auto", "exact", "last_number")
-MARK = "####"  # what GSM8K writes before the final answer
-_WORKED = "gsm8k"  # where the meta of a prompt keeps the whole of a GSM8K answer
 EXAMPLE = '{"prompt": "What is 6 * 7?", "answer": "42"}'
 
 _WHOLE = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)"
@@ -125,7 +122,7 @@ class JsonlTask:
         """The data set's solution where it has one, and its answer."""
         if prompt.answer is None:
             return ()
-        solution = prompt.meta.get(_WORKED)
+        solution = prompt.meta.get(WORKED)
         return (prompt.answer,) if solution is None else (solution, prompt.answer)
 
     def decoys(self, prompt: Prompt) -> Sequence[str]:
@@ -157,34 +154,38 @@ class JsonlTask:
     def _match(self, prompt: Prompt) -> str:
         if self.match != "auto":
             return self.match
-        return "last_number" if _WORKED in prompt.meta else "exact"
+        return "last_number" if WORKED in prompt.meta else "exact"
+
+    def _rows(self) -> Iterator[tuple[str, Callable[[], Fields]]]:
+        """(where it is, what reads it) of each row."""
+        for number, text in read_lines(Path(self.path)):
+            yield f"line {number}", partial(parse_object, text)
 
     def _load(self) -> dict[str, tuple[Prompt, ...]]:
         found: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
-        ids: dict[str, int] = {}
-        texts: dict[str, tuple[int, str]] = {}
-        named: tuple[int, bool] | None = None  # the first line, and whether it names its split
-        for number, text in _lines(Path(self.path)):
+        ids: dict[str, str] = {}
+        texts: dict[str, tuple[str, str]] = {}
+        named: tuple[str, bool] | None = None  # the first row, and whether it names its split
+        for where, read in self._rows():
             try:
-                prompt, split = _prompt(text, self.answers_required and self.verifier is None)
+                fields = read()
+                prompt, split = as_prompt(fields, self.answers_required and self.verifier is None)
                 self._check_answer(prompt)
-                named = named or (number, split is not None)
+                named = named or (where, split is not None)
                 if named[1] != (split is not None):
-                    raise _Wrong(f'either all lines have a "split" or none, unlike line {named[0]}')
-                split = split or _hashed_split(prompt.id, self.shares)
+                    raise Wrong(f'either all lines have a "split" or none, unlike {named[0]}')
+                split = split or hashed_split(prompt.id, self.shares)
                 if prompt.id in ids:
-                    what = f"id {prompt.id!r}" if "id" in json.loads(text) else "prompt"
-                    raise _Wrong(
-                        f'the same {what} as in line {ids[prompt.id]}; give every line an "id" of its own'
-                    )
-                first, other = texts.setdefault(prompt.text, (number, split))
+                    what = f"id {prompt.id!r}" if "id" in fields else "prompt"
+                    raise Wrong(f'the same {what} as in {ids[prompt.id]}; give every line an "id" of its own')
+                first, other = texts.setdefault(prompt.text, (where, split))
                 if other != split:
-                    raise _Wrong(
-                        f"the prompt of line {first}, which is in split {other!r}, again in {split!r}; keep one of them"
+                    raise Wrong(
+                        f"the prompt of {first}, which is in split {other!r}, again in {split!r}; keep one of them"
                     )
-            except _Wrong as fault:
-                raise ValueError(f"{self.path}, line {number}: {fault}. A right line: {EXAMPLE}") from fault
-            ids[prompt.id] = number
+            except Wrong as fault:
+                raise ValueError(f"{self.path}, {where}: {fault}. A right line: {EXAMPLE}") from fault
+            ids[prompt.id] = where
             found[split].append(prompt)
         if not ids:
             raise ValueError(f"{self.path} is empty: it needs lines like {EXAMPLE}")
@@ -195,9 +196,9 @@ class JsonlTask:
         if prompt.answer is None or self.verifier is not None:
             return
         if not prompt.answer.strip():
-            raise _Wrong("the answer is empty")
+            raise Wrong("the answer is empty")
         if self._match(prompt) == "last_number" and parse_number(prompt.answer) is None:
-            raise _Wrong(f'the answer must be a number under match="last_number", got {prompt.answer[:80]!r}')
+            raise Wrong(f'the answer must be a number under match="last_number", got {prompt.answer[:80]!r}')
 
 
 def match_exact(answer: str, response: str) -> Verdict:
@@ -234,10 +235,6 @@ def parse_number(text: str) -> Fraction | None:
     return None if match is None else _value(match)
 
 
-class _Wrong(ValueError):
-    """What is wrong with a line."""
-
-
 def _value(match: re.Match[str]) -> Fraction | None:
     over, power = match["over"] or "1", match["power"] or "0"
     if len(match[0]) > _LONGEST or abs(int(power)) > _HIGHEST or int(over) == 0:
@@ -260,90 +257,7 @@ def _as_verdict(result: Any) -> Verdict:
         ) from fault
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, text) of the lines that are not blank."""
-    if not path.is_file():
-        raise ValueError(f"path: no file {str(path)!r} (looked in {Path.cwd()})")
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, raw in enumerate(lines, start=1):
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if text:
-                    yield number, text
-    except UnicodeDecodeError as fault:
-        raise ValueError(f"{path}, line {number}: not UTF-8 text ({fault.reason})") from fault
-    except (OSError, EOFError, zlib.error) as fault:
-        raise ValueError(f"{path}: cannot be read after line {number}: {fault}") from fault
-
-
-def _prompt(line: str, answer_required: bool) -> tuple[Prompt, str | None]:
-    """The prompt of one line, and its split where it names one; raises `_Wrong`."""
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as fault:
-        raise _Wrong(f"not JSON ({fault}): {line[:80]!r}") from fault
-    if not isinstance(fields, dict):
-        raise _Wrong(f"not a JSON object but {type(fields).__name__}: {line[:80]!r}")
-    fields, meta = _usual_names(fields), {}
-    if "prompt" not in fields and "question" in fields:
-        text, answer = _text(fields, "question"), _text(fields, "answer")
-        if text is not None and answer is not None:
-            meta[_WORKED] = answer
-            _, mark, answer = answer.rpartition(MARK)
-            if not mark:
-                raise _Wrong(
-                    f'"answer" of a "question" must end with "{MARK} " and the final answer, as in GSM8K'
-                )
-            answer = answer.strip()
-    else:
-        text, answer = _text(fields, "prompt"), _text(fields, "answer")
-    if text is None or not text.strip():
-        raise _Wrong('"prompt" is missing' if text is None else '"prompt" is empty')
-    if answer is None and answer_required:
-        raise _Wrong('"answer" is missing; only a task with a verifier of its own can do without')
-    split = _text(fields, "split")
-    if split is not None and split not in SPLITS:
-        raise _Wrong(f'"split" must be one of {", ".join(SPLITS)}; got {split!r}')
-    used = ("prompt", "question", "answer", "id", "level", "split")
-    meta |= {key: value for key, value in fields.items() if key not in used}
-    name = _text(fields, "id") or hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-    return Prompt(id=name, text=text, answer=answer, level=_text(fields, "level"), meta=meta), split
-
-
-def _usual_names(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of MATH, MathOdyssey and HumanEval under the names used here."""
-    if len(fields) == 1 and isinstance(only := next(iter(fields.values())), dict):  # {"Problem_1": {...}}
-        fields = {"id": next(iter(fields)), "prompt": only.get("question"), **only}
-        fields.pop("question", None)
-    if "problem" in fields and "prompt" not in fields:
-        fields = {
-            "prompt": fields["problem"],
-            **{key: value for key, value in fields.items() if key != "problem"},
-        }
-        fields.setdefault("answer", fields.get("solution"))
-    if "task_id" in fields and "id" not in fields:
-        fields = {"id": fields["task_id"], **fields}
-    if "test" in fields and "canonical_solution" in fields:
-        fields = {"answer": fields["canonical_solution"], **fields}
-    return fields
-
-
-def _text(fields: dict[str, Any], key: str) -> str | None:
-    """The text of a field; whole numbers are taken as text, null as missing."""
-    value = fields.get(key)
-    if value is None:
-        return None
-    if isinstance(value, str):
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise _Wrong(f'"{key}" holds half of a surrogate pair, which is no text')
-        return value
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    raise _Wrong(f'"{key}" must be a text, got {json.dumps(value)[:80]}')
-
-
-def _hashed_split(name: str, shares: tuple[int, int, int]) -> str:
+def hashed_split(name: str, shares: tuple[int, int, int]) -> str:
     """The split of an id: the same on every machine, in every run and in every order of the lines."""
     ticket = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % 100
     for split, share in zip(SPLITS, shares, strict=True):

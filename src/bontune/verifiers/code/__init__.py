@@ -19,10 +19,13 @@ from bontune.records import Verdict
 from bontune.verifiers.code.pair import Pair, Unavailable, wait_readable
 from bontune.verifiers.code.probe import BACKENDS, SandboxUnavailable, choose
 
-__all__ = ["CodeVerifier", "SandboxUnavailable"]
+__all__ = ["CodeVerifier", "Observed", "SandboxUnavailable"]
 
 GRADER = "1"  # of these rules; a change of any verdict changes it
 _MOST_KNOWN = 200_000  # verdicts that are remembered
+_ASLEEP = (
+    0.05  # CPU time as a share of the wall time, up to which a program that ends at the wall limit was asleep
+)
 _Key = tuple[str, str, str]
 
 
@@ -35,11 +38,20 @@ class _Running:
     deadline: float
 
 
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """A verdict, and the texts that the tests yielded up to it."""
+
+    verdict: Verdict
+    notes: tuple[str, ...] = ()
+
+
 class CodeVerifier:
     """`verify` runs programs against tests that define check(candidate). It owns processes: use it in a `with`.
 
-    cpu_seconds: of one candidate; the wall limit is 5 times that plus 3 seconds, so that a loaded machine flips no
-    verdict.  memory_bytes: address space of one candidate, so workers * memory_bytes may be needed.
+    cpu_seconds: of one candidate; the wall limit is 5 times that plus 3 seconds. What reaches it while it computes
+    is tried again and then undecided, so that a loaded machine flips no verdict.
+    memory_bytes: address space of one candidate, so workers * memory_bytes may be needed.
     backend: "namespaces" or "landlock"; by default the first that holds when hostile programs are tried in it.
     unsafe_local: no isolation at all, which every verdict says; only for programs you wrote yourself.
     Raises ValueError on wrong arguments, and SandboxUnavailable where no isolation holds.
@@ -79,13 +91,11 @@ class CodeVerifier:
         status "pass" (reward 1), "fail", "timeout", "crash", "memory" (0), "undecided" (None): a fault of the verifier
         or of the tests, or values that cannot be passed as data. Raises ValueError for an item without these texts.
         """
-        if self._closed or os.getpid() != self._owner:
-            raise RuntimeError("the verifier is closed, or belongs to another process")
         keys = [_key(i, item) for i, item in enumerate(items)]
         if len(self._known) > _MOST_KNOWN:
             self._known.clear()
         missing = [key for key in dict.fromkeys(keys) if key not in self._known]
-        self._run(missing)
+        self._known |= {key: found.verdict for key, found in self._run(missing).items()}
         found = [self._known[key] for key in keys]
         for key in missing:  # what was a fault of ours may go well another time
             if self._known[key].reward is None:
@@ -96,6 +106,12 @@ class CodeVerifier:
             verdicts.append(replace(verdict, cpu_seconds=0.0) if key in first else verdict)
             first.add(key)
         return verdicts
+
+    def observe(self, items: Sequence[Mapping[str, Any]]) -> list[Observed]:
+        """As `verify`, with the texts that a check(candidate) which is a generator yielded; these are not remembered."""
+        keys = [_key(i, item) for i, item in enumerate(items)]
+        found = self._run(list(dict.fromkeys(keys)))
+        return [found[key] for key in keys]
 
     def close(self) -> None:
         """End all processes."""
@@ -113,9 +129,20 @@ class CodeVerifier:
         if getattr(self, "_owner", None) == os.getpid():
             self.close()
 
-    def _run(self, keys: list[_Key]) -> None:
+    def _run(self, keys: list[_Key]) -> dict[_Key, Observed]:
+        if self._closed or os.getpid() != self._owner:
+            raise RuntimeError("the verifier is closed, or belongs to another process")
         waiting = deque((key, 0) for key in keys)
         running: dict[int, _Running] = {}
+        done: dict[_Key, Observed] = {}
+
+        def again(key: _Key, tries: int, reason: str) -> None:
+            """Once more on a fresh worker, then undecided."""
+            if tries:
+                done[key] = Observed(self._made(None, "undecided", reason))
+            else:
+                waiting.appendleft((key, 1))
+
         try:
             while waiting or running:
                 for slot in range(len(self._pairs)):
@@ -124,7 +151,7 @@ class CodeVerifier:
                         if self._begin(slot, key):
                             running[slot] = _Running(key, tries, time.monotonic() + self._wall)
                         else:
-                            self._again(waiting, key, tries, "a fork server could not be reached")
+                            again(key, tries, "a fork server could not be reached")
                 if not running:
                     continue
                 nearest = min(job.deadline for job in running.values())
@@ -132,24 +159,18 @@ class CodeVerifier:
                 late = {slot for slot, job in running.items() if time.monotonic() > job.deadline}
                 for slot in ready | late:
                     job = running.pop(slot)
-                    verdict = self._finish(slot, slot in late - ready)
-                    if verdict is None:
-                        self._again(waiting, job.key, job.tries, "a fork server failed")
+                    found = self._finish(slot, slot in late - ready)
+                    if isinstance(found, str):
+                        again(job.key, job.tries, found)
                     else:
-                        self._known[job.key] = verdict
+                        done[job.key] = found
         finally:
             for slot in running:  # interrupted
                 self._drop_pair(slot)
+        return done
 
     def _busy(self, running: dict[int, _Running]) -> dict[int, Pair]:
         return {slot: pair for slot in running if (pair := self._pairs[slot]) is not None}
-
-    def _again(self, waiting: deque[tuple[_Key, int]], key: _Key, tries: int, reason: str) -> None:
-        """Once more on a fresh worker, then undecided."""
-        if tries:
-            self._known[key] = self._made(None, "undecided", reason)
-        else:
-            waiting.appendleft((key, 1))
 
     def _begin(self, slot: int, key: _Key) -> bool:
         """Start the job, on a fresh worker where the one at hand is dead; False where that fails, too."""
@@ -169,16 +190,22 @@ class CodeVerifier:
             return False
         return True
 
-    def _finish(self, slot: int, late: bool) -> Verdict | None:
-        """The verdict, or None where the worker itself failed."""
+    def _finish(self, slot: int, late: bool) -> Observed | str:
+        """What came of it, or why there is none that the program or its tests are to blame for."""
         pair = self._pairs[slot]
         assert pair is not None
         try:
             said, candidate, tests = pair.finish()
         except (OSError, ValueError):
             self._drop_pair(slot)
-            return None
-        return self._judge(said, candidate, tests, late)
+            return "a fork server failed"
+        spent = candidate["cpu"] + tests["cpu"]
+        within = max(candidate["cpu"], tests["cpu"]) < self._limits["cpu_seconds"]
+        if late and within and spent > _ASLEEP * self._wall:  # they were not asleep: the machine was busy
+            return f"the tests did not end in {self._wall:g} seconds, of which {spent:.1f} were computed in"
+        notes = said.get("notes")
+        texts = tuple(map(str, notes)) if isinstance(notes, list) else ()
+        return Observed(self._judge(said, candidate, tests, late), texts)
 
     def _judge(
         self, said: dict[str, Any], candidate: dict[str, Any], tests: dict[str, Any], late: bool

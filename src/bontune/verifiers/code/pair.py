@@ -16,9 +16,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bontune.verifiers.code import codec
+
 SERVER = Path(__file__).with_name("server.py")
 START_SECONDS = 60.0
-END_SECONDS = 10.0
+END_SECONDS = 30.0
+DYING_SECONDS = 5.0  # that a process which has closed its sockets is given to be gone
 
 
 class Unavailable(RuntimeError):
@@ -56,15 +59,14 @@ class Pair:
     def finish(self) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """(what the tests said, how the candidate ended, how the tests ended); ends both. Raises OSError on a fault."""
         assert self.verdict is not None
-        said = _message(self.verdict)
+        said, ended = _message(self.verdict) if wait_readable({0: self}, 0) else ({}, False)
         self.verdict.close()
         self.verdict = None
-        reports = []
-        for server in self._servers:
-            server.send({"end": True}, [])
-        for server in self._servers:
-            reports.append(server.report())
-        return said, reports[0], reports[1]
+        dying = {"candidate": said.get("verdict") == "gone", "tests": ended and not said}
+        for role, server in zip(("candidate", "tests"), self._servers, strict=True):
+            server.send({"end": True, "grace": DYING_SECONDS if dying[role] else 0}, [])
+        candidate, tests = [server.report() for server in self._servers]
+        return said, candidate, tests
 
     def close(self) -> None:
         """End the servers and remove what is theirs."""
@@ -171,17 +173,16 @@ def library_paths() -> list[str]:
     return list(dict.fromkeys(os.path.realpath(path) for path in wanted))
 
 
-def _message(verdict: socket.socket) -> dict[str, Any]:
-    """What the tests' process said before it ended; {} where it said nothing whole."""
-    verdict.setblocking(False)
-    data = b""
-    with contextlib.suppress(BlockingIOError, ConnectionResetError):
-        while part := verdict.recv(1 << 16):
-            data += part
+def _message(verdict: socket.socket) -> tuple[dict[str, Any], bool]:
+    """(what the tests' process said, {} where that is nothing whole; whether it closed the socket without a word)."""
+    verdict.settimeout(DYING_SECONDS)
     try:
-        return json.loads(data[4:]) if len(data) > 4 else {}
-    except ValueError:
-        return {}
+        said = codec.read(verdict.recv)
+    except ConnectionResetError:
+        return {}, True
+    except (OSError, ValueError, RecursionError):
+        return {}, False
+    return (said if isinstance(said, dict) else {}), said is None
 
 
 def wait_readable(pairs: dict[int, Pair], seconds: float) -> set[int]:
