@@ -13,7 +13,7 @@ import torch
 
 from bontune.config import FitConfig
 from bontune.evaluate import auc_within, calibration, measure, peak
-from bontune.policy import policy_path
+from bontune.policy import on_device, policy_path
 from bontune.records import Graded, Group, Prompt, Sampling, Scored
 from bontune.rollout import sample_groups
 from bontune.score import Score, Verify, grade
@@ -59,7 +59,7 @@ def teach(lesson: Lesson, body: str | Path, config: FitConfig, stage: Stage) -> 
     graded = lesson.draw(stage("drawing responses to learn from", len(lesson.prompts) * lesson.group_size))
     advance = stage("training the verifier", config.steps)
     return fit(
-        scorer_from(policy_path(body), seed=config.seed),
+        on_device(scorer_from(policy_path(body), seed=config.seed)),
         [Labelled.of(item) for item in graded],
         config,
         on_step=lambda loss: advance(1),
