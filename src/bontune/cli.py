@@ -99,6 +99,8 @@ class Verifier(FromFile):
     group_size: int = 32
     """Responses per training prompt."""
     sampling: Sampling = field(default_factory=Sampling)
+    rows_per_batch: int = 4096
+    """Responses decoded at once: bounds the memory of keys and values."""
     fit: Annotated[FitConfig, tyro.conf.arg(name="")] = field(default_factory=FitConfig)
     judge_split: Literal["test", "tune"] = "tune"
     """Which prompts it is judged on."""
@@ -150,6 +152,8 @@ class Sample(FromFile):
     group_size: int = 64
     """M, responses per prompt. Curves reach up to N = M."""
     sampling: Sampling = field(default_factory=Sampling)
+    rows_per_batch: int = 4096
+    """Responses decoded at once: bounds the memory of keys and values."""
     seed: int = 0
     """Seed of the responses (and of the prompts, where the task makes them)."""
     output: Path = Path("runs/sample")
@@ -213,6 +217,8 @@ class Evaluate(FromFile):
     group_size: int = 64
     """M, responses per prompt, where models are drawn from."""
     sampling: Sampling = field(default_factory=Sampling)
+    rows_per_batch: int = 4096
+    """Responses decoded at once: bounds the memory of keys and values."""
     samples_temperature: float | None = None
     """Which temperature of the samples files to measure, where they hold several."""
     strategy: str | None = None

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 from transformers.optimization import get_scheduler
 
@@ -191,6 +191,12 @@ def make_learner(run: Run) -> Learner:
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ValueError(f"optimizer must name a class of torch.optim, got {config.optimizer!r}")
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"bontune train holds the whole model in every process and cannot be launched with "
+            f"{accelerator.distributed_type.value}. Train adapters (lora_rank, load_in_4bit), or go by way of TRL, "
+            "whose trainer shards: docs/integrations.md, with recipes/accelerate/fsdp2.yaml or deepspeed_zero2.yaml"
+        )
     if config.prompts_per_step % accelerator.num_processes:
         raise ValueError(
             f"prompts_per_step = {config.prompts_per_step} must be a multiple of the number of processes, "
@@ -397,6 +403,8 @@ def average(learner: Learner, metrics: Metrics) -> Metrics:
     def join(values: list[Any], name: str) -> Any:
         if isinstance(values[0], dict):
             return {key: join([v[key] for v in values], key) for key in values[0]}
+        if name == "step":
+            return values[0]
         return sum(values) if name in ("responses", "rows_updated") else sum(values) / len(values)
 
     return {name: join([share[name] for share in shares], name) for name in metrics}

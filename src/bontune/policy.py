@@ -102,7 +102,8 @@ def load_trainable(name: str | Path, config: ModelConfig, *, seed: int = 0) -> t
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ValueError(f"gradient_checkpointing: models of type {model.config.model_type!r} have none")
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        new = getattr(model, "activation_checkpointing_enable", None)  # since transformers 5.24
+        (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
     if config.lora_rank:
         model = add_adapters(model, config, policy_path(name), seed)
     return model, tokenizer

@@ -35,6 +35,7 @@ class Lesson:
     group_size: int
     sampling: Sampling
     seed: int = 0
+    rows_per_batch: int = 4096
 
     def draw(self, advance: Callable[[int], None], score: Score | None = None) -> list[Graded]:
         """Judged groups, with scores where there is a scorer."""
@@ -49,6 +50,7 @@ class Lesson:
             group_size=self.group_size,
             sampling=self.sampling,
             seed=self.seed,
+            rows_per_batch=self.rows_per_batch,
             on_group=count,
         )
         return [grade(group, self.verify, score) for group in groups]

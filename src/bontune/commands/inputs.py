@@ -162,6 +162,7 @@ def draws(command: cli.Sample | cli.Evaluate, models: dict[str, str]) -> Iterato
             score=score,
             seed=command.seed,
             judged={**asdict(command.source), "split": command.split},
+            rows_per_batch=command.rows_per_batch,
         )
         del model, tokenizer
         yield name, draw

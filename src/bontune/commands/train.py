@@ -122,7 +122,9 @@ def _card(command: cli.Train, objective: Any, history: Sequence[Metrics]) -> str
 @contextmanager
 def one_of_many() -> Iterator[bool]:
     """Whether this process writes and speaks for all of them; at the end they part in good order."""
-    state = PartialState()
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    state = PartialState(cpu=on_cpu or (several and not torch.accelerator.is_available()))
     state.wait_for_everyone()  # all have looked at the folder before one writes into it
     console.quiet = not state.is_main_process
     try:
