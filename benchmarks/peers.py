@@ -182,8 +182,8 @@ Weights: the expected update as a multiple of the gradient of pass@{BUDGET}, gro
 success. 1 is right; a constant is right but for the learning rate; anything else weighs prompts against each other in a
 way that pass@{BUDGET} does not ask for. Advantages that are averaged over the group are divided by M here. Noise: the
 expected sum of squared weights over the least it can be for unbiased weights, after the scale at that very chance of
-success is taken out. Methods that train for one response (GRPO, RLOO, MaxRL) are no attempt at pass@N; the table says what happens
-when they are used for it.
+success is taken out. Methods that train for one response (GRPO, RLOO, MaxRL) are no attempt at pass@N; the table says
+what happens when they are used for it.
 
 {table(["method", *heads, "", "noise at 0.05", "noise at 0.5"], weights_table())}
 
