@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test unit lint base base-seeds bench faults clean
+.PHONY: setup demo test unit lint base base-seeds bench faults docs dist clean
 
 setup: .venv/installed
 
@@ -39,10 +39,26 @@ base-seeds: setup
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers.py
+
+# The documentation site, in build/site; a warning or a broken link fails. Its tools come with the first build.
+docs: setup .venv/docs-installed
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
+
+.venv/docs-installed: pyproject.toml constraints.txt .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+# Wheel and source distribution in dist/; the wheel is installed in an environment of its own and tried.
+dist: setup
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python scripts/try_wheel.py dist
 
 # The long forms: 50 kills of a training run, all hostile programs on every isolation, all hostile formulas.
 faults: setup
 	BONTUNE_KILLS=50 $(BIN)/python -m pytest -s tests/test_checkpoint.py tests/test_verifier_code.py tests/test_verifier_math.py
 
 clean:
-	rm -rf .venv runs dist build
+	rm -rf .venv runs dist build  # build/ holds the documentation

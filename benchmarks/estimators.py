@@ -287,13 +287,13 @@ holds the value only).
 """
 
 
-def write_section(path: Path, text: str) -> None:
+def write_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
     """Replace what stands between the markers; append a block with markers where there are none."""
-    block = f"{BEGIN}\n{text.strip()}\n{END}"
+    block = f"{begin}\n{text.strip()}\n{end}"
     page = path.read_text(encoding="utf-8") if path.exists() else ""
-    if BEGIN in page and END in page:
-        head, rest = page.split(BEGIN, 1)
-        page = head + block + rest.split(END, 1)[1]
+    if begin in page and end in page:
+        head, rest = page.split(begin, 1)
+        page = head + block + rest.split(end, 1)[1]
     else:
         page = f"{page.rstrip()}\n\n{block}\n".lstrip()
     path.write_text(page, encoding="utf-8")

@@ -19,6 +19,7 @@ import pytest
 from bontune import cli
 
 SOURCE = {"--task": "countdown", "--verifier": None, "--scorer": None}
+CONFIG = {"--config": None}
 SAMPLING = {
     "--sampling.temperature": 1.0,
     "--sampling.top-p": 1.0,
@@ -37,12 +38,14 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--verifier": False,
     },
     "verifier": {
+        **CONFIG,
         "--model": "countdown-base",
         "--body": None,
         **SOURCE,
         "--prompts": 2000,
         "--group-size": 32,
         **SAMPLING,
+        "--rows-per-batch": 4096,
         "--steps": 300,
         "--prompts-per-step": 32,
         "--responses-per-prompt": 8,
@@ -57,16 +60,19 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "best": {"--budget": None, "--temperature": None, "--all": False, "--seed": 0},
     "sample": {
+        **CONFIG,
         "--model": "countdown-base",
         **SOURCE,
         "--split": "test",
         "--prompts": 400,
         "--group-size": 64,
         **SAMPLING,
+        "--rows-per-batch": 4096,
         "--seed": 0,
         "--output": "runs/sample",
     },
     "train": {
+        **CONFIG,
         "--model": "countdown-base",
         **SOURCE,
         "--objective": "LogPassAtN(budget=32)",
@@ -87,14 +93,23 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--kl.responses": 1,
         **SAMPLING,
         "--seed": 0,
+        "--mixed-precision": None,
         "--tokens-per-batch": 16_384,
         "--rows-per-batch": 4096,
         "--report-budgets": (1, 8, 32),
+        "--dtype": "auto",
+        "--lora-rank": 0,
+        "--lora-alpha": None,
+        "--lora-targets": (),
+        "--load-in-4bit": False,
+        "--gradient-checkpointing": False,
         "--checkpoint-every": 10,
         "--refresh-every": None,
+        "--track": (),
         "--output": "runs/train",
     },
     "evaluate": {
+        **CONFIG,
         "--samples": (),
         "--model": (),
         **SOURCE,
@@ -103,6 +118,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--group-size": 64,
         **SAMPLING,
         "--regrade": False,
+        "--rows-per-batch": 4096,
         "--samples-temperature": None,
         "--strategy": None,
         "--votes": True,
@@ -158,12 +174,12 @@ def flat(options: Any, prefix: str = "") -> dict[str, Any]:
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
             found |= flat(
-                value, prefix if field.name in ("source", "config", "fit") else f"{prefix}{field.name}."
+                value,
+                prefix if field.name in ("source", "config", "loading", "fit") else f"{prefix}{field.name}.",
             )
         else:
-            found["--" + (prefix + field.name).replace("_", "-")] = (
-                str(value) if isinstance(value, Path) else value
-            )
+            name = "config" if field.name == "config_file" else field.name
+            found["--" + (prefix + name).replace("_", "-")] = str(value) if isinstance(value, Path) else value
     return found
 
 

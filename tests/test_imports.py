@@ -27,8 +27,8 @@ STAGES: dict[str, set[str]] = {
     "report": set(),
 }
 JOINERS = {
-    "__init__", "best", "cli", "commands", "demo", "demo_verifier", "judges", "loop", "measure", "policy",
-    "regrade", "registry", "teach",
+    "__init__", "best", "card", "cli", "commands", "demo", "demo_verifier", "judges", "loop", "lora", "measure",
+    "options", "policy", "regrade", "registry", "teach", "tracking",
 }  # fmt: skip
 ASSETS = {"assets"}  # holds no code
 

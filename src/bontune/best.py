@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bontune.evaluate import write_json
-from bontune.policy import load_policy
+from bontune.policy import load_policy, on_device
 from bontune.records import Prompt, Sampling, Scored
 from bontune.registry import build_strategy, load_object
 from bontune.rollout import sample_groups
@@ -131,7 +131,7 @@ def load_scorer(spec: str, folder: Path = Path()) -> Score:
     Raises ValueError where it is neither.
     """
     if (folder / spec).is_dir():
-        return LearnedVerifier.load(folder / spec)
+        return on_device(LearnedVerifier.load(folder / spec))
     if ":" not in spec:
         raise ValueError(
             f"--scorer must be the folder of a learned verifier or module:function, got {spec!r}; there is no folder "

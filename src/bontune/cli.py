@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from bontune.config import FitConfig, Stopped, TrainConfig
+from bontune.config import FitConfig, ModelConfig, Stopped, TrainConfig
+from bontune.options import with_file
 from bontune.records import Sampling
 from bontune.registry import OBJECTIVES, STRATEGIES
 
@@ -47,6 +48,15 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FromFile:
+    """A command whose options may come from a file."""
+
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """A YAML or JSON file of options, as in recipes/, or config.json of an earlier run. What is given on the command
+    line counts more."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Fine-tune a small transformer for best-of-32 and see what it does: two training runs, three policies measured.
 
@@ -70,7 +80,7 @@ class Demo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verifier:
+class Verifier(FromFile):
     """Teach a verifier: a transformer that scores responses, trained on judged responses of a policy.
 
     Draws from the policy, judges by the task, trains and calibrates a scorer, and says how good it is on other
@@ -92,6 +102,8 @@ class Verifier:
     group_size: int = 32
     """Responses per training prompt."""
     sampling: Sampling = field(default_factory=Sampling)
+    rows_per_batch: int = 4096
+    """Responses decoded at once: bounds the memory of keys and values."""
     fit: Annotated[FitConfig, tyro.conf.arg(name="")] = field(default_factory=FitConfig)
     judge_split: Literal["test", "tune"] = "tune"
     """Which prompts it is judged on."""
@@ -125,7 +137,7 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sample:
+class Sample(FromFile):
     """Draw groups of responses, judge them, and write them as a samples file that `bontune evaluate` reads.
 
     Groups are appended as they are finished. Run the same command again and only what is missing is drawn.
@@ -143,6 +155,8 @@ class Sample:
     group_size: int = 64
     """M, responses per prompt. Curves reach up to N = M."""
     sampling: Sampling = field(default_factory=Sampling)
+    rows_per_batch: int = 4096
+    """Responses decoded at once: bounds the memory of keys and values."""
     seed: int = 0
     """Seed of the responses (and of the prompts, where the task makes them)."""
     output: Path = Path("runs/sample")
@@ -150,7 +164,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(FromFile):
     """Fine-tune a causal language model for the strategy you will serve.
 
     The objective is written as in Python. `BestOfN(budget=8)`, or any other strategy, trains for exactly that;
@@ -159,6 +173,8 @@ class Train:
         bontune train --model ./my-model --task train.jsonl --verifier my_checks:verify \\
             --objective "BestOfN(budget=16)" --group-size 64 --output runs/bo16
         bontune evaluate --model base=./my-model --model bo16=runs/bo16/model --task train.jsonl
+
+    On several GPUs: `accelerate launch -m bontune.cli train ...`; groups are never split.
     """
 
     model: str = "countdown-base"
@@ -166,17 +182,20 @@ class Train:
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
     config: Config = field(default_factory=TrainConfig)
+    loading: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     checkpoint_every: int | None = 10
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
     refresh_every: int | None = None
     """Train the learned verifier further on the policy's own judged responses, every so many steps; refreshes.json
     says how far it then differs from the first one. Such a run writes no checkpoints."""
+    track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Where metrics go beside metrics.jsonl, one or more; each must be installed."""
     output: Path = Path("runs/train")
     """Folder for model/, metrics.jsonl, config.json and report.html."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluate:
+class Evaluate(FromFile):
     """Measure policies: unbiased curves of pass@N, best-of-N and votes for all N up to M, with intervals.
 
     From samples that exist already, in the JSONL format of `bontune sample` (prompt_id, response, reward, and
@@ -208,6 +227,8 @@ class Evaluate:
     sampling: Sampling = field(default_factory=Sampling)
     regrade: bool = False
     """Judge the responses of samples files again, though they hold rewards."""
+    rows_per_batch: int = 4096
+    """Responses decoded at once: bounds the memory of keys and values."""
     samples_temperature: float | None = None
     """Which temperature of the samples files to measure, where they hold several."""
     strategy: str | None = None
@@ -258,7 +279,8 @@ def parse(arguments: list[str]) -> object:
     """The command a command line asks for. Exits with 2 on wrong usage, and with 0 after help."""
     if arguments and arguments[0] in COMMANDS:
         name = arguments[0]
-        return tyro.cli(COMMANDS[name], prog=f"bontune {name}", args=arguments[1:])
+        given = with_file(arguments[1:], COMMANDS[name])
+        return tyro.cli(COMMANDS[name], prog=f"bontune {name}", args=given)
     return tyro.cli(
         Union[tuple(_listed(name) for name in COMMANDS)],  # pyright: ignore # noqa: UP007
         prog="bontune",

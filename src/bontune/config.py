@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from bontune.records import Sampling
 
@@ -34,6 +35,35 @@ class KLSchedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """How a policy is loaded to be trained, and which of its weights are trained."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights; auto: as they were saved, but float32 where there is no GPU. Training all weights wants float32,
+    with `--mixed-precision bf16` for speed: in bfloat16, small updates round to nothing."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank (PEFT) and leave the weights alone; 0 trains all weights."""
+    lora_alpha: float | None = None
+    """The adapters count alpha / rank; twice the rank by default."""
+    lora_targets: tuple[str, ...] = ()
+    """The linear layers that get adapters, by the end of their names, such as q_proj v_proj; all by default."""
+    load_in_4bit: bool = False
+    """QLoRA: hold the weights that are not trained in 4 bits (NF4, by bitsandbytes). Needs `lora_rank`."""
+    gradient_checkpointing: bool = False
+    """Compute the layers again in the backward pass instead of keeping what they computed: less memory, more time."""
+
+    def __post_init__(self) -> None:
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank must be 0 (off) or positive, got {self.lora_rank}")
+        if self.lora_alpha is not None and not self.lora_alpha > 0:
+            raise ValueError(f"lora_alpha must be above 0, got {self.lora_alpha}")
+        given = {"lora_alpha": self.lora_alpha, "lora_targets": self.lora_targets}
+        for name, value in (given | {"load_in_4bit": self.load_in_4bit}).items():
+            if value and self.lora_rank == 0:
+                raise ValueError(f"{name} = {value} needs lora_rank to be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """How to train. What to train for is the objective; what to train on is the task."""
 
@@ -59,6 +89,8 @@ class TrainConfig:
     kl: KLSchedule = field(default_factory=KLSchedule)
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    mixed_precision: Literal["no", "bf16"] | None = None
+    """bf16: multiply in bfloat16 and keep float32 weights. Left out: as `accelerate launch` says, else no."""
     tokens_per_batch: int = 16_384
     """Response tokens of one forward and backward pass: bounds memory whatever the group size."""
     rows_per_batch: int = 4096

@@ -16,18 +16,26 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 from transformers.optimization import get_scheduler
 
 from bontune.config import Stopped, TrainConfig
+from bontune.policy import save_policy
 from bontune.records import Graded, Group, Prompt, Scored
 from bontune.rollout import sample_groups
 from bontune.score import Score, Verify, grade, judge
 from bontune.strategies import MaxAtK, curve
 from bontune.tasks import Task
-from bontune.train.checkpoint import differences, layout, load_newest, save_checkpoint
-from bontune.train.update import Learner, UpdateStats, log_probs, update
+from bontune.train.checkpoint import (
+    differences,
+    layout,
+    load_newest,
+    load_trained,
+    save_checkpoint,
+    trained_state,
+)
+from bontune.train.update import Learner, UpdateStats, log_probs, update, without_dropout
 
 Metrics = dict[str, Any]
 NO_UPDATE = UpdateStats(grad_norm=0.0, kl=0.0, ratio=1.0, rows=0, applied=False)
@@ -40,6 +48,7 @@ class Run:
     after_step: called with the step and its judged groups, to train a verifier further, for instance.
     checkpoint_every: steps between checkpoints below `output`; a run that finds one goes on from there. None: none.
     should_stop: asked after every step; where it says yes, a checkpoint is written and `Stopped` raised.
+    card: makes of the metrics of all steps the model card, README.md in the saved model.
     """
 
     config: TrainConfig
@@ -54,6 +63,7 @@ class Run:
     after_step: Callable[[int, Sequence[Graded]], None] = field(default=lambda step, graded: None)
     checkpoint_every: int | None = None
     should_stop: Callable[[], bool] = field(default=lambda: False)
+    card: Callable[[Sequence[Metrics]], str] | None = None
 
 
 def train(run: Run) -> list[Metrics]:
@@ -70,7 +80,7 @@ def train(run: Run) -> list[Metrics]:
         if step < first:
             continue
         clock = Clock()
-        with clock("rollout"):
+        with clock("rollout"), learner.accelerator.autocast():
             groups = rollout(run, prompts, step)
         with clock("score"):
             graded = [grade(group, run.verify, run.score) for group in groups]
@@ -95,7 +105,7 @@ def train(run: Run) -> list[Metrics]:
         history.append(average(learner, metrics) | {"cpu_seconds": clock.cpu, "seconds": clock.wall})
         record(run, learner, history[-1])
         keep(run, learner, history, description)
-    save(run, learner)
+    save(run, learner, history)
     return history
 
 
@@ -121,6 +131,14 @@ def resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metr
     """
     if run.checkpoint_every is None or run.output is None:
         return []
+    with (
+        learner.accelerator.main_process_first()
+    ):  # others find what it leaves, and no file it is still writing
+        return _resume(run, learner, description)
+
+
+def _resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metrics]:
+    assert run.output is not None
     found, damaged = load_newest(run.output / "checkpoints")
     for fault in damaged:
         print(f"bontune: checkpoint {fault}", file=sys.stderr)
@@ -132,7 +150,7 @@ def resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metr
         return []
     if changed := differences(found["description"], description):
         raise ValueError(f"{run.output} holds another run: {'; '.join(changed)}. Choose another output")
-    run.model.load_state_dict(found["model"])
+    load_trained(run.model, found["model"])
     learner.optimizer.load_state_dict(found["optimizer"])
     learner.scheduler.load_state_dict(found["scheduler"])
     torch.set_rng_state(found["rng"])
@@ -148,7 +166,7 @@ def resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metr
 
 def keep(run: Run, learner: Learner, history: list[Metrics], description: dict[str, Any]) -> None:
     """A checkpoint where its turn has come, after the last step, and where the run is asked to stop."""
-    stopping = run.should_stop()
+    stopping = _any_process(learner, run.should_stop())
     if run.output is not None and run.checkpoint_every is not None:
         last = len(history) == run.config.steps
         if learner.accelerator.is_main_process and (
@@ -160,11 +178,16 @@ def keep(run: Run, learner: Learner, history: list[Metrics], description: dict[s
         raise Stopped(f"stopped after step {len(history)} of {run.config.steps}")
 
 
+def _any_process(learner: Learner, flag: bool) -> bool:
+    """Whether one of the processes says yes: all of them must stop after the same step."""
+    return flag if learner.accelerator.num_processes == 1 else any(gather_object([flag]))
+
+
 def _state(run: Run, learner: Learner, history: list[Metrics], description: dict[str, Any]) -> dict[str, Any]:
     """All that a run needs to go on. Prompts and random streams follow from the seed and the step."""
     return {
         "description": description,
-        "model": run.model.state_dict(),
+        "model": trained_state(run.model),
         "optimizer": learner.optimizer.state_dict(),
         "scheduler": learner.scheduler.state_dict(),
         "rng": torch.get_rng_state(),
@@ -183,14 +206,21 @@ def make_learner(run: Run) -> Learner:
     kind = getattr(torch.optim, config.optimizer, None)
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ValueError(f"optimizer must name a class of torch.optim, got {config.optimizer!r}")
-    accelerator = Accelerator()
+    accelerator = Accelerator(mixed_precision=config.mixed_precision)
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"bontune train holds the whole model in every process and cannot be launched with "
+            f"{accelerator.distributed_type.value}. Train adapters (lora_rank, load_in_4bit), or go by way of TRL, "
+            "whose trainer shards: docs/integrations.md, with recipes/accelerate/fsdp2.yaml or deepspeed_zero2.yaml"
+        )
     if config.prompts_per_step % accelerator.num_processes:
         raise ValueError(
             f"prompts_per_step = {config.prompts_per_step} must be a multiple of the number of processes, "
             f"{accelerator.num_processes}: a group is never split"
         )
-    # Dropout stays off: the policy that is updated is the one the responses were drawn from.
-    model = run.model.to(accelerator.device).eval()
+    model = without_dropout(
+        run.model if getattr(run.model, "is_quantized", False) else run.model.to(accelerator.device)
+    )
     reference = copy.deepcopy(model).requires_grad_(False) if config.kl.start > 0 else None
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = kind(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)  # pyright: ignore
@@ -389,6 +419,8 @@ def average(learner: Learner, metrics: Metrics) -> Metrics:
     def join(values: list[Any], name: str) -> Any:
         if isinstance(values[0], dict):
             return {key: join([v[key] for v in values], key) for key in values[0]}
+        if name == "step":
+            return values[0]
         return sum(values) if name in ("responses", "rows_updated") else sum(values) / len(values)
 
     return {name: join([share[name] for share in shares], name) for name in metrics}
@@ -405,12 +437,13 @@ def record(run: Run, learner: Learner, metrics: Metrics) -> None:
     run.on_step(metrics)
 
 
-def save(run: Run, learner: Learner) -> None:
+def save(run: Run, learner: Learner, history: Sequence[Metrics]) -> None:
     """The tuned model as a plain transformers folder, below `output/model`; there as a whole or not at all."""
     if run.output is not None and learner.accelerator.is_main_process:
         writing, place = run.output / ".model-writing", run.output / "model"
         shutil.rmtree(writing, ignore_errors=True)
-        run.model.save_pretrained(writing)
-        run.tokenizer.save_pretrained(writing)
+        save_policy(run.model, run.tokenizer, writing)
+        if run.card is not None:
+            (writing / "README.md").write_text(run.card(history), encoding="utf-8")
         shutil.rmtree(place, ignore_errors=True)
         writing.rename(place)

@@ -57,6 +57,7 @@ class Draw:
     score: Score | None = None
     seed: int = 0
     judged: Mapping[str, Any] = field(default_factory=dict)
+    rows_per_batch: int = 4096
 
     def __post_init__(self) -> None:
         if self.group_size < 1:
@@ -120,6 +121,7 @@ def draw_samples(draw: Draw, path: Path, on_group: Callable[[int], None] | None 
             sampling=draw.sampling,
             seed=draw.seed,
             first_index=first,
+            rows_per_batch=draw.rows_per_batch,
             on_group=keep,
         )
     return reasons

@@ -1,25 +1,38 @@
-"""Loading a policy: a model with its tokenizer, from the package, a folder, or the hub."""
+"""Loading and saving a policy: a model with its tokenizer, from the package, a folder, or the hub."""
 
 from __future__ import annotations
 
+import os
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from bontune.config import ModelConfig
+from bontune.lora import ADAPTER_CONFIG, add_adapters, base_of, has_adapters, save_merged, with_adapters
+from bontune.verifiers.learned import LearnedVerifier
 
 PACKAGED = ("countdown-base",)
 
 
 def load_policy(
-    name: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device | None = None
+    name: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    quantization: Any = None,
 ) -> tuple[Any, Any]:
     """(model in evaluation mode, tokenizer) of a transformers folder, a hub name, or a model in the package.
 
+    A folder of PEFT adapters is loaded with the weights it names, and merged. quantization: as transformers takes it.
     Raises ValueError that says what is missing.
     """
     where = policy_path(name)
+    if (Path(where) / ADAPTER_CONFIG).is_file():
+        return _load_adapted(where, dtype=dtype, device=device, quantization=quantization)
     try:
         config = AutoConfig.from_pretrained(where)
     except Exception as fault:  # transformers raises many kinds
@@ -43,7 +56,11 @@ def load_policy(
         )
     try:
         model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
-            where, config=config, dtype=dtype or "auto", output_loading_info=True
+            where,
+            config=config,
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            **({} if quantization is None else {"quantization_config": quantization}),
         )
     except Exception as fault:  # as above
         raise ValueError(
@@ -56,7 +73,75 @@ def load_policy(
         )
     if dtype is None and device is None and model.dtype in (torch.float16, torch.bfloat16):
         model = model.float() if not torch.cuda.is_available() else model
-    return model.to(torch.device(device or "cpu")).eval(), tokenizer  # pyright: ignore
+    if quantization is None:  # otherwise it is where it must be
+        model = model.to(torch.device(device or own_device()))  # pyright: ignore
+    return model.eval(), tokenizer
+
+
+def own_device() -> torch.device:
+    """This process's GPU where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def on_device(verifier: LearnedVerifier) -> LearnedVerifier:
+    """A learned verifier with its model moved there."""
+    verifier.model.to(own_device())
+    return verifier
+
+
+def load_trainable(name: str | Path, config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
+    """(model, tokenizer) as `load_policy`, with the adapters, precision and checkpointing that `config` asks for.
+
+    seed: of new adapters. Raises ValueError where a library that `config` needs is not installed.
+    """
+    quantization = _four_bits() if config.load_in_4bit else None
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    model, tokenizer = load_policy(name, dtype=dtype, quantization=quantization)
+    if config.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ValueError(f"gradient_checkpointing: models of type {model.config.model_type!r} have none")
+        new = getattr(model, "activation_checkpointing_enable", None)  # since transformers 5.24
+        (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    if config.lora_rank:
+        model = add_adapters(model, config, policy_path(name), seed)
+    return model, tokenizer
+
+
+def save_policy(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] | None = None) -> None:
+    """Write a plain transformers folder. Adapters are merged, and kept by themselves in `folder/adapter`.
+
+    After that a model with adapters is no longer to be trained. Adapters of a model in 4 bits stay adapters.
+    state: the whole of its weights, where they are not all in this process.
+    """
+    if has_adapters(model):
+        model = save_merged(model, folder)
+    if model is not None:
+        model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
+    tokenizer.save_pretrained(folder)
+
+
+def _load_adapted(where: str, **how: Any) -> tuple[Any, Any]:
+    """(weights with the adapters of a folder merged, tokenizer: the folder's own where it has one)."""
+    model, tokenizer = load_policy(base_of(where), **how)
+    if (Path(where) / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    return with_adapters(model, where).eval(), tokenizer
+
+
+def _four_bits() -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "load_in_4bit needs bitsandbytes, which is not installed: pip install 'bontune[qlora]'. It is made for "
+            "CUDA GPUs; without one, leave load_in_4bit out"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def policy_path(name: str | Path) -> str:
@@ -75,14 +160,13 @@ def policy_path(name: str | Path) -> str:
         raise ValueError(f"model folder {name!r} does not exist")
     if not path.is_dir():
         raise ValueError(f"model {name!r} is not a folder")
-    missing = [f for f in ("config.json",) if not (path / f).exists()]
-    if missing:
+    if not (path / "config.json").exists() and not (path / ADAPTER_CONFIG).exists():
         hint = (
             " (it has a model/ folder: did you mean that?)"
             if (path / "model" / "config.json").exists()
             else ""
         )
-        raise ValueError(f"model folder {name!r} has no {missing[0]}{hint}")
+        raise ValueError(f"model folder {name!r} has no config.json{hint}")
     return str(path)
 
 

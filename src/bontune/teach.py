@@ -14,7 +14,7 @@ import torch
 
 from bontune.config import FitConfig
 from bontune.evaluate import auc_within, calibration, measure, peak
-from bontune.policy import policy_path
+from bontune.policy import on_device, policy_path
 from bontune.records import Graded, Group, Prompt, Sampling, Scored
 from bontune.rollout import sample_groups
 from bontune.score import Score, Verify, grade
@@ -36,6 +36,7 @@ class Lesson:
     group_size: int
     sampling: Sampling
     seed: int = 0
+    rows_per_batch: int = 4096
 
     def draw(self, advance: Callable[[int], None], score: Score | None = None) -> list[Graded]:
         """Judged groups, with scores where there is a scorer."""
@@ -50,6 +51,7 @@ class Lesson:
             group_size=self.group_size,
             sampling=self.sampling,
             seed=self.seed,
+            rows_per_batch=self.rows_per_batch,
             on_group=count,
         )
         return [grade(group, self.verify, score) for group in groups]
@@ -60,7 +62,7 @@ def teach(lesson: Lesson, body: str | Path, config: FitConfig, stage: Stage) -> 
     graded = lesson.draw(stage("drawing responses to learn from", len(lesson.prompts) * lesson.group_size))
     advance = stage("training the verifier", config.steps)
     return fit(
-        scorer_from(policy_path(body), seed=config.seed),
+        on_device(scorer_from(policy_path(body), seed=config.seed)),
         [Labelled.of(item) for item in graded],
         config,
         on_step=lambda loss: advance(1),

@@ -12,7 +12,7 @@ from bontune import __version__, cli
 from bontune.evaluate import write_json
 from bontune.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
 from bontune.measure import Draw, warn_undecided
-from bontune.policy import load_policy, policy_path
+from bontune.policy import load_policy, on_device, policy_path
 from bontune.records import Prompt, Verdict
 from bontune.registry import load_object
 from bontune.score import Score, Verify, judge_all
@@ -36,7 +36,9 @@ def load_source(source: cli.Source) -> tuple[Task, Verify, Score | None]:
 def _scorer(spec: str, task: Task) -> Score:
     if spec == "tests" or spec.startswith("tests:"):
         return written_tests(spec, task)
-    return LearnedVerifier.load(policy_path(spec)) if ":" not in spec else _callable(spec, "--scorer")
+    return (
+        on_device(LearnedVerifier.load(policy_path(spec))) if ":" not in spec else _callable(spec, "--scorer")
+    )
 
 
 def _callable(spec: str, what: str) -> Any:
@@ -132,9 +134,13 @@ def check_folder(output: Path, command: Any) -> None:
 
 def write_config(output: Path, command: Any, **resolved: Any) -> None:
     check_folder(output, command)
-    settings = {key: _plain(value) for key, value in asdict(command).items()}
-    config = {"command": type(command).__name__.lower(), "bontune": __version__, **settings, **resolved}
+    config = {"command": type(command).__name__.lower(), "bontune": __version__, **plain(command), **resolved}
     write_json(output / "config.json", config)
+
+
+def plain(command: Any) -> dict[str, Any]:
+    """A command's options as JSON takes them."""
+    return {key: _plain(value) for key, value in asdict(command).items()}
 
 
 def _plain(value: Any) -> Any:
@@ -160,6 +166,7 @@ def draws(command: cli.Sample | cli.Evaluate, models: dict[str, str]) -> Iterato
             score=score,
             seed=command.seed,
             judged={**asdict(command.source), "split": command.split},
+            rows_per_batch=command.rows_per_batch,
         )
         del model, tokenizer
         yield name, draw

@@ -7,27 +7,31 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from bontune import cli
 from bontune.best import save_served
-from bontune.commands.inputs import Watched, load_source, write_config
+from bontune.card import model_card
+from bontune.commands.inputs import Watched, check_folder, load_source, plain, write_config
 from bontune.commands.terminal import bar, console, progress, say
 from bontune.config import FitConfig, TrainConfig
 from bontune.evaluate import write_json
 from bontune.loop import Metrics, Run, train
-from bontune.policy import load_policy
+from bontune.policy import load_trainable
 from bontune.records import Scored
 from bontune.registry import build_objective, served_strategy
 from bontune.report import write_report
 from bontune.score import Score
 from bontune.strategies import Strategy
 from bontune.teach import Drift
+from bontune.tracking import tracked
 from bontune.verifiers.learned import LearnedVerifier, Refreshed
 
 
@@ -42,18 +46,28 @@ def run(command: cli.Train) -> None:
     going_on = checkpoints is not None and any((command.output / "checkpoints").glob("step-*.ckpt"))
     if (command.output / "model").exists() or ((command.output / "metrics.jsonl").exists() and not going_on):
         raise ValueError(f"{command.output} holds a training run already; choose another --output")
-    model, tokenizer = load_policy(command.model)
-    write_config(command.output, command, objective=repr(objective))
+    check_folder(command.output, command)
+    model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed)
     refreshed = _refreshed(score, command)
     drift = (
         None if refreshed is None else Drift(refreshed, _budget(served_strategy(objective), command.config))
     )
     watched = Watched(verify, refreshed or score)
-    with progress() as bars, watched, locked(command.output), asked_to_stop() as should_stop:
+    with (
+        one_of_many() as leads,
+        progress() as bars,
+        watched,
+        locked(command.output) if leads else nullcontext(),
+        asked_to_stop() as should_stop,
+        tracked(command.track if leads else (), command.output, plain(command)) as track,
+    ):
+        if leads:
+            write_config(command.output, command, objective=repr(objective))
         advance = bar(bars, "training", command.config.steps)
 
         def on_step(metrics: Metrics) -> None:
             advance(1)
+            track(metrics)
             if metrics["step"] == 0 and metrics["undecided_share"] == 1:
                 (command.output / "metrics.jsonl").unlink()  # nothing was trained, so nothing need be kept
                 raise RuntimeError(
@@ -76,9 +90,12 @@ def run(command: cli.Train) -> None:
                 on_step=on_step,
                 checkpoint_every=checkpoints,
                 should_stop=should_stop,
+                card=partial(_card, command, objective),
                 **({"after_step": drift.observe} if drift else {}),
             )
         )
+    if not leads:
+        return
     scorer = command.source.scorer
     if isinstance(score, LearnedVerifier):
         (refreshed.verifier if refreshed else score).save(command.output / "verifier")
@@ -94,6 +111,36 @@ def run(command: cli.Train) -> None:
         f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
         f"{options}"
     )
+
+
+def _card(command: cli.Train, objective: Any, history: Sequence[Metrics]) -> str:
+    return model_card(
+        history,
+        base=command.model,
+        objective=repr(objective),
+        strategy=served_strategy(objective),
+        config=command.config,
+        task=command.source.task,
+        verifier=command.source.verifier,
+        scorer=command.source.scorer,
+        name=command.output.resolve().name,
+    )
+
+
+@contextmanager
+def one_of_many() -> Iterator[bool]:
+    """Whether this process writes and speaks for all of them; at the end they part in good order."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    state = PartialState(cpu=on_cpu or (several and not torch.accelerator.is_available()))
+    state.wait_for_everyone()  # all have looked at the folder before one writes into it
+    console.quiet = not state.is_main_process
+    try:
+        yield state.is_main_process
+    finally:
+        console.quiet = False
+        if state.num_processes > 1:
+            state.destroy_process_group()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ def run(command: cli.Verifier) -> None:
         group_size=command.group_size,
         sampling=command.sampling,
         seed=command.fit.seed,
+        rows_per_batch=command.rows_per_batch,
     )
     judged = prompts_of(task, command.judge_split, command.judge_prompts, command.fit.seed)
     with progress() as bars:

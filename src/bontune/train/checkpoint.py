@@ -70,6 +70,25 @@ def layout(processes: int, device: str) -> dict[str, Any]:
     }
 
 
+def trained_state(model: Any) -> dict[str, Any]:
+    """The state of a model less its parameters that are not trained, which are where they came from."""
+    frozen = _frozen(model)
+    return {name: value for name, value in model.state_dict().items() if name not in frozen}
+
+
+def load_trained(model: Any, state: Mapping[str, Any]) -> None:
+    """Take up a `trained_state`. Raises ValueError where it is that of another model."""
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    wrong = sorted({*missing} - _frozen(model)) + unexpected
+    if wrong:
+        raise ValueError(f"the checkpoint is of another model: {wrong[0]!r} is in one of them only")
+
+
+def _frozen(model: Any) -> set[str]:
+    named = model.named_parameters(remove_duplicate=False)
+    return {name for name, parameter in named if not parameter.requires_grad}
+
+
 def differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
     """What differs between two descriptions of a run, a line each."""
     names = [name for name in {**known, **wanted} if known.get(name) != wanted.get(name)]

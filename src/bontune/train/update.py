@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bontune.records import Group, Sampling
 from bontune.sampling import cache_argument, token_log_probs
@@ -164,8 +165,10 @@ def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Ten
     """[K, T, V]: logits before each response token, in the model's precision.
 
     share_prompt computes each prompt once and lets gradients of all its responses flow through that one pass; a model
-    without a key-value cache repeats it for every response.
+    without a key-value cache repeats it for every response, and so does one whose layers are computed again in the
+    backward pass.
     """
+    share_prompt = share_prompt and not recomputes(model)
     device = next(model.parameters()).device
     prompt_ids, prompt_mask = _left_padded(rows.prompts, device)
     owner, tokens = rows.owner.to(device), rows.tokens.to(device)
@@ -209,7 +212,7 @@ def log_probs(learner: Learner, groups: Sequence[Group]) -> Tensor:
     ones = torch.ones(len(groups), groups[0].size, dtype=torch.float64)
     rows, index = pack(groups, ones, keep_all=True)
     parts = []
-    with torch.no_grad():
+    with torch.no_grad(), learner.accelerator.autocast():
         for part in batches(rows, learner.tokens_per_batch):
             logits = response_logits(learner.model, part)
             parts.append(_sequence_log_probs(logits, part, learner.sampling).cpu())
@@ -248,8 +251,38 @@ def update(
     )
 
 
+def recomputes(model: Any) -> bool:
+    """Whether gradients are wanted of a model with gradient checkpointing, which has no use for a key-value cache."""
+    return torch.is_grad_enabled() and _checkpoints(model)
+
+
+def _checkpoints(model: Any) -> bool:
+    new, old = (
+        "is_activation_checkpointing",
+        "is_gradient_checkpointing",
+    )  # in transformers, since 5.24 and before
+    return bool(getattr(model, new) if hasattr(model, new) else getattr(model, old, False))
+
+
+def without_dropout(model: Any) -> Any:
+    """The model in evaluation mode, so that the policy updated is the one that responses were drawn from.
+
+    Layers that are to be computed again in the backward pass must say that they train, and them alone.
+    """
+    model.eval()
+    if _checkpoints(model):
+        for layer in model.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True
+                for name, value in vars(layer).items():
+                    if "dropout" in name and isinstance(value, float):
+                        setattr(layer, name, 0.0)
+    return model
+
+
 def _loss(learner: Learner, rows: Rows) -> tuple[Tensor, float, float]:
-    logits = response_logits(learner.model, rows)
+    with learner.accelerator.autocast():
+        logits = response_logits(learner.model, rows)
     new = _sequence_log_probs(logits, rows, learner.sampling)
     ratio = (new.detach() - rows.old.to(new)).exp().sum().item()
     loss = -(rows.weight.to(new) * new).sum()
@@ -271,7 +304,7 @@ def _kl_to_reference(learner: Learner, rows: Rows, logits: Tensor, chosen: Tenso
 
     The gradient follows the distributions at the visited prefixes, not the choice of prefixes, as is usual.
     """
-    with torch.no_grad():
+    with torch.no_grad(), learner.accelerator.autocast():
         reference = response_logits(learner.reference, rows)[chosen].float().log_softmax(-1)
     policy = logits[chosen].float().log_softmax(-1)
     per_token = (policy.exp() * (policy - reference)).sum(-1)

@@ -1,0 +1,195 @@
+"""The tutorials run as they are written, tables in the pages are those their programs print, and links lead somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from bontune import cli
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+BLOCK = re.compile(
+    r"(?:<!-- in tests:(?P<more>[^>]*)-->\n)?```(?P<kind>sh|python)\n(?P<code>.*?)```", re.DOTALL
+)
+
+
+def run(line: str, more: str) -> None:
+    """One command of a tutorial, with what the tests add to make it small."""
+    program, *arguments = shlex.split(line)
+    if program == "bontune":
+        with pytest.raises(SystemExit) as done:
+            cli.main([*arguments, *shlex.split(more)])
+        assert done.value.code == 0, line
+    else:
+        assert program == "python", line
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
+
+
+def run_page(page: Path) -> int:
+    """Run all its blocks in order; returns how many there were."""
+    names: dict[str, object] = {"__name__": "mine"}
+    blocks = list(BLOCK.finditer(page.read_text()))
+    for block in blocks:
+        if block["kind"] == "python":
+            exec(compile(block["code"], str(page), "exec"), names)
+            Path("mine.py").write_text(block["code"])  # as the reader is told to save it
+        else:
+            for line in block["code"].strip().splitlines():
+                run(line, block["more"] or "")
+    return len(blocks)
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+
+@pytest.mark.slow
+def test_countdown_tutorial() -> None:
+    assert run_page(DOCS / "tutorials" / "countdown.md") == 4
+    policies = json.loads(Path("runs/compare/results.json").read_text())["policies"]
+    assert list(policies) == ["base", "rl", "bo8"]
+    assert json.loads(Path("runs/bo8/served.json").read_text())["strategy"] == "BestOfN(budget=8)"
+
+
+def test_own_verifier_tutorial() -> None:
+    shutil.copy(ROOT / "examples" / "questions.jsonl", "questions.jsonl")
+    assert run_page(DOCS / "tutorials" / "own-verifier.md") == 2
+    rows = [json.loads(line) for line in Path("runs/mine/metrics.jsonl").read_text().splitlines()]
+    assert [row["undecided_share"] for row in rows] == [0, 0]
+
+
+def test_existing_samples_tutorial() -> None:
+    shutil.copytree(ROOT / "examples", "examples")
+    lines = [
+        {"task_id": f"T/{i}", "completions": list("abcd"), "labels": [1, 0, i % 2, None]} for i in range(3)
+    ]
+    Path("completions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run_page(DOCS / "tutorials" / "existing-samples.md") == 2
+    found = json.loads(Path("runs/existing/results.json").read_text())
+    assert found["policies"]["samples"]["undecided"] == 3
+    assert found["policies"]["samples"]["pass_at"]["1"] == pytest.approx((1 / 3 + 2 / 3 + 1 / 3) / 3)
+
+
+@pytest.mark.parametrize("page", ["index.md"])
+def test_python_in_pages_runs(page: str) -> None:
+    names: dict[str, object] = {}
+    found = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
+    assert found
+    for code in found:
+        exec(code, names)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=lambda p: p.name)
+def test_links_lead_to_files_and_headings(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("http:", "https:")):
+            continue
+        where, _, heading = target.partition("#")
+        path = page.parent / where if where else page
+        assert path.exists(), f"{page.name} links to {target}"
+        if heading:
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+            assert heading in slugs, f"{page.name} links to {target}"
+
+
+def test_options_that_pages_name_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every --option on a line about bontune belongs to some command, or to a program beside it."""
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+    shown = set(re.findall(r"--[a-z][\w.-]*", capsys.readouterr().out))
+    beside = {"--config_file", "--num_processes"}
+    for page in [ROOT / "README.md", *PAGES]:
+        for line in page.read_text().splitlines():
+            if "bontune " in line and "python " not in line:
+                named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", line))
+                assert named <= shown | beside, (page.name, named - shown)
+
+
+# Peers.
+
+
+@pytest.fixture(scope="module")
+def peers() -> object:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import peers
+
+    return peers
+
+
+def test_the_table_of_peers_is_the_one_printed(peers: object) -> None:
+    section = peers.section().strip()  # pyright: ignore[reportAttributeAccessIssue]
+    assert section in (DOCS / "peers.md").read_text()
+
+
+def test_formulas_of_peers_are_what_they_say(peers: object) -> None:
+    """PKPO's three forms by subsets, and the factors of all against enumerated gradients of a coin."""
+    from itertools import combinations
+    from math import comb
+
+    size, budget = 6, 3
+
+    def best(rewards: tuple[int, ...]) -> float:
+        return float(max(rewards, default=0))
+
+    def mean_best(rewards: tuple[int, ...], k: int) -> float:
+        return sum(best(s) for s in combinations(rewards, k)) / comb(len(rewards), k)
+
+    def s_of(rewards: tuple[int, ...], k: int) -> list[float]:
+        sets = list(combinations(range(len(rewards)), k))
+        return [
+            sum(best(tuple(rewards[j] for j in s)) for s in sets if i in s) / len(sets)
+            for i in range(len(rewards))
+        ]
+
+    def loo(rewards: tuple[int, ...], i: int, k: int) -> float:
+        others = rewards[:i] + rewards[i + 1 :]
+        return sum(s_of(others, k)) / len(others)
+
+    for rewards in product((0, 1), repeat=size):
+        c, s = sum(rewards), s_of(rewards, budget)
+        smaller = budget / size / (budget - 1)
+        for name, wanted in {
+            "pkpo": s,
+            "pkpo_leave_one_out": [s[i] - loo(rewards, i, budget) for i in range(size)],
+            "pkpo_marginal": [s[i] - smaller * loo(rewards, i, budget - 1) * (size - 1) for i in range(size)],
+        }.items():
+            right, wrong = getattr(peers, name)(c, size, budget)
+            for i, reward in enumerate(rewards):
+                assert (right if reward else wrong) == pytest.approx(wanted[i], abs=1e-12), name
+
+    p = 0.7
+    for name, weighting in peers.PEERS.items():  # pyright: ignore[reportAttributeAccessIssue]
+        update = 0.0  # of the logit of success, whose score function is R - (1 - p)
+        for rewards in product((0, 1), repeat=size):
+            chance = (1 - p) ** sum(rewards) * p ** (size - sum(rewards))
+            right, wrong = weighting(sum(rewards), size, budget)
+            update += chance * sum((right if r else wrong) * (r - (1 - p)) for r in rewards)
+        gradient = budget * p ** (budget - 1) * p * (1 - p)
+        assert peers.factor(weighting, size, budget, p) == pytest.approx(update / gradient, rel=1e-9), name  # pyright: ignore
+
+
+def test_recipes_in_the_page_say_what_the_recipes_say() -> None:
+    rows = re.findall(
+        r"^\| `([\w.-]+\.yaml)` \|.*\| (\d+) GB, ([\d.]+) hours?",
+        (DOCS / "recipes.md").read_text(),
+        re.MULTILINE,
+    )
+    assert {name for name, _, _ in rows} == {path.name for path in (ROOT / "recipes").glob("*.yaml")}
+    for name, gigabytes, hours in rows:
+        text = " ".join((ROOT / "recipes" / name).read_text().replace("#", " ").split())
+        assert re.search(rf"measurement: {gigabytes} GB, {hours} hour", text), name
