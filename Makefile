@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test unit lint base base-seeds bench faults docs dist clean
+.PHONY: setup demo test test-trl-oldest test-verl unit lint base base-seeds bench faults docs dist clean
 
 setup: .venv/installed
 
@@ -19,6 +19,26 @@ demo: setup
 
 test: lint
 	$(BIN)/python -m pytest
+
+# TRL's oldest release that is supported, in an environment of its own. TRL 1.0 needs requests without saying so.
+test-trl-oldest: .venv-trl-oldest/installed
+	.venv-trl-oldest/bin/python -m pytest tests/test_integration_trl.py
+
+.venv-trl-oldest/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-trl-oldest
+	.venv-trl-oldest/bin/python -m pip install --quiet --constraint constraints.txt \
+		--editable '.[peft,trl]' 'trl==1.0.0' requests 'pytest>=8'
+	touch $@
+
+# verl needs an older transformers than the rest; TransferQueue and what follows are what its trainer imports.
+test-verl: .venv-verl/installed
+	.venv-verl/bin/python -m pytest tests/test_integration_verl.py
+
+.venv-verl/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-verl
+	.venv-verl/bin/python -m pip install --quiet --constraint constraints.txt \
+		--editable '.[verl]' 'verl==0.9.1' 'TransferQueue>=0.1.10' cachetools fastapi uvicorn 'pytest>=8'
+	touch $@
 
 unit: setup
 	$(BIN)/python -m pytest -m 'not slow'
@@ -61,4 +81,4 @@ faults: setup
 	BONTUNE_KILLS=50 $(BIN)/python -m pytest -s tests/test_checkpoint.py tests/test_verifier_code.py tests/test_verifier_math.py
 
 clean:
-	rm -rf .venv runs dist build  # build/ holds the documentation
+	rm -rf .venv .venv-trl-oldest .venv-verl runs dist build  # build/ holds the documentation

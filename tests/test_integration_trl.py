@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 
 pytest.importorskip("trl")
 from datasets import Dataset
-from transformers import TrainerCallback
+from transformers import MixtralConfig, MixtralForCausalLM, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from bontune import BestOfN, MajorityVote, PassAtK, Scored, WeightedVote
@@ -36,13 +37,20 @@ class Record:
         self.rows: list[dict[str, Any]] = []
         self.gradients: dict[str, Tensor] = {}
 
-    def truth(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
-        found = [None if self.undecided in t.split() else float(any(w in t.split() for w in TRUTH)) for t in completions]
+    def truth(
+        self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any
+    ) -> list[float | None]:
+        found = [
+            None if self.undecided in t.split() else float(any(w in t.split() for w in TRUTH))
+            for t in completions
+        ]
         for prompt, text, ids, reward in zip(prompts, completions, completion_ids, found, strict=True):
             self.rows.append({"prompt": prompt, "text": text, "ids": list(ids), "reward": reward})
         return found
 
-    def score(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
+    def score(
+        self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any
+    ) -> list[float | None]:
         """With ties, and not the truth; kept with the row, whatever the order TRL calls in."""
         return [score_of(ids) for ids in completion_ids]
 
@@ -93,10 +101,14 @@ def train(record: Record, args: GRPOConfig, model: Any, kind: Any = StrategyTrai
     """One step; leaves the gradients of that step in the record."""
 
     class Keep(TrainerCallback):
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, **named: Any) -> None:
+        def on_pre_optimizer_step(
+            self, args: Any, state: Any, control: Any, model: Any, **named: Any
+        ) -> None:
             inner = getattr(model, "module", model)
             record.gradients = {
-                n: p.grad.clone() for n, p in inner.named_parameters() if p.requires_grad and p.grad is not None
+                n: p.grad.clone()
+                for n, p in inner.named_parameters()
+                if p.requires_grad and p.grad is not None
             }
 
     given = {"model": model, "reward_funcs": record.truth, "args": args, "train_dataset": dataset()}
@@ -109,7 +121,9 @@ def groups_of(rows: list[dict[str, Any]], size: int, *, scored: bool = False, vo
     """The groups of the recorded rows, which come prompt by prompt."""
     names: list[str | None] = [answer_of(row["text"]) for row in rows]
     known = sorted({name for name in names if name is not None})
-    rewards = torch.tensor([float("nan") if r["reward"] is None else r["reward"] for r in rows]).view(-1, size)
+    rewards = torch.tensor([float("nan") if r["reward"] is None else r["reward"] for r in rows]).view(
+        -1, size
+    )
     found = [score_of(row["ids"]) for row in rows]
     scores = torch.tensor([float("nan") if s is None else s for s in found]).view(-1, size)
     return Scored(
@@ -120,7 +134,9 @@ def groups_of(rows: list[dict[str, Any]], size: int, *, scored: bool = False, vo
     )
 
 
-def plain_gradients(model: Any, rows: list[dict[str, Any]], weights: Tensor, temperature: float) -> dict[str, Tensor]:
+def plain_gradients(
+    model: Any, rows: list[dict[str, Any]], weights: Tensor, temperature: float
+) -> dict[str, Tensor]:
     """Of minus (1/P) sum_p sum_i w_i log pi(y_i): one response at a time, no padding, in float64."""
     model = model.double().eval()
     model.zero_grad()
@@ -178,7 +194,7 @@ def test_the_gradient_is_that_of_plain_autograd(name: str, dtype: torch.dtype, t
     groups = groups_of(record.rows, 6, scored="scorer" in more, votes="answers" in more)
     assert not groups.complete
     weights = objective.weights(groups) if hasattr(objective, "weights") else objective(groups)
-    assert 0 < int((weights != 0).sum())
+    assert int((weights != 0).sum()) > 0
     expected = plain_gradients(start, record.rows, weights, 1.3)
     assert error(record.gradients, expected) < (1e-6 if dtype == torch.float64 else 1e-5)
     assert trainer.args.loss_type == "cispo"
@@ -192,7 +208,9 @@ def test_the_comparison_sees_what_trl_does_by_itself(tmp_path: Path) -> None:
     assert error(record.gradients, plain_gradients(start, record.rows, weights, 1.3)) > 0.1
 
 
-def test_only_responses_with_a_weight_are_pushed_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_responses_with_a_weight_are_pushed_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = []
     compute = GRPOTrainer._compute_loss
 
@@ -215,7 +233,9 @@ def test_only_responses_with_a_weight_are_pushed_through(tmp_path: Path, monkeyp
 
 def test_a_step_that_teaches_nothing_moves_nothing(tmp_path: Path) -> None:
     class Silent(Record):
-        def truth(self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any) -> list[float | None]:
+        def truth(
+            self, prompts: Any, completions: Any, completion_ids: Any, **columns: Any
+        ) -> list[float | None]:
             return [None] * len(prompts)
 
     record, model = Silent(), tiny_model()
@@ -250,7 +270,9 @@ def test_several_reward_functions_are_added_by_their_weights(tmp_path: Path) -> 
 
 def test_lora(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
-    settings = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    settings = peft.LoraConfig(
+        r=2, lora_alpha=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False
+    )
     base = tiny_model()
     record, model = Record(), peft.get_peft_model(copy.deepcopy(base), settings)
     start = copy.deepcopy(model)
@@ -283,6 +305,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_groups_and_agree_with_plain_autograd(tmp_path: Path) -> None:
     """Twelve responses in groups of four over two processes: the middle group is split between them."""
     script = tmp_path / "run.py"
@@ -295,7 +318,9 @@ def test_two_processes_share_groups_and_agree_with_plain_autograd(tmp_path: Path
         timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (first, one), (second, other) = (torch.load(f"{tmp_path}/out-{rank}", weights_only=False) for rank in (0, 1))
+    (first, one), (second, other) = (
+        torch.load(f"{tmp_path}/out-{rank}", weights_only=False) for rank in (0, 1)
+    )
     assert [len(first), len(second)] == [6, 6]
     assert first[5]["prompt"] == second[0]["prompt"] != first[3]["prompt"]
     rows = first + second
@@ -324,6 +349,18 @@ REFUSED = {
     "entropy_coef": 0.01,
     "use_adaptive_entropy": True,
 }
+
+
+def test_an_auxiliary_loss_on_all_responses_is_refused(tmp_path: Path) -> None:
+    if not hasattr(config(tmp_path), "router_aux_loss_coef"):
+        pytest.skip("this TRL adds no auxiliary loss")
+    sizes = {"vocab_size": 15, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_local_experts": 2}
+    given = {"objective": RLOO(), "train_dataset": dataset(), "processing_class": TOKENIZER}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads))
+    with pytest.raises(ValueError, match="router_aux_loss_coef must be"):
+        StrategyTrainer(model, Record().truth, config(tmp_path), **given)
+    StrategyTrainer(model, Record().truth, config(tmp_path, router_aux_loss_coef=0.0), **given)
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -383,3 +420,15 @@ def test_a_group_that_is_split_stops_the_training(tmp_path: Path) -> None:
     args = config(tmp_path, per_device_train_batch_size=6)
     with pytest.raises(ValueError, match="num_generations = 6 responses are not complete"):
         train(Record(), args, tiny_model(), kind=Shuffling, objective=PassAtK(3))
+
+
+def test_the_example_of_five_lines_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
+    import trl_five_lines
+
+    text = Path(trl_five_lines.__file__).read_text()
+    assert re.findall(r"  # \((\d)\)", text) == ["1", "2", "3", "4", "5"]
+    history = trl_five_lines.main(2, str(tmp_path / "run"))
+    assert [line["step"] for line in history] == [1, 2]
+    assert all(line["bontune/undecided"] == 0 and 0 < line["bontune/weighted"] < 1 for line in history)
+    assert (tmp_path / "run/model/config.json").exists()
