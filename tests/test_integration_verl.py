@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 import subprocess
 import sys
@@ -77,14 +78,15 @@ def binary(seed: int = 0) -> Tensor:
 
 def test_verl_knows_the_estimator_without_a_fork() -> None:
     assert get_adv_estimator_fn("bontune") is compute_weights
-    for environment in ({}, {"VERL_USE_EXTERNAL_PLUGINS": "none", "VERL_USE_EXTERNAL_MODULES": "bontune.integrations.verl"}):
+    for environment in (
+        {},
+        {"VERL_USE_EXTERNAL_PLUGINS": "none", "VERL_USE_EXTERNAL_MODULES": "bontune.integrations.verl"},
+    ):
         code = (
             "import verl\nfrom verl.trainer.ppo.core_algos import get_adv_estimator_fn\n"
             "print(get_adv_estimator_fn('bontune').__module__)\n"
             "from verl.trainer.ppo.v1 import get_trainer_cls\nprint(get_trainer_cls('bontune').__module__)"
         )
-        import os
-
         done = subprocess.run(
             [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True
         )
@@ -111,9 +113,14 @@ def test_the_step_of_verls_loss_is_that_of_the_objective(processes: int) -> None
     data = compute_advantage(data, adv_estimator="bontune", config=config())
     advantages, mask = data.batch["advantages"], data.batch["response_mask"]
     log_probs = torch.randn(len(mask), LENGTH, generator=torch.Generator().manual_seed(5), requires_grad=True)
-    actor = ActorConfig(strategy="fsdp", rollout_n=SIZE, ppo_micro_batch_size_per_gpu=1, use_dynamic_bsz=False)
+    actor = ActorConfig(
+        strategy="fsdp", rollout_n=SIZE, ppo_micro_batch_size_per_gpu=1, use_dynamic_bsz=False
+    )
     actor.global_batch_info.update(
-        dp_size=processes, batch_num_tokens=int(mask.sum()), global_batch_size=len(mask), loss_scale_factor=None
+        dp_size=processes,
+        batch_num_tokens=int(mask.sum()),
+        global_batch_size=len(mask),
+        loss_scale_factor=None,
     )
     total = torch.zeros(())
     for rows in torch.arange(len(mask)).chunk(processes):
@@ -151,7 +158,11 @@ def beside(seed: int, undecided: bool = True) -> tuple[list[dict[str, Any]], Sco
     results, rewards, scores, answers, decided = [], [], [], [], []
     for _ in range(PROMPTS * SIZE):
         reward = None if undecided and rng.random() < 0.2 else float(rng.random() < 0.5)
-        score = None if undecided and rng.random() < 0.1 else rng.choice([0.123456789012, 0.123456789013, -2.0, 7.5])
+        score = (
+            None
+            if undecided and rng.random() < 0.1
+            else rng.choice([0.123456789012, 0.123456789013, -2.0, 7.5])
+        )
         answer = rng.choice(["one", "two", None])
         results.append(reward_result(reward, verifier_score=score, answer=answer))
         rewards.append(reward or 0.0)
@@ -163,7 +174,9 @@ def beside(seed: int, undecided: bool = True) -> tuple[list[dict[str, Any]], Sco
     return results, Scored(shaped[0], exact, shaped[1], shaped[2])
 
 
-@pytest.mark.parametrize("objective", ["BestOfN(2)", "MajorityVote(3)", "WeightedVote(2)", "RLOO(by='score')"])
+@pytest.mark.parametrize(
+    "objective", ["BestOfN(2)", "MajorityVote(3)", "WeightedVote(2)", "RLOO(by='score')"]
+)
 def test_scores_and_answers_come_beside_the_rewards(objective: str) -> None:
     """In full precision: two of the scores are one number in float32."""
     results, group = beside(seed=1)
@@ -248,18 +261,18 @@ def test_the_reward_function_of_the_recipe() -> None:
     assert right["bontune_answer"] != wrong["bontune_answer"]
 
 
-def test_the_trainer_hands_on_what_verls_queue_holds(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_trainer_hands_on_what_verls_queue_holds() -> None:
     """verl's own _compute_advantage over a real TransferQueue on Ray, without any model."""
     ray = pytest.importorskip("ray")
     tq = pytest.importorskip("transfer_queue")
-    from tensordict import TensorDict
     from verl.trainer.ppo.v1 import get_trainer_cls
     from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
     results, group = beside(seed=3)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
-    try:
-        tq.init()
+    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    try:  # the queue's processes wait for one CPU of Ray's each, whatever the machine has
+        tq.init(OmegaConf.create({"backend": {"SimpleStorage": {"num_data_storage_units": 1}}}))
         keys, rows = [], []
         for i, result in enumerate(results):
             length = 1 + i % LENGTH
@@ -278,13 +291,17 @@ def test_the_trainer_hands_on_what_verls_queue_holds(tmp_path: Path) -> None:
             )
         order = torch.randperm(len(keys), generator=torch.Generator().manual_seed(1)).tolist()
         fields = list_of_dict_to_tensordict([rows[i] for i in order])
-        meta = tq.kv_batch_put(keys=[keys[i] for i in order], partition_id="train", fields=fields, tags=[{}] * len(keys))
+        meta = tq.kv_batch_put(
+            keys=[keys[i] for i in order], partition_id="train", fields=fields, tags=[{}] * len(keys)
+        )
         kind = get_trainer_cls("bontune")
         trainer = object.__new__(kind)
         trainer.config = recipe("algorithm.bontune.objective=BestOfN(2)")
         trainer.config.algorithm.bontune.group_size = SIZE
         trainer._compute_advantage(meta, {})
-        stored = tq.kv_batch_get(keys=meta.keys, partition_id="train", select_fields=["advantages"])["advantages"]
+        stored = tq.kv_batch_get(keys=meta.keys, partition_id="train", select_fields=["advantages"])[
+            "advantages"
+        ]
         found = torch.zeros(PROMPTS * SIZE, dtype=torch.float64)
         for i, row in zip(order, stored.unbind(), strict=True):
             assert len(row) == 1 + i % LENGTH
@@ -293,7 +310,6 @@ def test_the_trainer_hands_on_what_verls_queue_holds(tmp_path: Path) -> None:
         expected = build_objective("BestOfN(2)")(group) * SIZE
         assert expected.any()
         assert torch.allclose(found.view(PROMPTS, SIZE), expected, rtol=1e-6, atol=1e-7)
-        assert isinstance(fields, TensorDict)
     finally:
         tq.close()
         ray.shutdown()

@@ -18,7 +18,11 @@ def _verifier() -> MathVerifier:
 
 
 def compute_score(
-    data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None, **more: Any
+    data_source: str,
+    solution_str: str,
+    ground_truth: str,
+    extra_info: dict[str, Any] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     """verl calls this from threads, one response at a time.
 
