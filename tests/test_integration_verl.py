@@ -296,7 +296,7 @@ def test_the_trainer_hands_on_what_verls_queue_holds() -> None:
         )
         kind = get_trainer_cls("bontune")
         trainer = object.__new__(kind)
-        trainer.config = recipe("algorithm.bontune.objective=BestOfN(2)")
+        trainer.config = recipe("algorithm.bontune.objective='BestOfN(2)'")
         trainer.config.algorithm.bontune.group_size = SIZE
         trainer._compute_advantage(meta, {})
         stored = tq.kv_batch_get(keys=meta.keys, partition_id="train", select_fields=["advantages"])[
@@ -313,3 +313,15 @@ def test_the_trainer_hands_on_what_verls_queue_holds() -> None:
     finally:
         tq.close()
         ray.shutdown()
+
+
+def test_the_example_prints_what_the_page_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("verl_weights", root / "examples" / "verl_weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.main()
+    shown = (root / "docs" / "integrations.md").read_text(encoding="utf-8")
+    assert "".join(f"    {line}\n" for line in capsys.readouterr().out.splitlines()) in shown

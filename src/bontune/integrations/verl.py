@@ -3,8 +3,10 @@
 `import verl` loads this module through the entry point group "verl.plugins", or where VERL_USE_EXTERNAL_MODULES names
 it. It registers the estimator "bontune", and, where verl's second trainer can be imported, the trainer mode "bontune".
 
-    algorithm.adv_estimator=bontune +algorithm.bontune.objective='BestOfN(budget=16)' +algorithm.bontune.group_size=64
-    trainer.v1.trainer_mode=bontune
+    algorithm.adv_estimator=bontune trainer.v1.trainer_mode=bontune
+    +algorithm.bontune.objective="'BestOfN(budget=16)'" +algorithm.bontune.group_size=64
+
+(Hydra takes a name with brackets for a function of its own, hence the quotes within quotes.)
 
 An estimator of verl sees the rewards alone. That is enough where the verifier is the truth; NaN says undecided. A
 score, an answer, or an undecided response without NaN come in what the reward function returns (`reward_result`): the
@@ -210,6 +212,6 @@ else:
             stored = tq.kv_batch_get(
                 keys=batch.keys, partition_id=batch.partition_id, select_fields=["extra_fields"]
             )
-            extra = [fields or {} for fields in stored["extra_fields"].tolist()]
+            extra = [fields or {} for fields in stored.pop("extra_fields").tolist()]
             with beside_rewards([fields.get("reward_extra_info", {}) for fields in extra]):
                 return super()._compute_advantage(batch, metrics)
