@@ -1,7 +1,9 @@
 """Programs: write the body of a small Python function from a few examples of what it gives.
 
     prompt      # [3 -1 2] -> [6 4]             a right response    [v * 2 for v in x if v > 0]
-                # [5 5 -2 0] -> [10 10]
+                # [5 0 -4 7] -> [10 14]
+                # [-6 8 8 1] -> [16 16 2]
+                # [2 9 -3 4 -7] -> [4 18 8]
                 f = lambda x:
 
 Prompt and response together are a Python program, judged as HumanEval's are: it is run on hidden inputs, and passes
@@ -22,24 +24,22 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain, islice, zip_longest
+from itertools import islice
 
 from bontune.records import Prompt, Verdict
-from bontune.tasks.expressions import Program, Refused, Value, compile_expression, outputs
+from bontune.tasks.expressions import LONGEST, Program, Refused, Value, compile_expression, outputs
 
 HEAD = "f = lambda x:"
 LEVELS = range(1, 5)  # how many operations a function can have
 LARGEST = 99  # of a shown output
 MOST_PROMPTS = 100_000  # of one call
+# The inputs that a prompt shows are the same for all functions, so that a very small model can learn to read them.
+SHOWN = ((3, -1, 2), (5, 0, -4, 7), (-6, 8, 8, 1), (2, 9, -3, 4, -7))
 
 # Percent of the functions. A function's split follows from its behaviour, so splits are disjoint whatever the seeds.
 _SHARES = {"base": 50, "train": 20, "tune": 10, "test": 20}
 _EXAMPLE = re.compile(r"# \[([-0-9 ]*)\] -> (\[[-0-9 ]*\]|-?[0-9]+)")
 _NONE_LEFT = 500  # draws in a row that brought nothing new: then there are taken to be no more
-
-
-# The inputs that a prompt shows are the same for all functions, so that a very small model can learn to read them.
-SHOWN = ((3, -1, 2), (5, 0, -4, 7), (-6, 8, 8, 1), (2, 9, -3, 4, -7))
 
 
 def _hidden(count: int) -> Iterator[tuple[int, ...]]:
@@ -91,9 +91,7 @@ class Programs:
         count = 1000 if count is None else count
         if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise ValueError(f"count must be a whole number above 0, or None for 1,000; got {count!r}")
-        streams = [_distinct(split, level, seed) for level in self.levels]
-        rounds = chain.from_iterable(zip_longest(*streams))
-        return list(islice((prompt for prompt in rounds if prompt is not None), min(count, MOST_PROMPTS)))
+        return list(islice(_distinct(split, self.levels, seed), min(count, MOST_PROMPTS)))
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """1 where the program runs and gives the right outputs on all shown and hidden inputs, else 0.
@@ -104,7 +102,7 @@ class Programs:
         shown = parse_prompt(prompt.text)
         if prompt.answer is None:
             raise ValueError(f"prompt {prompt.id!r} has no answer, the behaviour of its reference")
-        answer, fault = behaviour(response)
+        answer, fault = behaviour(response[: LONGEST + 1])  # which is refused, too, and is less to remember
         if answer is None:
             return Verdict(reward=0.0, reason=fault)
         if answer != prompt.answer:
@@ -382,20 +380,30 @@ def _within(term: Term, kind: str) -> Iterator[Term]:
             yield from _within(part, kind)
 
 
-def _distinct(split: str, level: int, seed: int) -> Iterator[Prompt]:
-    """Different prompts of one level, until there seem to be no more."""
-    rng = random.Random(f"programs {split} {level} {seed}")
-    seen: set[str | None] = {None}
-    misses = 0
-    while misses < _NONE_LEFT:
+def _distinct(split: str, levels: Sequence[int], seed: int) -> Iterator[Prompt]:
+    """Prompts of different functions, of each level in turn, until there seem to be no more."""
+    streams = {level: random.Random(f"programs {split} {level} {seed}") for level in levels}
+    seen: set[str] = set()
+    while streams:
+        for level, rng in list(streams.items()):
+            prompt = _fresh(rng, split, level, seen)
+            if prompt is None:
+                del streams[level]
+            else:
+                yield prompt
+
+
+def _fresh(rng: random.Random, split: str, level: int, seen: set[str]) -> Prompt | None:
+    """A prompt of a function not seen before, which then is; None where many draws brought none."""
+    for _ in range(_NONE_LEFT):
         text = function(rng, level, split)
         answer, _ = behaviour(text)
-        shown = None if answer in seen else examples_of(compile_expression(text))
-        misses += 1
-        if shown is not None:
-            misses = 0
-            yield as_prompt(shown, text, level)
-        seen.add(answer)
+        if answer is not None and answer not in seen:
+            seen.add(answer)
+            shown = examples_of(compile_expression(text))
+            if shown is not None:
+                return as_prompt(shown, text, level)
+    return None
 
 
 def _wrong(shown: Examples, right: str) -> Iterator[str]:
