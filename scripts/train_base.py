@@ -82,24 +82,24 @@ PROGRAM_WORDS = (*PIECES, *map(str, range(-programs.LARGEST, programs.LARGEST + 
 PROGRAM_PATTERN = "|".join(
     ["#[^#>]*->", "-?[0-9]+", *map(re.escape, sorted(PIECES, key=len, reverse=True)), r"\S"]
 )
-FUNCTIONS = 10_000  # that the base model sees, those of few operations several times
-LEVELS = (1, 2, 2, 2, 3, 3, 3, 3)  # of them, as often as they are listed
+OPERATIONS = (1, 2, 2, 3, 3, 3)  # of the functions the base model sees, as often as they are listed
 RUN = 512
 
 
 def program_pairs(rng: random.Random, noise: float) -> Pairs:
     """Random functions and what they give for the shown inputs; a share `noise` of the functions is spoilt.
 
-    They come in runs of 512 sorted by length, so that a batch holds little padding.
+    Functions are drawn anew all the time: of a fixed few thousand, the model learns the texts by heart instead. They
+    come in runs of 512 sorted by length, so that a batch holds little padding.
     """
-    known: list[tuple[str, str]] = []
-    while len(known) < FUNCTIONS:
-        text = programs.function(rng, rng.choice(LEVELS), "base")
-        shown = programs.examples_of(compile_expression(text))
-        if shown is not None:
-            known.append((programs.prompt_text(shown), text))
     while True:
-        for prompt, text in sorted(rng.choices(known, k=RUN), key=lambda pair: len(pair[0]) + len(pair[1])):
+        drawn: list[tuple[str, str]] = []
+        while len(drawn) < RUN:
+            text = programs.draft(rng, rng.choice(OPERATIONS), "base")
+            shown = programs.examples_of(compile_expression(text))
+            if shown is not None:
+                drawn.append((programs.prompt_text(shown), text))
+        for prompt, text in sorted(drawn, key=lambda pair: len(pair[0]) + len(pair[1])):
             yield prompt, spoil_program(rng, text) if rng.random() < noise else text
 
 
@@ -127,7 +127,7 @@ class Recipe:
 
 RECIPES = {
     "countdown": Recipe(COUNTDOWN_WORDS, None, 64, countdown_pairs, 700, 128, 0.1),
-    "programs": Recipe(PROGRAM_WORDS, PROGRAM_PATTERN, 128, program_pairs, 1000, 64, 0.1),
+    "programs": Recipe(PROGRAM_WORDS, PROGRAM_PATTERN, 128, program_pairs, 800, 64, 0.05),
 }
 
 

@@ -290,7 +290,7 @@ _RULES: dict[str, tuple[tuple[str, int], ...]] = {
     ),
 }
 _LEAVES = {"L": "x", "E": "v"}
-_NUMBERS = {"small": range(1, 10), "factor": range(2, 6), "limit": range(-4, 5), "bit": range(2)}
+_NUMBERS = {"small": range(1, 6), "factor": range(2, 4), "limit": range(-2, 3, 2), "bit": range(2)}
 _PART = re.compile(r"\{(\w+)\}")
 
 
@@ -317,13 +317,25 @@ class Term:
 def function(rng: random.Random, level: int, split: str) -> str:
     """A random function of `level` operations, of which none can be left out, as an expression over x."""
     while True:
+        term, answer = _draft(rng, level, split)
+        if all(behaviour(less.text)[0] != answer for less in simpler(term)):
+            return normal(term.text)
+
+
+def draft(rng: random.Random, level: int, split: str) -> str:
+    """Like `function`, but an operation may be of no use: cheaper to draw, for the base model's training."""
+    return normal(_draft(rng, level, split)[0].text)
+
+
+def _draft(rng: random.Random, level: int, split: str) -> tuple[Term, str]:
+    while True:
         term = grow(rng, rng.choice("LLN"), level)
         found = None if term is None else _hidden_outputs(term.text)[0]
         if term is None or found is None or not _telling(found):
             continue
         answer = _digest(repr(found))
-        if split_of(answer) == split and all(behaviour(less.text)[0] != answer for less in simpler(term)):
-            return normal(term.text)
+        if split_of(answer) == split:
+            return term, answer
 
 
 def _telling(found: list[Value]) -> bool:
