@@ -5,7 +5,8 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-trl-oldest test-verl unit lint base base-seeds bench faults docs dist clean
+.PHONY: setup demo test test-trl-oldest test-verl unit lint base base-countdown base-programs base-seeds bench faults
+.PHONY: docs dist clean
 
 setup: .venv/installed
 
@@ -50,14 +51,21 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-# Trains the embedded base model from scratch (minutes on two cores) and writes it into the package.
-base: setup
-	$(BIN)/python scripts/train_base.py
+# Trains the embedded base models from scratch (minutes each on two cores) and writes them into the package.
+base: base-countdown base-programs
 
-# Two more base models, for repeats of the demo.
+base-countdown: setup
+	$(BIN)/python scripts/train_base.py --task countdown
+
+base-programs: setup
+	$(BIN)/python scripts/train_base.py --task programs
+
+# Two more base models of each task, for repeats.
 base-seeds: setup
 	$(BIN)/python scripts/train_base.py --seed 1 --output runs/bases/seed-1
 	$(BIN)/python scripts/train_base.py --seed 2 --output runs/bases/seed-2
+	$(BIN)/python scripts/train_base.py --task programs --seed 1 --output runs/bases/programs-1
+	$(BIN)/python scripts/train_base.py --task programs --seed 2 --output runs/bases/programs-2
 
 bench: setup
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py

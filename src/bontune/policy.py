@@ -15,7 +15,7 @@ from bontune.config import ModelConfig
 from bontune.lora import ADAPTER_CONFIG, add_adapters, base_of, has_adapters, save_merged, with_adapters
 from bontune.verifiers.learned import LearnedVerifier
 
-PACKAGED = ("countdown-base",)
+PACKAGED = ("countdown-base", "programs-base")
 
 
 def load_policy(

@@ -8,16 +8,20 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from bontune.tasks import countdown, programs
 from bontune.tasks.base import Task
-from bontune.tasks.countdown import Countdown, harder
+from bontune.tasks.countdown import Countdown
 from bontune.tasks.hub import PREFIX, HubTask, hub_task
 from bontune.tasks.jsonl import JsonlTask
+from bontune.tasks.programs import Programs
 
-__all__ = ["TASKS", "Countdown", "HubTask", "JsonlTask", "Task", "load_task"]
+__all__ = ["TASKS", "Countdown", "HubTask", "JsonlTask", "Programs", "Task", "load_task"]
 
 TASKS: dict[str, Callable[[], Task]] = {
     "countdown": Countdown,
-    "countdown-6": harder,
+    "countdown-6": countdown.harder,
+    "programs": Programs,
+    "programs-4": programs.harder,
 }
 
 _MEMBERS = ("name", "prompts", "verify", "references", "decoys")
