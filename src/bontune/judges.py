@@ -184,6 +184,11 @@ class WithBehaviours:
     verify: Verify
     tests: WrittenTests
 
+    @property
+    def version(self) -> str | None:
+        """Of the verifier, where it tells."""
+        return getattr(self.verify, "version", None)
+
     def __call__(self, prompt: Prompt, response: str) -> Verdict:
         """One verdict."""
         return self.many(prompt, [response])[0]

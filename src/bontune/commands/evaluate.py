@@ -45,6 +45,17 @@ def run(command: cli.Evaluate) -> None:
             **({"grading": grading} if grading else {}),
         )
     show(results, command.output)
+    _show_other_curves(results)
+
+
+def _show_other_curves(results: dict[str, Any]) -> None:
+    """Where choosing by scores and by votes is best, and what it comes to at the largest N."""
+    for name, item in results["policies"].items():
+        for kind, title in {"best_of": "best-of-N by the scores", "vote": "the majority vote of N"}.items():
+            if found := item.get(kind):
+                best, largest = max(found, key=found.__getitem__), max(found, key=int)
+                last = "" if best == largest else f", and {found[largest]:.3f} at N = {largest}"
+                say(f"{name}: {title} is highest at N = {best}, {found[best]:.3f}{last}")
 
 
 def _draw_models(command: cli.Evaluate, models: dict[str, str]) -> dict[str, SampleSet]:

@@ -84,7 +84,9 @@ def _tables(path: str, config: str | None, splits: Mapping[str, str]) -> list[tu
     except ImportError as fault:
         raise ValueError("a task by hub name needs `datasets`: pip install 'bontune[data]'") from fault
     kind = _FILES.get(Path(path).suffix)
-    where = {"path": path, "name": config} if kind is None else {"path": kind, "data_files": path}
+    where: dict[str, Any] = (
+        {"path": path, "name": config} if kind is None else {"path": kind, "data_files": path}
+    )
     try:
         if splits:
             return [
@@ -99,7 +101,7 @@ def _tables(path: str, config: str | None, splits: Mapping[str, str]) -> list[tu
     except Exception as fault:  # the library raises many kinds
         first = (str(fault).strip() or repr(fault)).splitlines()[0]
         raise ValueError(f"task: `datasets` cannot load {path!r}: {first}") from fault
-    return _assigned(dict(found))
+    return _assigned({str(name): table for name, table in found.items()})
 
 
 def _assigned(found: Mapping[str, Any]) -> list[tuple[str | None, str, Any]]:
