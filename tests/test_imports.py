@@ -25,7 +25,7 @@ STAGES: dict[str, set[str]] = {
     "train": set(),
     "evaluate": set(),
     "report": set(),
-    "integrations": {"strategies", "objectives", "registry"},  # the weights stage inside another library's loop
+    "integrations": {"strategies", "objectives", "registry"},  # weights in other libraries' loops
 }
 JOINERS = {
     "__init__", "best", "card", "cli", "commands", "demo", "demo_verifier", "judges", "loop", "lora", "measure",
