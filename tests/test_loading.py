@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -22,8 +23,9 @@ from test_update import drawn, gradients, learner, plain_objective, run_of, some
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bontune import cli
-from bontune.config import ModelConfig, Stopped
-from bontune.loop import train
+from bontune.config import KLSchedule, ModelConfig, Stopped
+from bontune.loop import make_learner, train
+from bontune.lora import WithoutAdapters
 from bontune.policy import load_policy, load_trainable, save_policy
 from bontune.train.checkpoint import load_newest, load_trained
 from bontune.train.update import log_probs, update, without_dropout
@@ -91,6 +93,28 @@ def test_gradients_of_adapters_are_those_of_the_plain_computation(folder: Path) 
     largest = max(float(g.abs().max()) for g in expected.values())
     for name in expected:
         assert float((found[name] + expected[name]).abs().max()) < 1e-5 * max(1, largest), name
+
+
+def test_the_reference_of_a_kl_is_the_model_without_its_adapters(folder: Path) -> None:
+    model, _ = load_trainable(folder, LORA)
+    plain, _ = load_policy(folder)
+    groups = drawn(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    coefficients = torch.zeros(len(groups), groups[0].size, dtype=torch.float64)
+    coefficients[:, 1] = 0.3
+    nothing = torch.zeros_like(coefficients)
+    found = []
+    for reference in (plain, WithoutAdapters(model)):
+        model.zero_grad()
+        stats = update(learner(copy.deepcopy(model), reference=reference), groups, nothing, coefficients)
+        found.append((stats.kl, stats.grad_norm))
+    assert found[0][0] > 0.01
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    run = run_of(model, kl=KLSchedule(start=1.0, end=0.5))
+    assert isinstance(make_learner(run).reference, WithoutAdapters)
 
 
 def test_training_moves_adapters_alone_and_what_is_saved_is_what_was_trained(

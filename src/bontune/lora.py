@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def with_adapters(model: Any, folder: str | Path) -> Any:
 def has_adapters(model: Any) -> bool:
     """Whether the model is one of `add_adapters`."""
     return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutAdapters:
+    """What a model with adapters was before: the reference of a KL, without a second copy of the weights."""
+
+    model: Any
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's outputs with its adapters switched off."""
+        with self.model.disable_adapter():
+            return self.model(**inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
 
 def save_merged(model: Any, folder: Path) -> Any:
