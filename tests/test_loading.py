@@ -181,6 +181,20 @@ def test_four_bits_without_their_library_say_what_to_do() -> None:
         load_trainable("countdown-base", ModelConfig(lora_rank=2, load_in_4bit=True))
 
 
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_adapters_on_four_bits_train_and_come_back_as_they_were(tmp_path: Path) -> None:
+    tiny_model(hidden_size=64, intermediate_size=128, head_dim=32).save_pretrained(tmp_path / "base")
+    word_tokenizer().save_pretrained(tmp_path / "base")
+    model, tokenizer = load_trainable(tmp_path / "base", ModelConfig(lora_rank=2, load_in_4bit=True))
+    assert "Params4bit" in {type(parameter).__name__ for parameter in model.parameters()}
+    history = train(run_of(model, learning_rate=0.1))
+    assert all(abs(metrics["ratio"] - 1) < 0.05 and metrics["rows_updated"] for metrics in history)
+    save_policy(model, tokenizer, tmp_path / "tuned")
+    again, plain = (logits_of(load_policy(tmp_path / name)[0]) for name in ("tuned", "base"))
+    assert float((again - logits_of(model)).abs().max()) < 0.1  # it multiplies in bfloat16
+    assert float((again - plain).abs().max()) > 0.5
+
+
 # Recomputation and precision.
 
 
