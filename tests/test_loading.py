@@ -190,9 +190,14 @@ def test_adapters_on_four_bits_train_and_come_back_as_they_were(tmp_path: Path) 
     history = train(run_of(model, learning_rate=0.1))
     assert all(abs(metrics["ratio"] - 1) < 0.05 and metrics["rows_updated"] for metrics in history)
     save_policy(model, tokenizer, tmp_path / "tuned")
-    again, plain = (logits_of(load_policy(tmp_path / name)[0]) for name in ("tuned", "base"))
-    assert float((again - logits_of(model)).abs().max()) < 0.1  # it multiplies in bfloat16
-    assert float((again - plain).abs().max()) > 0.5
+    again, _ = load_policy(tmp_path / "tuned")
+    assert "Params4bit" in {type(parameter).__name__ for parameter in again.parameters()}
+    for name, value in again.state_dict().items():
+        if "lora_" in name:
+            assert torch.equal(value, model.state_dict()[name]), name
+    # bitsandbytes multiplies in bfloat16, by other kernels after a backward pass than before one.
+    unlike = float((logits_of(again) - logits_of(load_policy(tmp_path / "base")[0])).abs().max())
+    assert float((logits_of(again) - logits_of(model)).abs().max()) < unlike / 4
 
 
 # Recomputation and precision.
