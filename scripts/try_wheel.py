@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sysconfig
+import sys
 import tarfile
 import tempfile
 import venv
@@ -79,7 +79,8 @@ def tried(wheel: Path, folder: Path, *, alone: bool) -> None:
             capture_output=True,
             text=True,
         )
-        (Path(site.stdout.strip()) / "here.pth").write_text(sysconfig.get_path("purelib"))
+        here = [path for path in sys.path if path.endswith("site-packages")]
+        (Path(site.stdout.strip()) / "here.pth").write_text("\n".join(here))
     command = str(folder / "bin" / "bontune")
     for words in (["--help"], ["train", "--help"]):
         subprocess.run([command, *words], check=True, capture_output=True, cwd=folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -22,8 +23,9 @@ from test_update import drawn, gradients, learner, plain_objective, run_of, some
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bontune import cli
-from bontune.config import ModelConfig, Stopped
-from bontune.loop import train
+from bontune.config import KLSchedule, ModelConfig, Stopped
+from bontune.loop import make_learner, train
+from bontune.lora import WithoutAdapters
 from bontune.policy import load_policy, load_trainable, save_policy
 from bontune.train.checkpoint import load_newest, load_trained
 from bontune.train.update import log_probs, update, without_dropout
@@ -93,6 +95,28 @@ def test_gradients_of_adapters_are_those_of_the_plain_computation(folder: Path) 
         assert float((found[name] + expected[name]).abs().max()) < 1e-5 * max(1, largest), name
 
 
+def test_the_reference_of_a_kl_is_the_model_without_its_adapters(folder: Path) -> None:
+    model, _ = load_trainable(folder, LORA)
+    plain, _ = load_policy(folder)
+    groups = drawn(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(0))
+    coefficients = torch.zeros(len(groups), groups[0].size, dtype=torch.float64)
+    coefficients[:, 1] = 0.3
+    nothing = torch.zeros_like(coefficients)
+    found = []
+    for reference in (plain, WithoutAdapters(model)):
+        model.zero_grad()
+        stats = update(learner(copy.deepcopy(model), reference=reference), groups, nothing, coefficients)
+        found.append((stats.kl, stats.grad_norm))
+    assert found[0][0] > 0.01
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    run = run_of(model, kl=KLSchedule(start=1.0, end=0.5))
+    assert isinstance(make_learner(run).reference, WithoutAdapters)
+
+
 def test_training_moves_adapters_alone_and_what_is_saved_is_what_was_trained(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -155,6 +179,25 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], said: str) -> N
 def test_four_bits_without_their_library_say_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"needs bitsandbytes.*pip install 'bontune\[qlora\]'"):
         load_trainable("countdown-base", ModelConfig(lora_rank=2, load_in_4bit=True))
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_adapters_on_four_bits_train_and_come_back_as_they_were(tmp_path: Path) -> None:
+    tiny_model(hidden_size=64, intermediate_size=128, head_dim=32).save_pretrained(tmp_path / "base")
+    word_tokenizer().save_pretrained(tmp_path / "base")
+    model, tokenizer = load_trainable(tmp_path / "base", ModelConfig(lora_rank=2, load_in_4bit=True))
+    assert "Params4bit" in {type(parameter).__name__ for parameter in model.parameters()}
+    history = train(run_of(model, learning_rate=0.1))
+    assert all(abs(metrics["ratio"] - 1) < 0.05 and metrics["rows_updated"] for metrics in history)
+    save_policy(model, tokenizer, tmp_path / "tuned")
+    again, _ = load_policy(tmp_path / "tuned")
+    assert "Params4bit" in {type(parameter).__name__ for parameter in again.parameters()}
+    for name, value in again.state_dict().items():
+        if "lora_" in name:
+            assert torch.equal(value, model.state_dict()[name]), name
+    # bitsandbytes multiplies in bfloat16, by other kernels after a backward pass than before one.
+    unlike = float((logits_of(again) - logits_of(load_policy(tmp_path / "base")[0])).abs().max())
+    assert float((logits_of(again) - logits_of(model)).abs().max()) < unlike / 4
 
 
 # Recomputation and precision.

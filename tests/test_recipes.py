@@ -39,14 +39,21 @@ FORMS: dict[str, Callable[[int, int], dict[str, Any]]] = {
         "answer": f"She has {a} + {b} = <<{a}+{b}={a + b}>>{a + b} pens.\n#### {a + b}",
     },
     "mbpp": lambda a, b: {
-        "task_id": f"MbppEval/{a}-{b}",
-        "prompt": f"def f_{a}_{b}():\n    '''\n    Return {a} + {b}.\n    '''\n",
+        "source_file": "Benchmark Questions Verification V2.ipynb",
+        "task_id": 100 * a + b,
+        "prompt": f"Write a function to add {a} and {b}.",
+        "code": f"def f_{a}_{b}():\n    return {a + b}\n",
+        "test_imports": [],
+        "test_list": [f"assert f_{a}_{b}() == {a + b}"],
+    },
+    "humaneval": lambda a, b: {
+        "task_id": f"HumanEval/{100 * a + b}",
+        "prompt": f'def f_{a}_{b}():\n    """Return {a} + {b}."""\n',
         "entry_point": f"f_{a}_{b}",
         "canonical_solution": f"    return {a + b}\n",
         "test": f"def check(candidate):\n    assert candidate() == {a + b}\n",
     },
 }
-FORMS["humaneval"] = FORMS["mbpp"]
 
 
 def options_of(name: str) -> Any:
@@ -118,7 +125,7 @@ def test_a_recipe_runs_on_a_tiny_model_of_its_family(
     """All options but sizes and places are the recipe's own."""
     monkeypatch.chdir(tmp_path)
     options = options_of(name)
-    data = local_file(tmp_path, Path(options.source.task).stem)
+    data = local_file(tmp_path, next(form for form in FORMS if form in name))
     base = local_model(tmp_path / "base", family_of(name), data.read_text())
     command = type(options).__name__.lower()
     given = ["--config", RECIPES / name, "--model", base, "--task", data, "--sampling.max-new-tokens", 8]

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.optimization import get_scheduler
 
 from bontune.config import Stopped, TrainConfig
+from bontune.lora import WithoutAdapters, has_adapters
 from bontune.policy import save_policy
 from bontune.records import Graded, Group, Prompt, Scored
 from bontune.rollout import sample_groups
@@ -221,7 +222,7 @@ def make_learner(run: Run) -> Learner:
     model = without_dropout(
         run.model if getattr(run.model, "is_quantized", False) else run.model.to(accelerator.device)
     )
-    reference = copy.deepcopy(model).requires_grad_(False) if config.kl.start > 0 else None
+    reference = _reference(model) if config.kl.start > 0 else None
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = kind(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)  # pyright: ignore
     scheduler = get_scheduler(
@@ -240,6 +241,11 @@ def make_learner(run: Run) -> Learner:
         max_grad_norm=config.max_grad_norm,
         tokens_per_batch=config.tokens_per_batch,
     )
+
+
+def _reference(model: Any) -> Any:
+    """The policy as it is now, to measure a KL against."""
+    return WithoutAdapters(model) if has_adapters(model) else copy.deepcopy(model).requires_grad_(False)
 
 
 def prompt_batches(task: Task, config: TrainConfig, accelerator: Accelerator) -> Iterator[list[Prompt]]:

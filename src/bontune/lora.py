@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from bontune.config import ModelConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
+FOUR_BITS = "trained-in-4-bits.txt"
 _INSTALL = "pip install 'bontune[peft]'"
 
 
@@ -44,13 +46,38 @@ def base_of(folder: str | Path) -> str:
 
 
 def with_adapters(model: Any, folder: str | Path) -> Any:
-    """The model with saved adapters merged into its weights."""
-    return _peft().PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    """The model with saved adapters: merged into its weights, beside them where those are in 4 bits."""
+    found = _peft().PeftModel.from_pretrained(model, str(folder))
+    return found if _in_four_bits(model) else found.merge_and_unload()
+
+
+def trained_in_four_bits(folder: str | Path) -> bool:
+    """Whether saved adapters were trained on weights in 4 bits, with which alone they are the policy that was tuned."""
+    return (Path(folder) / FOUR_BITS).exists()
+
+
+def _in_four_bits(model: Any) -> bool:
+    return bool(getattr(model, "is_loaded_in_4bit", False))
 
 
 def has_adapters(model: Any) -> bool:
     """Whether the model is one of `add_adapters`."""
     return hasattr(model, "peft_config") and hasattr(model, "merge_and_unload")
+
+
+@dataclass(frozen=True, slots=True)
+class WithoutAdapters:
+    """What a model with adapters was before: the reference of a KL, without a second copy of the weights."""
+
+    model: Any
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The model's outputs with its adapters switched off."""
+        with self.model.disable_adapter():
+            return self.model(**inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
 
 
 def save_merged(model: Any, folder: Path) -> Any:
@@ -59,8 +86,9 @@ def save_merged(model: Any, folder: Path) -> Any:
     Weights in 4 bits are not merged, which would round them again: the adapters are then saved in `folder` itself, and
     None is returned.
     """
-    if getattr(model, "is_loaded_in_4bit", False):
+    if _in_four_bits(model):
         model.save_pretrained(folder)
+        (folder / FOUR_BITS).write_text("These adapters were trained on weights in 4 bits (NF4).\n")
         return None
     model.save_pretrained(folder / "adapter")
     return model.merge_and_unload()

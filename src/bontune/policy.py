@@ -12,7 +12,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from bontune.config import ModelConfig
-from bontune.lora import ADAPTER_CONFIG, add_adapters, base_of, has_adapters, save_merged, with_adapters
+from bontune.lora import (
+    ADAPTER_CONFIG,
+    add_adapters,
+    base_of,
+    has_adapters,
+    save_merged,
+    trained_in_four_bits,
+    with_adapters,
+)
 from bontune.verifiers.learned import LearnedVerifier
 
 PACKAGED = ("countdown-base", "programs-base")
@@ -124,6 +132,8 @@ def save_policy(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] 
 
 def _load_adapted(where: str, **how: Any) -> tuple[Any, Any]:
     """(weights with the adapters of a folder merged, tokenizer: the folder's own where it has one)."""
+    if how["quantization"] is None and trained_in_four_bits(where):
+        how["quantization"] = _four_bits()
     model, tokenizer = load_policy(base_of(where), **how)
     if (Path(where) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(where)

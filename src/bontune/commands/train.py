@@ -181,6 +181,10 @@ def _refreshed(score: Score | None, command: cli.Train) -> Refreshed | None:
         return None
     if not isinstance(score, LearnedVerifier):
         raise ValueError("--refresh-every needs --scorer to be the folder of a learned verifier")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "--refresh-every needs one process: each would train the verifier on responses of its own"
+        )
     config = FitConfig(steps=20, learning_rate=1e-4, warmup_steps=0, seed=command.config.seed)
     return Refreshed(score, config, every=command.refresh_every)
 
