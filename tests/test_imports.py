@@ -26,6 +26,7 @@ STAGES: dict[str, set[str]] = {
     "evaluate": set(),
     "report": set(),
     "integrations": {"strategies", "objectives", "registry"},  # the weights stage inside another library's loop
+    "store": set(),  # what was drawn and judged, on disk
 }
 JOINERS = {
     "__init__", "best", "card", "cli", "commands", "demo", "demo_verifier", "judges", "loop", "lora", "measure",
