@@ -30,7 +30,7 @@ STAGES: dict[str, set[str]] = {
 }
 JOINERS = {
     "__init__", "best", "card", "cli", "commands", "demo", "demo_verifier", "judges", "loop", "lora", "measure",
-    "options", "policy", "regrade", "registry", "teach", "tracking",
+    "options", "policy", "regrade", "registry", "reuse", "teach", "tracking",
 }  # fmt: skip
 ASSETS = {"assets"}  # holds no code
 

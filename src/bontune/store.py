@@ -28,10 +28,22 @@ from bontune.records import Graded, Group, Prompt, Sampling, Verdict
 
 SCHEMA = 1
 HEAD = b"SQLite format 3\0"
-SHARED_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs"}
+SHARED_FILE_SYSTEMS = {
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "ceph",
+    "glusterfs",
+    "afs",
+}
 SHARED_FILE_SYSTEMS |= {"fuse.glusterfs", "fuse.sshfs", "9p", "orangefs", "pvfs2"}
 _TABLES = """
-CREATE TABLE prompts (prompt BLOB PRIMARY KEY, id TEXT, text TEXT, level TEXT, tokens BLOB);
+CREATE TABLE prompts (prompt BLOB PRIMARY KEY, id TEXT, text TEXT, level TEXT, tokens BLOB, crc INTEGER);
 CREATE TABLE params (params BLOB PRIMARY KEY, json TEXT);
 CREATE TABLE verifiers (verifier BLOB PRIMARY KEY, description TEXT);
 CREATE TABLE responses (policy BLOB, prompt BLOB, params BLOB, idx INTEGER, text TEXT, tokens BLOB, log_probs BLOB,
@@ -133,7 +145,8 @@ class Store:
                 (_prompt_hash(p := g.prompt), p.id, p.text, p.level, _pack(np.array(g.prompt_tokens)))
                 for g in groups
             ]
-            run.executemany("INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?, ?)", known)
+            known = [(*row, _crc(row)) for row in known]
+            run.executemany("INSERT OR IGNORE INTO prompts VALUES (?, ?, ?, ?, ?, ?)", known)
             before = run.connection.total_changes
             run.executemany(f"INSERT OR IGNORE INTO responses VALUES ({','.join('?' * 9)})", rows)
             return run.connection.total_changes - before
@@ -149,10 +162,10 @@ class Store:
             if row[3] != len(rows) or not self._whole("responses", row):
                 break
             rows.append(row)
-        if not rows:
+        known = self._rows("SELECT * FROM prompts WHERE prompt = ?", key[1:2])
+        if not rows or not known or not self._whole("prompts", known[0]):
             return None
-        (tokens,) = self._rows("SELECT tokens FROM prompts WHERE prompt = ?", key[1:2])[0]
-        return _group(origin, prompt, _unpack(tokens, None).tolist(), rows)
+        return _group(origin, prompt, _unpack(known[0][4], None).tolist(), rows)
 
     def judge(self, origin: Origin, graded: Sequence[Graded], verifier: str, first: int = 0) -> None:
         """Keep what a verifier, described by `verifier`, said of groups that are in the store, in one transaction."""
@@ -212,16 +225,18 @@ class Store:
     def table(self, verifier: str) -> Iterator[tuple[Any, ...]]:
         """All responses with their verdicts, a row each; see `COLUMNS`. Raises ValueError on a damaged row."""
         query = (
-            "SELECT r.*, w.*, p.id, p.text, p.level, q.json FROM responses r JOIN prompts p USING (prompt) "
+            "SELECT r.*, w.*, p.*, q.json FROM responses r JOIN prompts p USING (prompt) "
             "JOIN params q USING (params) LEFT JOIN rewards w ON (w.policy, w.prompt, w.params, w.idx, w.verifier) = "
             "(r.policy, r.prompt, r.params, r.idx, ?) ORDER BY json_extract(q.json, '$.step'), p.rowid, r.idx"
         )
         with _explained(self.path):
             for row in self._database.execute(query, (_hash(verifier),)):
-                response, judged, (name, text, level, params) = row[:9], row[9:21], row[21:]
-                if not self._whole("responses", response) or not (
-                    judged[0] is None or self._whole("rewards", judged)
-                ):
+                response, judged, prompt, params = row[:9], row[9:21], row[21:27], row[27]
+                _, name, text, level, *_ = prompt
+                parts = {"responses": response, "prompts": prompt} | (
+                    {"rewards": judged} if judged[0] else {}
+                )
+                if not all(self._whole(table, part) for table, part in parts.items()):
                     raise ValueError(
                         f"{self.path}: response {response[3]} of prompt {name!r} has changed since it was written; "
                         "run the command that drew it again, which draws what is damaged anew"
@@ -250,9 +265,13 @@ class Store:
             return True
         self.damaged += 1
         if not self._rows("PRAGMA query_only")[0][0]:
-            more = " AND verifier = ?" if table == "rewards" else ""
+            where = {
+                "prompts": "prompt = ?",
+                "responses": f"{_AT} AND idx = ?",
+                "rewards": f"{_AT} AND idx = ? AND verifier = ?",
+            }[table]
             with self._transaction() as run:
-                run.execute(f"DELETE FROM {table} WHERE {_AT} AND idx = ?{more}", row[: 5 if more else 4])
+                run.execute(f"DELETE FROM {table} WHERE {where}", row[: where.count("?")])
         return False
 
     @contextmanager
