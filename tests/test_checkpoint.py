@@ -11,38 +11,67 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from forked import Server, serving
 from models import tiny_model
-from test_update import run_of, state, timeless
+from test_store import digest
+from test_update import Finite, run_of, state, timeless
 
 from bontune import loop
 from bontune.config import Stopped
 from bontune.loop import train
+from bontune.objectives import RLOO
+from bontune.records import Prompt, Scored
+from bontune.store import open_store
 from bontune.train.checkpoint import KEPT, load_newest, save_checkpoint
 
 STEPS = 8
 
 
+class Noisy:
+    """RLOO, and a little from each of the random number generators that an objective may use."""
+
+    def __call__(self, scored: Scored, log_ratios: torch.Tensor | None = None) -> torch.Tensor:
+        noise = torch.rand(scored.rewards.shape).double() + random.random() + np.random.rand()  # noqa: NPY002
+        return RLOO()(scored) + 0.01 * noise
+
+    def __repr__(self) -> str:
+        return "Noisy()"
+
+
 def run_in(output: Path, every: int | None = 2, steps: int = STEPS, **more: Any) -> tuple[Any, list[dict]]:
-    """Train the tiny model with an optimizer that has a state and a schedule that decays."""
+    """Train the tiny model with an optimizer that has a state, a schedule that decays, and a store."""
     model = tiny_model()
     settings = {"steps": steps, "updates_per_rollout": 2, "off_policy": "clipped", "schedule": "cosine"}
     run = run_of(model, learning_rate=0.01, **settings | more.pop("config", {}))
-    history = train(loop.replace(run, output=output, checkpoint_every=every, **more))
+    torch.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
+    with open_store(output / "responses.sqlite", write=True) as store:
+        settings = {"output": output, "checkpoint_every": every, "store": store, "objective": Noisy()}
+        history = train(loop.replace(run, **settings | more))
     return model, history
 
 
-def result(output: Path) -> tuple[str, list[dict]]:
-    """Hash of the final parameters, and the logged metrics but for timings."""
-    digest = hashlib.sha256((output / "model" / "model.safetensors").read_bytes()).hexdigest()
+def result(output: Path) -> tuple[str, list[dict], str]:
+    """Hash of the final parameters, the logged metrics but for timings, and a hash of all that was drawn and judged."""
+    weights = hashlib.sha256((output / "model" / "model.safetensors").read_bytes()).hexdigest()
     lines = (output / "metrics.jsonl").read_text().splitlines()
-    return digest, timeless([json.loads(line) for line in lines])
+    with open_store(output / "responses.sqlite") as store:
+        rows = digest(store)
+    return weights, timeless([json.loads(line) for line in lines]), rows
+
+
+def rows_of(output: Path) -> int:
+    with open_store(output / "responses.sqlite") as store:
+        return store.counts()["responses"]
 
 
 def run_forked(output: str, every: int) -> None:
@@ -74,6 +103,7 @@ def kill_at_random(server: Server, output: Path, seed: int, longest: float, most
 def test_a_run_killed_at_random_ends_the_same(tmp_path: Path) -> None:
     """`make faults` asks for more kills. All of it in children of one thread: sums of two split otherwise."""
     kills = runs = 0
+    counted: Counter[int] = Counter()
     with serving("test_checkpoint:warm") as server:
         started = time.monotonic()
         assert server.call("test_checkpoint:run_forked", str(tmp_path / "undisturbed"), 2) == 0
@@ -81,8 +111,12 @@ def test_a_run_killed_at_random_ends_the_same(tmp_path: Path) -> None:
         while kills < int(os.environ.get("BONTUNE_KILLS", "2")):
             kills += kill_at_random(server, tmp_path / str(runs), runs, took)
             assert result(tmp_path / str(runs)) == result(tmp_path / "undisturbed")
+            counted[rows_of(tmp_path / str(runs)) - STEPS * 2 * 4] += 1
             runs += 1
-    print(f"{kills} kills in {runs} runs, each of which ended as the undisturbed one")
+    assert counted == {0: runs}  # a step has two groups of four
+    print(
+        f"training: {kills} kills in {runs} runs, all of which ended as the undisturbed one; 0 rows lost, 0 repeated"
+    )
 
 
 class Cut(BaseException):
@@ -107,7 +141,7 @@ def test_going_on_ends_the_same(step: int, tmp_path: Path) -> None:
     assert result(tmp_path / "cut") == result(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("part", ["optimizer", "scheduler", "model"])
+@pytest.mark.parametrize("part", ["optimizer", "scheduler", "model", "random"])
 def test_what_is_restored_is_needed(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without any one part of the state, the end differs: the test above has teeth."""
     run_in(tmp_path / "undisturbed")
@@ -187,12 +221,28 @@ def test_a_torn_write_leaves_the_earlier_ones(tmp_path: Path, monkeypatch: pytes
 # Another run, another process, a signal.
 
 
+class Changed(Finite):
+    """The same prompts, one with another answer."""
+
+    def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
+        first, *rest = super().prompts(split, count, seed)
+        return [loop.replace(first, answer="7"), *rest]
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         ({"config": {"learning_rate": 0.02}}, r"config.learning_rate: '0.01' then, '0.02' now"),
         ({"config": {"seed": 5}}, "config.seed"),
-        ({"score": lambda prompt, texts: [0.0] * len(texts)}, "scorer: 'none' then, 'a function' now"),
+        (
+            {"score": lambda prompt, texts: [0.0] * len(texts)},
+            r"scorer: 'none' then, 'test_checkpoint:<lambda>",
+        ),
+        (
+            {"verify": lambda prompt, text: 1.0},
+            r"verifier: 'test_update:ends_in_w1 \w+' then, 'test_checkpoint:",
+        ),
+        ({"task": Changed()}, r"data: '\w+' then, '\w+' now"),
     ],
 )
 def test_a_run_that_differs_does_not_go_on(more: dict, said: str, tmp_path: Path) -> None:
@@ -207,12 +257,103 @@ def test_a_run_that_differs_does_not_go_on(more: dict, said: str, tmp_path: Path
         "schedule": "cosine",
         "learning_rate": 0.01,
     }
-    run = run_of(model, **config | more.get("config", {}))
+    run = loop.replace(run_of(model, **config | more.get("config", {})), objective=Noisy())
     with pytest.raises(ValueError, match=said):
         train(loop.replace(run, output=tmp_path, checkpoint_every=2, **settings))
-    other = loop.replace(run_of(tiny_model(seed=9), **config), output=tmp_path, checkpoint_every=2)
+    other = run_of(tiny_model(seed=9), **config)
+    other = loop.replace(other, output=tmp_path, checkpoint_every=2, objective=Noisy())
     with pytest.raises(ValueError, match="model: "):
         train(other)
+
+
+@pytest.mark.parametrize("part", ["random", "optimizer", "layout"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(Cut):
+        run_in(tmp_path, on_step=cut_after(4))
+    found, _ = load_newest(tmp_path / "checkpoints")
+    assert found is not None
+    del found[part]
+    monkeypatch.setattr(loop, "load_newest", lambda folder: (found, []))
+    with pytest.raises(ValueError, match=rf"lacks \['{part}'\]: the end would differ"):
+        run_in(tmp_path)
+
+
+def test_steps_taken_again_draw_and_judge_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a policy that differs in one bit are drawn anew."""
+    with pytest.raises(Cut):
+        run_in(tmp_path, every=4, on_step=cut_after(6))
+    assert rows_of(tmp_path) == 7 * 2 * 4
+    steps: list[int] = []
+    drawing = loop.sample_groups
+
+    def sample(*arguments: Any, **named: Any) -> Any:
+        steps.append(named["policy_step"])
+        return drawing(*arguments, **named)
+
+    monkeypatch.setattr(loop, "sample_groups", sample)
+    run_in(tmp_path, every=4)
+    assert steps == [7]
+    assert rows_of(tmp_path) == STEPS * 2 * 4
+    steps.clear()
+    for path in (tmp_path / "checkpoints").glob("*"):
+        path.unlink()
+    other = tiny_model(seed=3)
+    monkeypatch.setattr("test_checkpoint.tiny_model", lambda: other)
+    run_in(tmp_path, every=4)
+    assert steps == list(range(STEPS))
+    assert rows_of(tmp_path) == 2 * STEPS * 2 * 4
+
+
+# What stops a run.
+
+
+def test_gradients_that_are_never_finite_stop_the_run(tmp_path: Path) -> None:
+    class Broken:
+        def __call__(self, scored: Scored, log_ratios: torch.Tensor | None = None) -> torch.Tensor:
+            return torch.full_like(scored.rewards, float("nan"))
+
+        def __repr__(self) -> str:
+            return "Broken()"
+
+    with pytest.raises(RuntimeError, match="gradients of the last 3 steps were not finite"):
+        run_in(tmp_path, objective=Broken())
+    kept = sorted((tmp_path / "bad-batches").iterdir())
+    assert len(kept) == 3
+    batch = json.loads(kept[0].read_text())
+    assert batch["update_applied"] == 0
+    assert len(batch["batch"]) == 2
+    assert len(batch["batch"][0]["tokens"]) == len(batch["batch"][0]["weights"]) == 4
+    found, _ = load_newest(tmp_path / "checkpoints")
+    assert found is not None
+    assert all(torch.equal(found["model"][name], value) for name, value in tiny_model().state_dict().items())
+
+
+@pytest.mark.parametrize("limit", [0.2, 0.9])
+def test_too_many_undecided_responses_stop_the_run(limit: float, tmp_path: Path) -> None:
+    """At any step, and with the reason; below the limit it goes on."""
+    calls = 0
+
+    def verify(prompt: Prompt, text: str) -> float:
+        nonlocal calls
+        calls += 1
+        if calls > 20 and calls % 2:
+            raise OSError("the grader is away")
+        return float("w1" in text)
+
+    config = {"undecided_limit": limit}
+    if limit > 0.5:
+        _, history = run_in(tmp_path, verify=verify, config=config)
+        assert any(metrics["undecided_share"] > 0.2 for metrics in history)
+        return
+    with pytest.raises(
+        RuntimeError, match=r"could not be decided.*undecided_limit = 0.2.*the grader is away \("
+    ):
+        run_in(tmp_path, verify=verify, config=config)
+    assert 2 < len((tmp_path / "metrics.jsonl").read_text().splitlines()) < STEPS
 
 
 def test_it_goes_on_with_the_threads_it_began_with(

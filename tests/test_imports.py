@@ -26,10 +26,11 @@ STAGES: dict[str, set[str]] = {
     "evaluate": set(),
     "report": set(),
     "integrations": {"strategies", "objectives", "registry"},  # weights in other libraries' loops
+    "store": set(),  # what was drawn and judged, on disk
 }
 JOINERS = {
     "__init__", "best", "card", "cli", "commands", "demo", "demo_verifier", "judges", "loop", "lora", "measure",
-    "options", "policy", "regrade", "registry", "teach", "tracking",
+    "options", "policy", "regrade", "registry", "reuse", "teach", "tracking",
 }  # fmt: skip
 ASSETS = {"assets"}  # holds no code
 

@@ -187,7 +187,10 @@ class Train(FromFile):
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
     refresh_every: int | None = None
     """Train the learned verifier further on the policy's own judged responses, every so many steps; refreshes.json
-    says how far it then differs from the first one. Such a run writes no checkpoints."""
+    says how far it then differs from the first one."""
+    store: str = "responses.sqlite"
+    """Where every response is kept with its reward: a file below OUTPUT or elsewhere, on a local disk, or `none`. Steps
+    taken again after a kill find their responses there."""
     track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Where metrics go beside metrics.jsonl, one or more; each must be installed."""
     output: Path = Path("runs/train")

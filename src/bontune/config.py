@@ -95,6 +95,8 @@ class TrainConfig:
     """Response tokens of one forward and backward pass: bounds memory whatever the group size."""
     rows_per_batch: int = 4096
     """Responses decoded at once."""
+    undecided_limit: float = 0.5
+    """Stop, with the reasons, where more than this share of the responses of three steps could not be decided."""
     report_budgets: tuple[int, ...] = (1, 8, 32)
     """Budgets N whose pass@N is logged, where the group is that large."""
 
@@ -107,6 +109,8 @@ class TrainConfig:
         for name in ("learning_rate", "max_grad_norm", "ratio_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 < self.undecided_limit <= 1:
+            raise ValueError(f"undecided_limit must be above 0 and at most 1, got {self.undecided_limit}")
         if self.off_policy not in ("exact", "clipped"):
             raise ValueError(f"off_policy must be 'exact' or 'clipped', got {self.off_policy!r}")
 

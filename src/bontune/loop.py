@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -24,8 +25,10 @@ from bontune.config import Stopped, TrainConfig
 from bontune.lora import WithoutAdapters, has_adapters
 from bontune.policy import save_policy
 from bontune.records import Graded, Group, Prompt, Scored
+from bontune.reuse import drawn_or_kept, judged_or_kept
 from bontune.rollout import sample_groups
-from bontune.score import Score, Verify, grade, judge
+from bontune.score import Score, Verify, judge, undecided_reasons, version_of
+from bontune.store import Origin, Store, policy_hash
 from bontune.strategies import MaxAtK, curve
 from bontune.tasks import Task
 from bontune.train.checkpoint import (
@@ -33,12 +36,16 @@ from bontune.train.checkpoint import (
     layout,
     load_newest,
     load_trained,
+    random_state,
+    restore_random_state,
     save_checkpoint,
     trained_state,
 )
 from bontune.train.update import Learner, UpdateStats, log_probs, update, without_dropout
 
 Metrics = dict[str, Any]
+BAD_GRADIENTS = 3  # in a row, after which a run stops
+UNDECIDED_STEPS = 3  # over which the share of undecided responses is looked at
 NO_UPDATE = UpdateStats(grad_norm=0.0, kl=0.0, ratio=1.0, rows=0, applied=False)
 
 
@@ -49,6 +56,8 @@ class Run:
     after_step: called with the step and its judged groups, to train a verifier further, for instance.
     checkpoint_every: steps between checkpoints below `output`; a run that finds one goes on from there. None: none.
     should_stop: asked after every step; where it says yes, a checkpoint is written and `Stopped` raised.
+    store: where every response is kept with its verdicts; steps taken again after a kill find theirs there.
+    learns: what else learns during the run, such as a verifier that is refreshed: has `state_dict` and `load_state_dict`.
     card: makes of the metrics of all steps the model card, README.md in the saved model.
     """
 
@@ -64,6 +73,8 @@ class Run:
     after_step: Callable[[int, Sequence[Graded]], None] = field(default=lambda step, graded: None)
     checkpoint_every: int | None = None
     should_stop: Callable[[], bool] = field(default=lambda: False)
+    store: Store | None = None
+    learns: Any = None
     card: Callable[[Sequence[Metrics]], str] | None = None
 
 
@@ -82,9 +93,10 @@ def train(run: Run) -> list[Metrics]:
             continue
         clock = Clock()
         with clock("rollout"), learner.accelerator.autocast():
-            groups = rollout(run, prompts, step)
+            origin = origin_of(run, step)
+            groups = rollout(run, origin, prompts, step)
         with clock("score"):
-            graded = [grade(group, run.verify, run.score) for group in groups]
+            graded = judged_or_kept(run.store, origin, groups, run.verify, run.score)
             scored = Scored.stack(graded)
         weights, stats, clipped = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0
         for turn in range(config.updates_per_rollout):
@@ -105,6 +117,7 @@ def train(run: Run) -> list[Metrics]:
         metrics |= {"learning_rate": learner.optimizer.param_groups[0]["lr"]}
         history.append(average(learner, metrics) | {"cpu_seconds": clock.cpu, "seconds": clock.wall})
         record(run, learner, history[-1])
+        stop_if_hopeless(run, history, graded, weights)
         keep(run, learner, history, description)
     save(run, learner, history)
     return history
@@ -113,13 +126,16 @@ def train(run: Run) -> list[Metrics]:
 def describe_run(run: Run) -> dict[str, Any]:
     """What decides the course of a run: one that differs in any of it must not go on from its checkpoint."""
     config = {f"config.{name}": repr(value) for name, value in asdict(run.config).items()}
-    scorer = getattr(run.score, "version", None) or ("none" if run.score is None else "a function")
+    prompts = run.task.prompts("train", run.config.steps * run.config.prompts_per_step, run.config.seed)
+    data = "".join(f"{p.id}\0{p.text}\0{p.answer}\0{dict(p.meta)!r}\0" for p in prompts)
     first = "".join(f"{p.double().sum().item()!r} {p.numel()} " for p in run.model.parameters())
     model = hashlib.blake2b(first.encode(), digest_size=8).hexdigest()
     return config | {
         "objective": repr(run.objective),
         "task": run.task.name,
-        "scorer": str(scorer),
+        "data": hashlib.blake2b(data.encode(), digest_size=8).hexdigest(),
+        "verifier": version_of(run.verify),
+        "scorer": version_of(run.score),
         "model": model,
     }
 
@@ -151,10 +167,16 @@ def _resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Met
         return []
     if changed := differences(found["description"], description):
         raise ValueError(f"{run.output} holds another run: {'; '.join(changed)}. Choose another output")
+    if missing := sorted({*_state(run, learner, [], {})} - {*found}):
+        raise ValueError(
+            f"the checkpoint below {run.output} lacks {missing}: the end would differ. Start anew"
+        )
     load_trained(run.model, found["model"])
     learner.optimizer.load_state_dict(found["optimizer"])
     learner.scheduler.load_state_dict(found["scheduler"])
-    torch.set_rng_state(found["rng"])
+    if run.learns is not None:
+        run.learns.load_state_dict(found["learns"])
+    restore_random_state(found["random"][learner.accelerator.process_index % len(found["random"])])
     torch.set_num_threads(found["layout"]["threads"])
     if changed := differences(found["layout"], _layout(learner)):
         print(f"bontune: goes on, but the last bits may differ: {'; '.join(changed)}", file=sys.stderr)
@@ -170,18 +192,21 @@ def keep(run: Run, learner: Learner, history: list[Metrics], description: dict[s
     stopping = _any_process(learner, run.should_stop())
     if run.output is not None and run.checkpoint_every is not None:
         last = len(history) == run.config.steps
-        if learner.accelerator.is_main_process and (
-            stopping or last or len(history) % run.checkpoint_every == 0
-        ):
+        if stopping or last or len(history) % run.checkpoint_every == 0:
             state = _state(run, learner, history, description)
-            save_checkpoint(run.output / "checkpoints", len(history), state)
+            if learner.accelerator.is_main_process:
+                save_checkpoint(run.output / "checkpoints", len(history), state)
     if stopping and len(history) < run.config.steps:
         raise Stopped(f"stopped after step {len(history)} of {run.config.steps}")
 
 
 def _any_process(learner: Learner, flag: bool) -> bool:
     """Whether one of the processes says yes: all of them must stop after the same step."""
-    return flag if learner.accelerator.num_processes == 1 else any(gather_object([flag]))
+    return any(gather_object([flag])) if _several(learner) else flag
+
+
+def _several(learner: Learner) -> bool:
+    return learner.accelerator.num_processes > 1
 
 
 def _state(run: Run, learner: Learner, history: list[Metrics], description: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +216,8 @@ def _state(run: Run, learner: Learner, history: list[Metrics], description: dict
         "model": trained_state(run.model),
         "optimizer": learner.optimizer.state_dict(),
         "scheduler": learner.scheduler.state_dict(),
-        "rng": torch.get_rng_state(),
+        "random": gather_object([random_state()]) if _several(learner) and history else [random_state()],
+        "learns": None if run.learns is None else run.learns.state_dict(),
         "layout": _layout(learner),
         "history": history,
     }
@@ -266,18 +292,31 @@ def prompt_batches(task: Task, config: TrainConfig, accelerator: Accelerator) ->
         yield batch[accelerator.process_index :: accelerator.num_processes]
 
 
-def rollout(run: Run, prompts: Sequence[Prompt], step: int) -> list[Group]:
+def origin_of(run: Run, step: int) -> Origin | None:
+    """What the responses of a step are drawn from, by the policy's own bits; None where nothing is kept."""
+    if run.store is None:
+        return None
+    policy = policy_hash(run.model, run.tokenizer)
+    return Origin(policy=policy, sampling=run.config.sampling, seed=run.config.seed, step=step)
+
+
+def rollout(run: Run, origin: Origin | None, prompts: Sequence[Prompt], step: int) -> list[Group]:
     """One complete group per prompt. Streams are seeded by run, step, prompt id and response index."""
-    return sample_groups(
-        run.model,
-        run.tokenizer,
-        prompts,
-        group_size=run.config.group_size,
-        sampling=run.config.sampling,
-        seed=run.config.seed,
-        policy_step=step,
-        rows_per_batch=run.config.rows_per_batch,
-    )
+
+    def draw(some: Sequence[Prompt]) -> list[Group]:
+        return sample_groups(
+            run.model,
+            run.tokenizer,
+            some,
+            group_size=run.config.group_size,
+            sampling=run.config.sampling,
+            seed=run.config.seed,
+            policy_step=step,
+            rows_per_batch=run.config.rows_per_batch,
+        )
+
+    size = run.config.group_size
+    return drawn_or_kept(run.store, origin, prompts, size, max(1, run.config.rows_per_batch // size), draw)
 
 
 def drawn_log_probs(groups: Sequence[Group]) -> Tensor:
@@ -441,6 +480,36 @@ def record(run: Run, learner: Learner, metrics: Metrics) -> None:
         with open(run.output / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
     run.on_step(metrics)
+
+
+def stop_if_hopeless(run: Run, history: Sequence[Metrics], graded: Sequence[Graded], weights: Tensor) -> None:
+    """Keep the batch of a gradient that was not finite; raise where the last ones all were so, or little was decided.
+
+    Raises RuntimeError with what to look at. The newest checkpoint stays, and the same command goes on from it.
+    """
+    last = history[-1]
+    if not last["update_applied"] and run.output is not None:
+        place = run.output / "bad-batches"
+        place.mkdir(parents=True, exist_ok=True)
+        batch = [{"prompt": item.group.prompt.id, "tokens": item.group.tokens.tolist()} for item in graded]
+        batch = [entry | {"weights": row.tolist()} for entry, row in zip(batch, weights, strict=True)]
+        name = f"step-{last['step']:08d}-{os.getpid()}.json"
+        (place / name).write_text(json.dumps(last | {"batch": batch}), encoding="utf-8")
+    recent = history[-BAD_GRADIENTS:]
+    if len(recent) == BAD_GRADIENTS and not any(metrics["update_applied"] for metrics in recent):
+        raise RuntimeError(
+            f"the gradients of the last {BAD_GRADIENTS} steps were not finite, and none of them was applied. Lower the "
+            "learning rate or max_grad_norm, or train in float32; the batches are below bad-batches/"
+        )
+    recent = history[-UNDECIDED_STEPS:]
+    share = sum(metrics["undecided_share"] for metrics in recent) / len(recent)
+    if len(recent) == UNDECIDED_STEPS and share > run.config.undecided_limit:
+        reasons = list(undecided_reasons(graded).items())[:3]
+        raise RuntimeError(
+            f"{share:.0%} of the responses of the last {UNDECIDED_STEPS} steps could not be decided, more than "
+            f"undecided_limit = {run.config.undecided_limit:g}. Most frequent: "
+            + "; ".join(f"{reason} ({count} of the last step)" for reason, count in reasons)
+        )
 
 
 def save(run: Run, learner: Learner, history: Sequence[Metrics]) -> None:

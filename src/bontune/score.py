@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from bontune.records import Graded, Group, Prompt, Verdict
@@ -111,6 +114,24 @@ def _scores(prompt: Prompt, texts: list[str], score: Score) -> list[tuple[float 
         (number, "" if number is not None else _no_number("scorer", value))
         for number, value in zip(numbers, values, strict=True)
     ]
+
+
+def version_of(judge: Any) -> str:
+    """What names a verifier or a scorer and changes where it does: its `version`, else its name and a hash of its source.
+
+    What a function calls in other files, or has read from disk, is not seen: give such a one a `version`.
+    """
+    if judge is None:
+        return "none"
+    if getattr(judge, "version", None):
+        return str(judge.version)
+    known = judge if hasattr(judge, "__qualname__") else type(judge)
+    try:
+        source = Path(inspect.getsourcefile(known) or "").read_bytes()
+    except (OSError, TypeError):
+        code = getattr(known, "__code__", None)
+        source = b"" if code is None else code.co_code + repr(code.co_consts).encode()
+    return f"{known.__module__}:{known.__qualname__} {hashlib.sha256(source).hexdigest()[:12]}"
 
 
 def _number(value: Any) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -151,6 +152,16 @@ class Drift:
         self.found: list[dict[str, Any]] = []
         self._refreshed, self._budget, self._judged = refreshed, budget, 0
         self._first = replace(refreshed.verifier, model=copy.deepcopy(refreshed.verifier.model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the verifier and of what was found, for a checkpoint."""
+        known = {"found": json.dumps(self.found), "judged": self._judged}
+        return known | {"refreshed": self._refreshed.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.found, self._judged = json.loads(state["found"]), state["judged"]
+        self._refreshed.load_state_dict(state["refreshed"])
 
     def observe(self, step: int, graded: Sequence[Graded]) -> None:
         """Judge the refresh before these groups, if there was one, and let the verifier learn from them."""

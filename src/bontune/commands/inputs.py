@@ -15,7 +15,7 @@ from bontune.measure import Draw, warn_undecided
 from bontune.policy import load_policy, on_device, policy_path
 from bontune.records import Prompt, Verdict
 from bontune.registry import load_object
-from bontune.score import Score, Verify, judge_all
+from bontune.score import Score, Verify, judge_all, version_of
 from bontune.tasks import Task, load_task
 from bontune.verifiers.learned import LearnedVerifier
 
@@ -63,7 +63,8 @@ class Watched:
 
     def __init__(self, verify: Verify, score: Score | None) -> None:
         self._verify, self._score = verify, score
-        self.score = None if score is None else self._watched_score
+        self.score = None if score is None else WatchedScore(self)
+        self.version = version_of(verify)
         self._reasons: dict[str, int] = {}
 
     def __call__(self, prompt: Prompt, text: str) -> Verdict:
@@ -78,7 +79,8 @@ class Watched:
                 self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
         return verdicts
 
-    def _watched_score(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
+    def scores(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
+        """What the scorer says; its faults are counted."""
         assert self._score is not None
         try:
             return self._score(prompt, texts)
@@ -87,11 +89,32 @@ class Watched:
             self._reasons[reason] = self._reasons.get(reason, 0) + len(texts)
             raise
 
+    @property
+    def score_version(self) -> str:
+        """Of the scorer, as it is now."""
+        return version_of(self._score)
+
     def __enter__(self) -> Watched:
         return self
 
     def __exit__(self, *_: object) -> None:
         warn_undecided(self._reasons)
+
+
+class WatchedScore:
+    """The scorer of a `Watched`."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+
+    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
+        """One score per text."""
+        return self._watched.scores(prompt, texts)
+
+    @property
+    def version(self) -> str:
+        """Of the scorer, as it is now."""
+        return self._watched.score_version
 
 
 def prompts_of(task: Task, split: str, count: int, seed: int) -> list[Prompt]:

@@ -8,7 +8,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from bontune.records import Scored
 from bontune.registry import build_objective, served_strategy
 from bontune.report import write_report
 from bontune.score import Score
+from bontune.store import Store, open_store
 from bontune.strategies import Strategy
 from bontune.teach import Drift
 from bontune.tracking import tracked
@@ -42,7 +43,7 @@ def run(command: cli.Train) -> None:
     check_objective(objective, command.config)
     if command.checkpoint_every is not None and command.checkpoint_every < 1:
         raise ValueError(f"--checkpoint-every must be at least 1, got {command.checkpoint_every}")
-    checkpoints = None if command.refresh_every else command.checkpoint_every
+    checkpoints = command.checkpoint_every
     going_on = checkpoints is not None and any((command.output / "checkpoints").glob("step-*.ckpt"))
     if (command.output / "model").exists() or ((command.output / "metrics.jsonl").exists() and not going_on):
         raise ValueError(f"{command.output} holds a training run already; choose another --output")
@@ -59,6 +60,7 @@ def run(command: cli.Train) -> None:
         watched,
         locked(command.output) if leads else nullcontext(),
         asked_to_stop() as should_stop,
+        _store(command, leads) as store,
         tracked(command.track if leads else (), command.output, plain(command)) as track,
     ):
         if leads:
@@ -90,6 +92,8 @@ def run(command: cli.Train) -> None:
                 on_step=on_step,
                 checkpoint_every=checkpoints,
                 should_stop=should_stop,
+                store=store,
+                learns=drift,
                 card=partial(_card, command, objective),
                 **({"after_step": drift.observe} if drift else {}),
             )
@@ -111,6 +115,12 @@ def run(command: cli.Train) -> None:
         f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
         f"{options}"
     )
+
+
+def _store(command: cli.Train, leads: bool) -> AbstractContextManager[Store | None]:
+    if command.store == "none":
+        return nullcontext()
+    return open_store(command.output / command.store, write=True, alone=leads)
 
 
 def _card(command: cli.Train, objective: Any, history: Sequence[Metrics]) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import random
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 MAGIC = b"bontune checkpoint 2\n"
@@ -57,6 +59,34 @@ def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
         path.rename(path.with_suffix(".damaged"))
         damaged.append(f"{path} {fault}; it was renamed to {path.with_suffix('.damaged').name}")
     return None, damaged
+
+
+def random_state() -> dict[str, Any]:
+    """The states of the random number generators that verifiers, scorers and objectives of a user may draw from."""
+    kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            position,
+            has_gauss,
+            cached,
+        ),
+    }
+
+
+def restore_random_state(state: Mapping[str, Any]) -> None:
+    """Put them back."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
 
 
 def layout(processes: int, device: str) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import hashlib
 import json
 import random
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -316,7 +316,33 @@ class Refreshed:
             raise ValueError(f"every must be at least 1 and keep at least 2, got {every} and {keep}")
         self.verifier, self.config, self.every = verifier, config, every
         self._seen: deque[Labelled] = deque(maxlen=keep)
+        self._begun = verifier.version
         self.refreshes = 0
+
+    @property
+    def version(self) -> str:
+        """Of the verifier it began with, and how often it was trained since: within one run that says all."""
+        return f"{self._begun} refreshed {self.refreshes} times"
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it has learnt and what it remembers, for a checkpoint."""
+        return {
+            "model": self.verifier.model.state_dict(),
+            "calibration": (self.verifier.scale, self.verifier.offset),
+            "seen": json.dumps([asdict(item) for item in self._seen]),
+            "refreshes": self.refreshes,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.verifier.model.load_state_dict(state["model"])
+        scale, offset = state["calibration"]
+        self.verifier = replace(self.verifier, scale=scale, offset=offset)
+        self._seen.clear()
+        for item in json.loads(state["seen"]):
+            columns = {name: tuple(item[name]) for name in ("texts", "right", "counts")}
+            self._seen.append(Labelled(prompt=Prompt(**item["prompt"]), **columns))
+        self.refreshes = state["refreshes"]
 
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """Scores by the verifier as it is now."""
