@@ -28,8 +28,8 @@ STAGES: dict[str, set[str]] = {
     "integrations": {"strategies", "objectives", "registry"},  # weights in other libraries' loops
 }
 JOINERS = {
-    "__init__", "best", "card", "cli", "commands", "demo", "demo_verifier", "judges", "loop", "lora", "measure",
-    "options", "policy", "regrade", "registry", "teach", "tracking",
+    "__init__", "best", "card", "cli", "commands", "coscaling", "demo", "demo_verifier", "judges", "loop", "lora",
+    "measure", "options", "policy", "regrade", "registry", "reproduce", "teach", "tracking",
 }  # fmt: skip
 ASSETS = {"assets"}  # holds no code
 

@@ -1,5 +1,6 @@
 """Curves over the budget, paired differences, diversity, the samples file, and `results.json`."""
 
+from bontune.evaluate import coscale
 from bontune.evaluate.curves import (
     Curve,
     Difference,
@@ -51,6 +52,7 @@ __all__ = [
     "auc_within",
     "bootstrap",
     "calibration",
+    "coscale",
     "curve_from",
     "difference",
     "differences",

@@ -70,8 +70,11 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     `results.json` is not of its form.
     """
     run_dir = Path(run_dir)
-    text = render(read_run(run_dir))
-    output = run_dir if output is None else Path(output)
+    return write_page(render(read_run(run_dir)), run_dir if output is None else Path(output))
+
+
+def write_page(text: str, output: Path) -> Path:
+    """Write `report.html` into a folder, as a whole or not at all."""
     output.mkdir(parents=True, exist_ok=True)
     path, draft = output / "report.html", output / ".report.html.tmp"
     draft.write_bytes(text.encode("utf-8", "replace"))
@@ -83,7 +86,7 @@ def render(run: Run) -> str:
     """The page as text."""
     names = [*run.policies, *(name for name in run.metrics if name not in run.policies)]
     palette = plots.colours(names)
-    draw = _Figures(palette)
+    draw = Figures(palette)
     sections = [
         _head(run),
         _overview(run, palette),
@@ -95,14 +98,16 @@ def render(run: Run) -> str:
         _words(run),
         _setup(run),
     ]
-    title = _escape(f"{run.name}: bontune report")
+    return document(f"{run.name}: bontune report", "\n".join(section for section in sections if section))
+
+
+def document(title: str, body: str) -> str:
+    """A complete page that may load and run nothing, with the style sheet. title is text, body is HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         'img-src data:">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_css()}</style>\n</head>\n<body>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</body>\n</html>\n"
+        f"<title>{_escape(title)}</title>\n<style>{_css()}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -151,7 +156,7 @@ def verdict(difference: Interval) -> int:
     return 1 if low > 0 else -1
 
 
-class _Figures:
+class Figures:
     """Draws figures for the page: inline, with ids of their own and colours as style variables."""
 
     def __init__(self, palette: Mapping[str, str]) -> None:
@@ -237,7 +242,7 @@ def _left_out(run: Run) -> str:
     return "".join(f'<p class="soft">{_escape(sentence)}</p>' for sentence in sentences)
 
 
-def _curves(run: Run, draw: _Figures) -> str:
+def _curves(run: Run, draw: Figures) -> str:
     if not run.policies:
         return ""
     figures = []
@@ -275,7 +280,7 @@ def _curve_table(run: Run, palette: Mapping[str, str]) -> str:
     return f"<details><summary>The curves as numbers</summary>{''.join(tables)}</details>"
 
 
-def _differences(run: Run, draw: _Figures) -> str:
+def _differences(run: Run, draw: Figures) -> str:
     parts = []
     for key, kind in run.kinds.items():
         found = run.differences(key)
@@ -299,7 +304,7 @@ def _differences(run: Run, draw: _Figures) -> str:
     )
 
 
-def _levels(run: Run, draw: _Figures) -> str:
+def _levels(run: Run, draw: Figures) -> str:
     found = {
         name: item["levels"] for name, item in run.policies.items() if isinstance(item.get("levels"), Mapping)
     }
@@ -339,7 +344,7 @@ def _levels(run: Run, draw: _Figures) -> str:
     )
 
 
-def _training(run: Run, draw: _Figures) -> str:
+def _training(run: Run, draw: Figures) -> str:
     if not run.metrics:
         return ""
     keys = list(dict.fromkeys(key for rows in run.metrics.values() for row in rows for key in row))
