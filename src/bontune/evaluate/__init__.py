@@ -16,6 +16,7 @@ from bontune.evaluate.curves import (
     level_curves,
     measure,
 )
+from bontune.evaluate.meta import meta_of, meta_strategy
 from bontune.evaluate.responses import Responses, is_judged, read_responses
 from bontune.evaluate.results import (
     differences,
@@ -62,6 +63,8 @@ __all__ = [
     "is_judged",
     "level_curves",
     "measure",
+    "meta_of",
+    "meta_strategy",
     "pair",
     "parse_line",
     "peak",

@@ -93,6 +93,7 @@ def render(run: Run) -> str:
         _curves(run, draw),
         _differences(run, draw),
         _levels(run, draw),
+        _meta(run, draw),
         _training(run, draw),
         _examples(run, palette),
         _words(run),
@@ -342,6 +343,70 @@ def _levels(run: Run, draw: Figures) -> str:
         '<h2>By difficulty</h2><p class="soft">In brackets the number of prompts; lines are 95 % intervals.</p>'
         f'<div class="plots">{"".join(figures)}</div>'
     )
+
+
+_META = {  # (of results.json's "meta", what it is called), the drawn ones first
+    "top_mass": "share of the most frequent response",
+    "exploring_right": "right, of the other responses",
+    "distinct_right": "different right responses",
+    "distinct": "different responses",
+    "top_right": "most frequent response right",
+    "entropy": "entropy, nats",
+    "answers": "different final answers",
+    "answer_mass": "share of the most frequent answer",
+}
+
+
+def _meta(run: Run, draw: Figures) -> str:
+    """How policies split their responses between the most frequent one and others, by difficulty."""
+    meta = run.results.get("meta")
+    found = meta.get("policies") if isinstance(meta, Mapping) else None
+    if not isinstance(meta, Mapping) or not isinstance(found, Mapping) or not found:
+        return ""
+    bins = [item for item in meta.get("bins", []) if isinstance(item, Mapping) and item.get("prompts")]
+    figures = []
+    for key in ("top_mass", "exploring_right", "distinct_right"):
+        levels = {
+            f"{item['name']} ({item['prompts']})": {
+                name: _interval_of(rows.get(item["name"], {}), key) for name, rows in found.items()
+            }
+            for item in bins
+        }
+        svg = plots.level_plot(
+            levels, x_label=_META[key], percent=key != "distinct_right", palette=draw.palette
+        )
+        figures.append(draw(svg, f"{_META[key]} by difficulty"))
+    head = "".join(f"<th>{_name(name, draw.palette)}</th>" for name in found)
+    rows = "".join(
+        f"<tr><td>{label}</td>"
+        + "".join(
+            f"<td>{_meta_cell(_interval_of(item.get('all', {}), key), key)}</td>" for item in found.values()
+        )
+        + "</tr>"
+        for key, label in _META.items()
+        if any(key in item.get("all", {}) for item in found.values())
+    )
+    size = meta.get("responses")
+    return (
+        f'<h2>Best response and exploring ones</h2><p class="soft">Of {size} responses to each prompt: how many are '
+        "the one the policy gives most often, and what the others are worth. Rows of the figures are difficulty: the "
+        f"success of one response of {_escape(run.reference)}, in its other responses, and in brackets the number of "
+        f'prompts.</p><div class="plots">{"".join(figures)}</div><div class="scroll"><table class="overview"><thead><tr>'
+        f"<th>all prompts</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _interval_of(row: Mapping[str, Any], key: str) -> Interval:
+    item = row.get(key, {}) if isinstance(row, Mapping) else {}
+    return number(item.get("value")), number(item.get("low")), number(item.get("high"))
+
+
+def _meta_cell(item: Interval, key: str) -> str:
+    value, low, high = item
+    if not _known(value):
+        return ""
+    show = _rate if key.endswith(("mass", "right")) and key != "distinct_right" else lambda v: f"{v:.2f}"
+    return f"{show(value)}" + (f" <small>{show(low)} to {show(high)}</small>" if _known(low, high) else "")
 
 
 def _training(run: Run, draw: Figures) -> str:

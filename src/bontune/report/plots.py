@@ -220,6 +220,26 @@ def level_plot(
         return _svg(figure)
 
 
+def frontier_plot(
+    series: Sequence[Series], *, x_label: str, y_label: str, palette: Mapping[str, str] | None = None
+) -> str:
+    """Paths of policies in the plane of two rates, one point per setting, in order; a single point is a reference."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure([line.name for line in series], height=3.2)
+        colour = palette or colours([line.name for line in series])
+        for line in series:
+            x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+            marker = "o" if len(x) > 1 else "*"
+            size = 4 if len(x) > 1 else 11
+            axes.plot(x, y, color=colour[line.name], marker=marker, markersize=size, linewidth=1.2)
+        axes.set_xlabel(x_label, parse_math=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+        _value_axis(axes, y_label, percent=True)
+        _end_labels(axes, series, colour)
+        return _svg(figure)
+
+
 def heat_plot(grid: Mapping[str, Mapping[int, float]], *, percent: bool = True) -> str:
     """Values by temperature and budget, {T: {N: value}}: the stronger the colour, the higher; each as a number."""
     rows = list(grid)[::-1]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bontune.config import FitConfig, TrainConfig
-from bontune.evaluate import SampleGroup, SampleSet, read_samples, write_json
+from bontune.evaluate import SampleGroup, SampleSet, meta_strategy, pair, read_samples, write_json
 from bontune.loop import Metrics, Run, train
 from bontune.measure import Draw, draw_samples
 from bontune.policy import load_policy
@@ -30,6 +30,7 @@ from bontune.verifiers.learned import LearnedVerifier, Refreshed
 PROMPTS_SEED = 2412  # of the prompts measured on and of the responses to them: the same for every policy
 LESSON_SEED = 7919  # a verifier is taught on other prompts than any policy is trained on
 CHECKPOINT_EVERY = 16
+SUMMARY_VERSION = 2  # of what a cell's file holds: older ones are written again from the stored responses
 
 Stage = Callable[[str, int], Callable[[int], None]]
 """(title, total) -> a function to call with what was done of it."""
@@ -78,7 +79,9 @@ def read_results(output: Path) -> dict[str, dict[str, Any]]:
 def is_done(cell: Cell, results: Results) -> bool:
     """Whether the cell has been measured at its present size."""
     known = results.get(cell.id)
-    return known is not None and known["place"] == asdict(cell.place)
+    return (
+        known is not None and known["place"] == asdict(cell.place) and known.get("summary") == SUMMARY_VERSION
+    )
 
 
 def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
@@ -87,16 +90,19 @@ def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
     started = time.process_time()
     task = load_task(cell.place.task)
     samples = _drawn(shop, cell, task)
+    meta = _meta(shop, cell, samples)
     verifier = _verifier(shop, cell.policy) if cell.scored else None
     if verifier is not None:
         samples = _chosen_by(verifier, samples, _prompts(task, cell.place))
     found = {
+        "summary": SUMMARY_VERSION,
         "section": cell.section,
         "policy": asdict(cell.policy),
         "place": asdict(cell.place),
         "objective": None if trained is None else shop.method(cell.policy).objective,
         "train": trained,
         **summary(samples),
+        "meta": meta,
         "cpu_seconds": round(time.process_time() - started, 1),
     }
     write_json(shop.cell_path(cell), found)
@@ -133,6 +139,20 @@ def _drawn(shop: Workshop, cell: Cell, task: Task) -> SampleSet:
         (group for group in found.groups if group.prompt_id in wanted), key=lambda g: wanted[g.prompt_id]
     )
     return replace(found, groups=tuple(_first(group, place.responses) for group in groups))
+
+
+def _meta(shop: Workshop, cell: Cell, samples: SampleSet) -> dict[str, Any] | None:
+    """The meta-strategy by difficulty as the base shows it; None where the base was not measured in this place."""
+    base = Policy(task=cell.policy.task, base=cell.policy.base)
+    path = shop.samples_path(base, cell.place)
+    if not path.exists():
+        return None
+    reference = read_samples(path, skip_torn_tail=True)
+    if {*samples.prompt_ids} - {*reference.prompt_ids}:
+        return None
+    reference, samples = pair(reference, samples)
+    names = {"base": reference, "policy": samples}
+    return meta_strategy(names, "base")["policies"]["policy"]
 
 
 def _first(group: SampleGroup, count: int) -> SampleGroup:
@@ -183,7 +203,6 @@ def _trained(shop: Workshop, policy: Policy) -> dict[str, Any] | None:
         if known.pop("settings") != settings:
             raise ValueError(f"{folder} was trained with other settings; choose another --output")
         return known
-    started = time.process_time()
     task = load_task(policy.task)
     verifier = _verifier(shop, policy) if method.by == "verifier" else None
     if method.experts == "best-of-n":
@@ -219,7 +238,7 @@ def _trained(shop: Workshop, policy: Policy) -> dict[str, Any] | None:
     found = _record(history)
     write_json(record, {**found, "settings": settings})
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return found | {"seconds_now": round(time.process_time() - started, 1)}
+    return found
 
 
 def _record(history: Sequence[Metrics]) -> dict[str, Any]:

@@ -8,15 +8,15 @@ choice for every method, and everything the tables say is measured on "test" pro
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 SECTIONS = {
     "base": "the base models, on tune and on test prompts",
-    "sweep": "every method and N at every learning rate, one base, one seed, tune prompts",
+    "sweep": "every method, at its central N, at every learning rate: one base, one seed, tune prompts",
     "claims": "the methods that the claims rest on: every base and seed, test prompts",
-    "breadth": "the other methods and budgets: one base, every seed, test prompts",
+    "breadth": "the other methods and budgets: one base, one seed, test prompts",
     "harder": "the claims' policies on a harder variant of the task, one base",
     "temperature": "the claims' policies at other temperatures, one base",
     "verifier": "a learned verifier selects: the methods trained with it, and the others chosen from by it",
@@ -33,7 +33,8 @@ class Method:
     with the highest pass@budget (best-of-budget by the verifier, for `by` "verifier") on tune prompts.
     claim: whether it gets every base and seed.  experts: where the responses of a supervised method come from:
     the task's references, or the best of `budget` responses of the base by the verifier.
-    refresh_every: steps between refreshes of the verifier.
+    refresh_every: steps between refreshes of the verifier.  swept_as: the method whose sweep decides its learning rate,
+    itself where "": one sweep per family, at its central N.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Method:
     claim: bool = False
     experts: Literal["none", "references", "best-of-n"] = "none"
     refresh_every: int | None = None
+    swept_as: str = ""
 
 
 BUDGETS = (4, 8, 16, 32, 64)
@@ -114,7 +116,13 @@ def _methods() -> tuple[Method, ...]:
         by="verifier",
         refresh_every=8,
     )
-    return (*single, *several, refreshed)
+    return (*single, *(_in_family(method) for method in several), refreshed)
+
+
+def _in_family(method: Method) -> Method:
+    central = 8 if method.by == "verifier" else 32
+    family = method.name.removesuffix(f"-{method.budget}")
+    return method if method.budget == central else replace(method, swept_as=f"{family}-{central}")
 
 
 METHODS = {method.name: method for method in _methods()}
@@ -201,9 +209,10 @@ class Study:
     methods: tuple[Method, ...] = tuple(METHODS.values())
     learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
     seeds: tuple[int, ...] = (1, 2, 3)
+    breadth_seeds: tuple[int, ...] = (1,)
     sections: tuple[str, ...] = tuple(SECTIONS)
     steps: int = 48
-    verifier_steps: int = 128
+    verifier_steps: int = 64
     prompts_per_step: int = 32
     group_size: int = 64
     lesson: tuple[int, int, int] = (8000, 16, 600)
@@ -212,7 +221,7 @@ class Study:
     other: tuple[int, int] = (500, 64)
     temperatures: tuple[float, ...] = (0.1, 0.6, 1.5)
     seed: int = 0
-    bases: int = field(default=3)
+    bases: int = 3
 
     def __post_init__(self) -> None:
         for name in ("tune", "test", "other"):
@@ -287,7 +296,8 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
         Cell(section="breadth", policy=tuned(method, base, seed), place=places["test"])
         for method in plain
         if not method.claim
-        for base, seed in first
+        for seed in study.breadth_seeds
+        for base in bases[:1]
     ]
     cells += _by_verifier(study, task, ordered, tuned, places["test"])
     return [cell for cell in cells if cell.section in study.sections]
@@ -303,7 +313,7 @@ def _by_verifier(
         for seed in study.seeds:
             policies += [tuned(method, base, seed) for method in methods if method.claim]
     rest = [method for method in methods if method.by == "verifier" and not method.claim]
-    policies += [tuned(method, bases[0], seed) for method in rest for seed in study.seeds]
+    policies += [tuned(method, bases[0], seed) for method in rest for seed in study.breadth_seeds]
     return [Cell(section="verifier", policy=policy, place=test, scored=True) for policy in policies]
 
 
@@ -321,7 +331,12 @@ def _places(study: Study, task: TaskPlan) -> dict[str, Place]:
 
 
 def sweep(study: Study, task: TaskPlan, method: Method) -> list[Cell]:
-    """One method at every learning rate: the first base, the study's seed, tune prompts."""
+    """One method at every learning rate: the first base, the study's seed, tune prompts.
+
+    None for a method whose rate another one's sweep decides.
+    """
+    if method.swept_as:
+        return []
     return [
         Cell(
             section="sweep",
@@ -340,8 +355,9 @@ def choose(study: Study, task: TaskPlan, method: Method, results: Results) -> fl
 
     The same rule for every method: pass@budget on the tune prompts (best-of-budget by the verifier).
     """
+    method = next((other for other in study.methods if other.name == method.swept_as), method)
     cells = sweep(study, task, method)
-    if any(cell.id not in results for cell in cells):
+    if not cells or any(cell.id not in results for cell in cells):
         return None
     key = "pass_at" if method.by == "reward" else "best_of"
     values = [results[cell.id][key][str(method.budget)]["value"] for cell in cells]
