@@ -21,7 +21,16 @@ from bontune.objectives import RLOO, BoNRL
 from bontune.records import Scored
 from bontune.registry import build_objective
 from bontune.reproduce import cells as cells_module
-from bontune.reproduce.cells import Workshop, can_run, is_done, read_results, run_all, run_cell, train_config
+from bontune.reproduce.cells import (
+    Workshop,
+    can_run,
+    coscale_base,
+    is_done,
+    read_results,
+    run_all,
+    run_cell,
+    train_config,
+)
 from bontune.reproduce.document import write_document
 from bontune.reproduce.estimators import quality
 from bontune.reproduce.plan import (
@@ -228,6 +237,8 @@ def tiny() -> Study:
         tune=(4, 32),
         test=(6, 32),
         other=(4, 32),
+        sections=("base", "sweep", "claims", "harder", "temperature"),
+        temperatures=(0.5,),
     )
 
 
@@ -244,7 +255,7 @@ def test_a_study_runs_to_its_end_and_is_not_run_again(
 ) -> None:
     output, results = ran
     cells = plan(tiny(), results)
-    assert {cell.section for cell in cells} == {"base", "sweep", "claims", "harder"}
+    assert {cell.section for cell in cells} == {"base", "sweep", "claims", "harder", "temperature"}
     assert all(is_done(cell, results) for cell in cells)
     assert read_results(output) == results
     monkeypatch.setattr(cells_module, "load_policy", lambda *_: pytest.fail("a model was loaded"))
@@ -305,8 +316,12 @@ def test_tables_from_cells(ran: tuple[Path, dict[str, Any]]) -> None:
 
 
 def test_the_document_comes_from_the_results_alone(ran: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    _, results = ran
-    path = write_document(tiny(), results, tmp_path)
+    output, results = ran
+    scaled = coscale_base(Workshop(study=tiny(), output=output), TASK, results)
+    assert scaled is not None
+    assert scaled["coscale"]["temperatures"] == [0.5, 1.0]
+    assert scaled["prompts"] == 4  # those measured at both
+    path = write_document(tiny(), results, tmp_path, {"countdown": output / "coscale/countdown/results.json"})
     first = path.read_text()
     base = results["base/countdown/countdown-base/base/countdown-test"]["pass_at"]["32"]["value"]
     assert f"{100 * base:.1f} [" in first
@@ -318,6 +333,11 @@ def test_the_document_comes_from_the_results_alone(ran: tuple[Path, dict[str, An
     assert links
     assert all((tmp_path / link).exists() for link in links if link != "reproduction.md")
     assert "not run yet" in (tmp_path / "paper-map.md").read_text()
+    assert coscale_base(Workshop(study=tiny(), output=output), TASK, {}) is None
+    assert (
+        f"{100 * scaled['coscale']['rules']['pass_at']['1']['1']['value']:.1f}"
+        in (tmp_path / "reproduction" / "countdown-coscale.svg").read_text()
+    )
     nothing = write_document(tiny(), {}, tmp_path / "empty").read_text()
     assert "0 of" in nothing
 

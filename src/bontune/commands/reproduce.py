@@ -15,7 +15,7 @@ from bontune import cli
 from bontune.commands.inputs import check_folder, write_config
 from bontune.commands.terminal import bar, progress, say
 from bontune.commands.train import asked_to_stop, locked
-from bontune.reproduce.cells import Workshop, can_run, is_done, read_results, run_all
+from bontune.reproduce.cells import Workshop, can_run, coscale_base, is_done, read_results, run_all
 from bontune.reproduce.costs import estimate
 from bontune.reproduce.document import write_document
 from bontune.reproduce.plan import TASK_PLANS, Cell, Results, Study, plan, quick
@@ -45,8 +45,14 @@ def run(command: cli.Reproduce) -> None:
                 study=study, output=command.output, stage=partial(bar, bars), should_stop=should_stop
             )
             results = run_all(shop, wanted, lambda cell: say(f"cell {cell.id}"))
+            for task in study.tasks:
+                if "temperature" in study.sections and coscale_base(shop, task, results) is not None:
+                    say(
+                        f"co-scaling of {task.bases[0]}: {command.output / 'coscale' / task.task / 'report.html'}"
+                    )
     if results:
-        say(f"written: {write_document(study, results, command.docs or command.output)}")
+        coscale = {path.parent.name: path for path in (command.output / "coscale").glob("*/results.json")}
+        say(f"written: {write_document(study, results, command.docs or command.output, coscale)}")
 
 
 def study_of(command: cli.Reproduce) -> Study:

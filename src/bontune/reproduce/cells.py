@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from bontune.config import FitConfig, TrainConfig
+from bontune.coscaling import co_scale
 from bontune.evaluate import SampleGroup, SampleSet, meta_strategy, pair, read_samples, write_json
 from bontune.loop import Metrics, Run, train
 from bontune.measure import Draw, draw_samples
 from bontune.policy import load_policy
 from bontune.records import Prompt, Sampling
 from bontune.registry import build_objective
-from bontune.reproduce.plan import BASE, Cell, Method, Place, Policy, Results, Study
+from bontune.reproduce.plan import BASE, Cell, Method, Place, Policy, Results, Study, TaskPlan, plan
 from bontune.reproduce.summary import summary
 from bontune.tasks import Task, load_task
 from bontune.teach import Lesson, assess, teach
@@ -348,6 +349,24 @@ def run_all(
         on_cell(cell)
         tried.add(cell.id)
         results[cell.id] = run_cell(shop, cell)
+
+
+def coscale_base(shop: Workshop, task: TaskPlan, results: Results) -> dict[str, Any] | None:
+    """Co-scaling of the first base from the responses stored at all temperatures; None until all are drawn."""
+    policy = Policy(task=task.task, base=task.bases[0])
+    places = [
+        cell.place
+        for cell in plan(shop.study, results)
+        if cell.policy == policy
+        and (cell.section == "temperature" or (cell.section == "base" and cell.place.split == "test"))
+    ]
+    paths = [shop.samples_path(policy, place) for place in places]
+    finished = {f"{result['policy']} {result['place']}" for result in results.values()}
+    wanted = {f"{asdict(policy)} {asdict(place)}" for place in places}
+    if len(paths) < 2 or not wanted <= finished:
+        return None
+    sets = [read_samples(path, skip_torn_tail=True) for path in paths]
+    return co_scale(sets, shop.output / "coscale" / task.task, seed=PROMPTS_SEED)
 
 
 def can_run(cell: Cell) -> bool:

@@ -12,24 +12,32 @@ from bontune.evaluate import write_json
 from bontune.registry import build_objective
 from bontune.report import Series, difference_plot, frontier_plot
 from bontune.reproduce.estimators import quality
+from bontune.reproduce.markdown import cell_text, gap_text, rate, runs_text, table
 from bontune.reproduce.paper import CLAIMS, EQUATIONS, Item
 from bontune.reproduce.plan import BASE, METHODS, SECTIONS, Cell, Results, Study, TaskPlan, plan
-from bontune.reproduce.tables import Comparison, Gap, between, compare, swept
+from bontune.reproduce.scaling import scaling_section, without_paths
+from bontune.reproduce.tables import Comparison, between, compare, swept
 
 SHOWN = (1, 8, 32, 64, 128)
 FOLDER = "reproduction"
 _WHITE = '<rect width="100%" height="100%" fill="white"/>'
 
 
-def write_document(study: Study, results: Results, folder: Path) -> Path:
+def write_document(
+    study: Study, results: Results, folder: Path, coscale: Mapping[str, Path] | None = None
+) -> Path:
     """Write everything below `folder`; returns the path of reproduction.md.
 
+    coscale: {task: results.json of the base's co-scaling}.
     Cells that `folder` knows from earlier and that are not among `results` are kept, so that a study run in pieces, or
     on several machines, adds up.
     """
     store = folder / FOLDER / "results.json"
+    scaled: dict[str, Any] = {}
     if store.exists():
-        results = {**json.loads(store.read_text())["cells"], **results}
+        known_before = json.loads(store.read_text())
+        results, scaled = {**known_before["cells"], **results}, known_before["coscale"]
+    scaled |= {task: without_paths(json.loads(path.read_text())) for task, path in (coscale or {}).items()}
     cells = plan(study, results)
     known = {cell.id: results[cell.id] for cell in cells if cell.id in results}
     cells = [cell for cell in cells if cell.id in known]
@@ -39,6 +47,8 @@ def write_document(study: Study, results: Results, folder: Path) -> Path:
     for task in study.tasks:
         own = [cell for cell in cells if cell.policy.task == task.task]
         parts += _task(study, task, own, results, figures, outcomes)
+        if task.task in scaled:
+            parts.append(scaling_section(task.task, scaled[task.task], figures, outcomes))
     parts.append(_estimators(study))
     text = "\n\n".join(part for part in parts if part) + "\n"
     for name, svg in figures.items():
@@ -46,7 +56,8 @@ def write_document(study: Study, results: Results, folder: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         head, rest = svg[svg.index("<svg") :].split(">", 1)
         path.write_text(f"{head}>{_WHITE}{rest}", encoding="utf-8")
-    write_json(store, {"study": _sizes(study), "outcomes": outcomes, "cells": dict(sorted(results.items()))})
+    everything = {"study": _sizes(study), "outcomes": outcomes, "coscale": scaled}
+    write_json(store, everything | {"cells": dict(sorted(results.items()))})
     (folder / "paper-map.md").write_text(_paper_map(outcomes), encoding="utf-8")
     path = folder / "reproduction.md"
     path.write_text(text, encoding="utf-8")
@@ -104,7 +115,7 @@ def _introduction(study: Study, results: Results, known: Mapping[str, Any]) -> s
             "",
             "`bontune reproduce --dry-run` says what the rest costs.",
             "",
-            _table(("section", "what", "cells done", "CPU minutes measuring"), rows),
+            table(("section", "what", "cells done", "CPU minutes measuring"), rows),
             "",
             f"Training: {len(trained)} policies, {sum(trained.values()) / 60:.0f} CPU minutes.",
         ]
@@ -141,7 +152,7 @@ def _bases(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
         if cell.section == "base" and cell.place.split == "test":
             entry = results[cell.id]
             row = [f"{Path(cell.policy.base).name}", f"{entry['prompts']:,} × {cell.place.responses}"]
-            rows.append((*row, *(_rate(entry["pass_at"].get(str(n))) for n in SHOWN)))
+            rows.append((*row, *(rate(entry["pass_at"].get(str(n))) for n in SHOWN)))
     head = ("base", "prompts × responses", *(f"pass@{n}" for n in SHOWN))
     return _section_text(f"## {task.task}: the base models", "base", rows, head)
 
@@ -195,7 +206,7 @@ def _claims(
         for n, gap in item.gaps.items():
             if n == 32:
                 outcomes.setdefault(item.method, "")
-                outcomes[item.method] += f"{task.task}, pass@{n}: {_gap(gap)}, {_runs(gap)}. "
+                outcomes[item.method] += f"{task.task}, pass@{n}: {gap_text(gap)}, {runs_text(gap)}. "
     series = [
         Series(
             name=item.method,
@@ -220,7 +231,7 @@ def _pairs(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
     pairs = [(a, b) for i, a in enumerate(aware) for b in (*single, *aware[i + 1 :])]
     found = {f"{a} minus {b}": gaps for a, b in pairs if (gaps := between(own, results, a, b))}
     budgets = [n for n in SHOWN if all(n in gaps for gaps in found.values())]
-    rows = [(name, *(_cell(gaps[n]) for n in budgets)) for name, gaps in found.items()]
+    rows = [(name, *(cell_text(gaps[n]) for n in budgets)) for name, gaps in found.items()]
     head = ("pair", *(f"pass@{n}" for n in budgets))
     return _section_text(f"## {task.task}: methods against each other", "claims", rows, head)
 
@@ -240,7 +251,7 @@ def _section(
         if 32 in item.gaps:
             key = section if section == "harder" else item.method
             outcomes[key] = (
-                outcomes.get(key, "") + f"{task.task}, {item.method}, pass@32: {_gap(item.gaps[32])}. "
+                outcomes.get(key, "") + f"{task.task}, {item.method}, pass@32: {gap_text(item.gaps[32])}. "
             )
     return _section_text(f"## {task.task}: {title}", section, _rows(found), _head(found))
 
@@ -250,9 +261,11 @@ def _temperatures(task: TaskPlan, cells: Sequence[Cell], results: Results, outco
     rows: list[tuple[str, ...]] = []
     for temperature in sorted({cell.place.temperature for cell in own}):
         for item in compare([cell for cell in own if cell.place.temperature == temperature], results):
-            rows.append((f"{temperature:g}", item.method, *(_cell(item.gaps.get(n)) for n in (1, 8, 32, 64))))
+            rows.append(
+                (f"{temperature:g}", item.method, *(cell_text(item.gaps.get(n)) for n in (1, 8, 32, 64)))
+            )
             if 32 in item.gaps:
-                sentence = f"{task.task}, T = {temperature:g}, {item.method}: {_gap(item.gaps[32])}. "
+                sentence = f"{task.task}, T = {temperature:g}, {item.method}: {gap_text(item.gaps[32])}. "
                 outcomes["temperature"] = outcomes.get("temperature", "") + sentence
     head = ("T", "method", "pass@1", "pass@8", "pass@32", "pass@64")
     return _section_text(f"## {task.task}: other temperatures", "temperature", rows, head)
@@ -262,7 +275,7 @@ def _verifier(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes:
     found = compare([cell for cell in cells if cell.section == "verifier"], results, "best_of")
     for item in found:
         if 8 in item.gaps and METHODS[item.method].by == "verifier":
-            sentence = f"{task.task}, best-of-8: {_gap(item.gaps[8])}, {_runs(item.gaps[8])}. "
+            sentence = f"{task.task}, best-of-8: {gap_text(item.gaps[8])}, {runs_text(item.gaps[8])}. "
             outcomes[item.method] = outcomes.get(item.method, "") + sentence
     rows, head = _rows(found), _head(found, "best-of-")
     return _section_text(f"## {task.task}: a learned verifier selects", "verifier", rows, head)
@@ -339,7 +352,7 @@ def _estimators(study: Study) -> str:
         "that any unbiased "
         "estimator can have (1 is the oracle bound). Rows: share of responses that carry weight and "
         "cost a backward pass."
-        "\n\n" + _table(head, rows)
+        "\n\n" + table(head, rows)
     )
 
 
@@ -359,14 +372,14 @@ def _paper_map(outcomes: Mapping[str, str]) -> str:
         return (item.what, item.where, f"`{item.command}`", outcome.strip())
 
     head = ("what the paper says", "here", "regenerated by", "outcome")
-    claims, equations = (_table(head, [row(item) for item in items]) for items in (CLAIMS, EQUATIONS))
+    claims, equations = (table(head, [row(item) for item in items]) for items in (CLAIMS, EQUATIONS))
     return f"{_MAP}\n\n## Claims\n\n{claims}\n\n## Equations\n\n{equations}\n"
 
 
 def _section_text(title: str, only: str, rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     if not rows:
         return ""
-    return f"{title}\n\n`bontune reproduce --only {only} --docs docs`\n\n{_table(head, rows)}"
+    return f"{title}\n\n`bontune reproduce --only {only} --docs docs`\n\n{table(head, rows)}"
 
 
 def _head(found: Sequence[Comparison], kind: str = "pass@") -> tuple[str, ...]:
@@ -381,44 +394,9 @@ def _rows(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
             item.method,
             ", ".join(f"{rate:g}" for rate in item.learning_rates),
             str(item.gaps[budgets[0]].runs),
-            *(_cell(item.gaps[n]) for n in budgets),
+            *(cell_text(item.gaps[n]) for n in budgets),
             f"{item.distinct:.1f}",
             "" if item.entropy is None else f"{item.entropy:.2f}",
         )
         for item in found
     ]
-
-
-def _cell(gap: Gap | None) -> str:
-    if gap is None:
-        return ""
-    spread = (
-        "" if gap.deviation is None else f" (runs ± {100 * gap.deviation:.1f}, {gap.above}▲ {gap.below}▼)"
-    )
-    return f"{_gap(gap)}{spread}"
-
-
-def _gap(gap: Gap) -> str:
-    sign = {1: "▲", -1: "▼", 0: "○"}[gap.sign]
-    return f"{sign} {_points(gap.value)} [{_points(gap.low)}, {_points(gap.high)}]"
-
-
-def _runs(gap: Gap) -> str:
-    return "one run" if gap.runs == 1 else f"{gap.runs} runs"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
-
-
-def _rate(entry: Mapping[str, float] | None) -> str:
-    if not entry:
-        return ""
-    between = f" [{100 * entry['low']:.1f}, {100 * entry['high']:.1f}]" if "low" in entry else ""
-    return f"{100 * entry['value']:.1f}{between}"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join(lines)
