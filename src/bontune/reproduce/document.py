@@ -36,7 +36,7 @@ def write_document(
     scaled: dict[str, Any] = {}
     if store.exists():
         known_before = json.loads(store.read_text())
-        results, scaled = {**known_before["cells"], **results}, known_before["coscale"]
+        results, scaled = {**known_before["cells"], **results}, known_before.get("coscale", {})
     scaled |= {task: without_paths(json.loads(path.read_text())) for task, path in (coscale or {}).items()}
     cells = plan(study, results)
     known = {cell.id: results[cell.id] for cell in cells if cell.id in results}
