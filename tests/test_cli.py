@@ -127,6 +127,33 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--seed": 0,
         "--output": "runs/evaluate",
     },
+    "coscale": {
+        "--samples": (),
+        "--model": None,
+        **SOURCE,
+        "--temperature": (0.2, 0.6, 1.0, 1.4),
+        "--split": "tune",
+        "--prompts": 400,
+        "--group-size": 64,
+        **SAMPLING,
+        "--cut": None,
+        "--tokenizer": None,
+        "--votes": True,
+        "--seed": 0,
+        "--output": "runs/coscale",
+    },
+    "reproduce": {
+        "--output": "runs/reproduce",
+        "--docs": None,
+        "--task": (),
+        "--quick": False,
+        "--only": (),
+        "--prompts": None,
+        "--responses": None,
+        "--dry-run": False,
+        "--verbose": False,
+        "--seed": 0,
+    },
     "report": {"--output": None, "--seed": 0},
 }
 POSITIONAL = {"report": ["some-run"], "best": ["some-run"]}
@@ -204,14 +231,14 @@ def test_help_names_every_option(name: str, run: Run) -> None:
     said = run(name, "--help").out
     shown = set(re.findall(r"(?m)^[│|]? +(?:-h, )?(--[a-z][\w.-]*)", said))
     assert shown == {*SURFACE[name], "--help"}
-    assert ("--no-votes" in said) == (name == "evaluate")
+    assert ("--no-votes" in said) == (name in ("evaluate", "coscale"))
     assert "__tyro" not in said
 
 
 def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
     said = run("--help").out
     assert all(re.search(rf"\b{name}\b", said) for name in SURFACE)
-    assert len(said.splitlines()) < 30
+    assert len(said.splitlines()) < 36
     assert "bontune sample --model" not in said
     assert "bontune sample --model" in run("sample", "--help").out
     names = run("train", "--help").out
@@ -225,7 +252,7 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
     ("arguments", "said"),
     [
         ("", "subcommand"),
-        ("smaple", "demo, sample, train, verifier, best, evaluate, report"),
+        ("smaple", "demo, sample, train, verifier, best, evaluate, coscale, reproduce, report"),
         ("sample --promts 3", "--prompts"),
         ("sample extra", "extra"),
         ("sample --prompts many", "--prompts"),

@@ -29,8 +29,8 @@ STAGES: dict[str, set[str]] = {
     "store": set(),  # what was drawn and judged, on disk
 }
 JOINERS = {
-    "__init__", "best", "card", "cli", "commands", "demo", "demo_verifier", "judges", "loop", "lora", "measure",
-    "options", "policy", "regrade", "registry", "reuse", "teach", "tracking",
+    "__init__", "best", "card", "cli", "commands", "coscaling", "demo", "demo_verifier", "judges", "loop", "lora",
+    "measure", "options", "policy", "regrade", "registry", "reproduce", "reuse", "teach", "tracking",
 }  # fmt: skip
 ASSETS = {"assets"}  # holds no code
 

@@ -1,4 +1,4 @@
-"""The command line: `bontune demo | sample | train | verifier | best | evaluate | report`.
+"""The command line: `bontune demo | sample | train | verifier | best | evaluate | coscale | reproduce | report`.
 
 Heavy imports wait until a command runs.
 """
@@ -245,6 +245,84 @@ class Evaluate(FromFile):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Coscale:
+    """Which N and which temperature to serve: the whole N x T grid, with fits, predictions and advice.
+
+    From samples at several temperatures, in one file or several, without any model:
+
+        bontune coscale --samples t0.6.jsonl --samples t1.0.jsonl --output runs/coscale
+
+    Or from a model, drawn from at each temperature; run it again and only what is missing is drawn:
+
+        bontune coscale --model ./my-model --task test.jsonl --temperature 0.6 1.0 1.4 --output runs/coscale
+
+    Measures pass@N, best-of-N where samples have scores and votes where they have answers; finds the best temperature
+    for every N by difficulty; fits pass@N = exp(a N^b) and a beta-binomial, says which predicts held-out N better, and
+    predicts beyond the largest N. OUTPUT/report.html shows it, OUTPUT/results.json holds every number.
+    """
+
+    samples: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """A samples file whose lines have "temperature"; may be repeated."""
+    model: str | None = None
+    """A model to draw from instead."""
+    source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
+    temperature: tuple[float, ...] = (0.2, 0.6, 1.0, 1.4)
+    """Temperatures to draw at."""
+    split: Literal["test", "tune", "train"] = "tune"
+    """Which prompts of the task, where a model is drawn from: a choice made on them should not be reported on them."""
+    prompts: int = 400
+    """How many prompts, where a model is drawn from."""
+    group_size: int = 64
+    """M, responses per prompt and temperature, where a model is drawn from."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """Its temperature is replaced by those of --temperature."""
+    cut: int | None = None
+    """Responses of each prompt that the fits may see when they are compared on larger N; a quarter by default."""
+    tokenizer: str | None = None
+    """A transformers folder whose tokenizer counts tokens, for advice by tokens; the model's own by default."""
+    votes: bool = True
+    """Measure majority votes where answers are given."""
+    seed: int = 0
+    """Seed of the responses and of the resampling of prompts behind the intervals."""
+    output: Path = Path("runs/coscale")
+    """Folder for results.json and report.html, and for samples/ where a model is drawn from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduce:
+    """Run the study of the paper at two-core scale, in pieces: sweeps, comparisons, variants, a report.
+
+    Says first what there is to do and what it costs, from the costs of what is done. A cell is one policy measured in
+    one place; finished cells are not run again, and a killed run goes on where it stopped.
+
+        bontune reproduce --dry-run
+        bontune reproduce --quick                            # minutes, the shape of the whole
+        bontune reproduce --only sweep claims --docs docs    # hours
+    """
+
+    output: Path = Path("runs/reproduce")
+    """Folder for policies, verifiers, every response drawn, and the numbers of every cell."""
+    docs: Path | None = None
+    """Folder for reproduction.md, paper-map.md and reproduction/; the output folder by default."""
+    task: tuple[str, ...] = ()
+    """Tasks of the study, all by default."""
+    quick: bool = False
+    """Three methods, short runs, few prompts: at most 15 minutes on two cores. Take another --output."""
+    only: tuple[str, ...] = ()
+    """Run only cells whose id begins with one of these; * and ? stand for anything. See --dry-run --verbose."""
+    prompts: int | None = None
+    """Test prompts, where they should differ from the study's."""
+    responses: int | None = None
+    """Responses per test prompt, where they should differ from the study's: more are added to those drawn."""
+    dry_run: bool = False
+    """Say what there is to do and what it costs, write the report of what is done, and stop."""
+    verbose: bool = False
+    """List every cell."""
+    seed: int = 0
+    """Seed of the sweep; the seeds of the comparisons are fixed: 1, 2, 3."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Write report.html again from the files of a run folder (results.json, metrics.jsonl, examples.json)."""
 
@@ -263,6 +341,8 @@ COMMANDS: dict[str, type] = {
     "verifier": Verifier,
     "best": Best,
     "evaluate": Evaluate,
+    "coscale": Coscale,
+    "reproduce": Reproduce,
     "report": Report,
 }
 
@@ -306,7 +386,7 @@ def run(command: object) -> int:
         commands.run(command)
         return DONE
     except KeyboardInterrupt:
-        again = isinstance(command, Sample | Evaluate | Train)
+        again = isinstance(command, Sample | Evaluate | Train | Coscale | Reproduce)
         print("\ninterrupted" + ("; run the same command again to go on" if again else ""), file=sys.stderr)
         return INTERRUPTED
     except ValueError as fault:

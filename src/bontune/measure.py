@@ -23,6 +23,7 @@ from bontune.evaluate import (
     append_samples,
     curve_from,
     example,
+    meta_strategy,
     pair,
     policy_curves,
     policy_results,
@@ -214,6 +215,8 @@ def evaluate(
     )
     if strategy is not None:
         results["strategy"] = repr(strategy)
+    if len(samples) > 1 and min(item.sizes[0] for item in samples.values()) > 1:
+        results["meta"] = meta_strategy(samples, reference, seed=seed)
     results["cpu_seconds"] = round(time.process_time() - started, 1)
     write_json(output / "results.json", results)
     write_report(output)

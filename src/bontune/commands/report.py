@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+
 from bontune import cli
 from bontune.commands.terminal import say
-from bontune.report import write_report
+from bontune.report import write_coscale, write_report
 
 
 def run(command: cli.Report) -> None:
     """Write report.html again."""
-    page = write_report(command.run, command.output)
+    write = write_coscale if _is_coscale(command) else write_report
+    page = write(command.run, command.output)
     say(f"report: {page}")
+
+
+def _is_coscale(command: cli.Report) -> bool:
+    try:
+        return "coscale" in json.loads((command.run / "results.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False

@@ -1,5 +1,6 @@
 """Curves over the budget, paired differences, diversity, the samples file, and `results.json`."""
 
+from bontune.evaluate import coscale
 from bontune.evaluate.curves import (
     Curve,
     Difference,
@@ -15,6 +16,7 @@ from bontune.evaluate.curves import (
     level_curves,
     measure,
 )
+from bontune.evaluate.meta import meta_of, meta_strategy
 from bontune.evaluate.responses import Responses, is_judged, read_responses
 from bontune.evaluate.results import (
     differences,
@@ -51,6 +53,7 @@ __all__ = [
     "auc_within",
     "bootstrap",
     "calibration",
+    "coscale",
     "curve_from",
     "difference",
     "differences",
@@ -60,6 +63,8 @@ __all__ = [
     "is_judged",
     "level_curves",
     "measure",
+    "meta_of",
+    "meta_strategy",
     "pair",
     "parse_line",
     "peak",

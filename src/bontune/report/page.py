@@ -70,8 +70,11 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     `results.json` is not of its form.
     """
     run_dir = Path(run_dir)
-    text = render(read_run(run_dir))
-    output = run_dir if output is None else Path(output)
+    return write_page(render(read_run(run_dir)), run_dir if output is None else Path(output))
+
+
+def write_page(text: str, output: Path) -> Path:
+    """Write `report.html` into a folder, as a whole or not at all."""
     output.mkdir(parents=True, exist_ok=True)
     path, draft = output / "report.html", output / ".report.html.tmp"
     draft.write_bytes(text.encode("utf-8", "replace"))
@@ -83,26 +86,29 @@ def render(run: Run) -> str:
     """The page as text."""
     names = [*run.policies, *(name for name in run.metrics if name not in run.policies)]
     palette = plots.colours(names)
-    draw = _Figures(palette)
+    draw = Figures(palette)
     sections = [
         _head(run),
         _overview(run, palette),
         _curves(run, draw),
         _differences(run, draw),
         _levels(run, draw),
+        _meta(run, draw),
         _training(run, draw),
         _examples(run, palette),
         _words(run),
         _setup(run),
     ]
-    title = _escape(f"{run.name}: bontune report")
+    return document(f"{run.name}: bontune report", "\n".join(section for section in sections if section))
+
+
+def document(title: str, body: str) -> str:
+    """A complete page that may load and run nothing, with the style sheet. title is text, body is HTML."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
         'img-src data:">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{_css()}</style>\n</head>\n<body>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</body>\n</html>\n"
+        f"<title>{_escape(title)}</title>\n<style>{_css()}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
     )
 
 
@@ -151,7 +157,7 @@ def verdict(difference: Interval) -> int:
     return 1 if low > 0 else -1
 
 
-class _Figures:
+class Figures:
     """Draws figures for the page: inline, with ids of their own and colours as style variables."""
 
     def __init__(self, palette: Mapping[str, str]) -> None:
@@ -237,7 +243,7 @@ def _left_out(run: Run) -> str:
     return "".join(f'<p class="soft">{_escape(sentence)}</p>' for sentence in sentences)
 
 
-def _curves(run: Run, draw: _Figures) -> str:
+def _curves(run: Run, draw: Figures) -> str:
     if not run.policies:
         return ""
     figures = []
@@ -275,7 +281,7 @@ def _curve_table(run: Run, palette: Mapping[str, str]) -> str:
     return f"<details><summary>The curves as numbers</summary>{''.join(tables)}</details>"
 
 
-def _differences(run: Run, draw: _Figures) -> str:
+def _differences(run: Run, draw: Figures) -> str:
     parts = []
     for key, kind in run.kinds.items():
         found = run.differences(key)
@@ -299,7 +305,7 @@ def _differences(run: Run, draw: _Figures) -> str:
     )
 
 
-def _levels(run: Run, draw: _Figures) -> str:
+def _levels(run: Run, draw: Figures) -> str:
     found = {
         name: item["levels"] for name, item in run.policies.items() if isinstance(item.get("levels"), Mapping)
     }
@@ -339,7 +345,71 @@ def _levels(run: Run, draw: _Figures) -> str:
     )
 
 
-def _training(run: Run, draw: _Figures) -> str:
+_META = {  # (of results.json's "meta", what it is called), the drawn ones first
+    "top_mass": "share of the most frequent response",
+    "exploring_right": "right, of the other responses",
+    "distinct_right": "different right responses",
+    "distinct": "different responses",
+    "top_right": "most frequent response right",
+    "entropy": "entropy, nats",
+    "answers": "different final answers",
+    "answer_mass": "share of the most frequent answer",
+}
+
+
+def _meta(run: Run, draw: Figures) -> str:
+    """How policies split their responses between the most frequent one and others, by difficulty."""
+    meta = run.results.get("meta")
+    found = meta.get("policies") if isinstance(meta, Mapping) else None
+    if not isinstance(meta, Mapping) or not isinstance(found, Mapping) or not found:
+        return ""
+    bins = [item for item in meta.get("bins", []) if isinstance(item, Mapping) and item.get("prompts")]
+    figures = []
+    for key in ("top_mass", "exploring_right", "distinct_right"):
+        levels = {
+            f"{item['name']} ({item['prompts']})": {
+                name: _interval_of(rows.get(item["name"], {}), key) for name, rows in found.items()
+            }
+            for item in bins
+        }
+        svg = plots.level_plot(
+            levels, x_label=_META[key], percent=key != "distinct_right", palette=draw.palette
+        )
+        figures.append(draw(svg, f"{_META[key]} by difficulty"))
+    head = "".join(f"<th>{_name(name, draw.palette)}</th>" for name in found)
+    rows = "".join(
+        f"<tr><td>{label}</td>"
+        + "".join(
+            f"<td>{_meta_cell(_interval_of(item.get('all', {}), key), key)}</td>" for item in found.values()
+        )
+        + "</tr>"
+        for key, label in _META.items()
+        if any(key in item.get("all", {}) for item in found.values())
+    )
+    size = meta.get("responses")
+    return (
+        f'<h2>Best response and exploring ones</h2><p class="soft">Of {size} responses to each prompt: how many are '
+        "the one the policy gives most often, and what the others are worth. Rows of the figures are difficulty: the "
+        f"success of one response of {_escape(run.reference)}, in its other responses, and in brackets the number of "
+        f'prompts.</p><div class="plots">{"".join(figures)}</div><div class="scroll"><table class="overview"><thead><tr>'
+        f"<th>all prompts</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _interval_of(row: Mapping[str, Any], key: str) -> Interval:
+    item = row.get(key, {}) if isinstance(row, Mapping) else {}
+    return number(item.get("value")), number(item.get("low")), number(item.get("high"))
+
+
+def _meta_cell(item: Interval, key: str) -> str:
+    value, low, high = item
+    if not _known(value):
+        return ""
+    show = _rate if key.endswith(("mass", "right")) and key != "distinct_right" else lambda v: f"{v:.2f}"
+    return f"{show(value)}" + (f" <small>{show(low)} to {show(high)}</small>" if _known(low, high) else "")
+
+
+def _training(run: Run, draw: Figures) -> str:
     if not run.metrics:
         return ""
     keys = list(dict.fromkeys(key for rows in run.metrics.values() for row in rows for key in row))

@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 INK = "#24292f"
 FIXED = {"base": "#767676", "rl": "#d9720a", "bon": "#0b6fb8"}
+HEAT = "#0b6fb8"
 CYCLE = ("#009e73", "#b4559e", "#a07d00", "#56a5dc", "#c0392b", "#5b5bd6")  # after Okabe and Ito
 _DASHES: dict[str, Any] = {"base": (0, (4, 2)), "rl": (0, (6, 1.5, 1.2, 1.5)), "bon": "-"}
 _LEFT = 0.56  # inches left of the axes, for the tick labels
@@ -216,6 +217,56 @@ def level_plot(
             )
             for text in legend.get_texts():
                 text.set_parse_math(False)
+        return _svg(figure)
+
+
+def frontier_plot(
+    series: Sequence[Series], *, x_label: str, y_label: str, palette: Mapping[str, str] | None = None
+) -> str:
+    """Paths of policies in the plane of two rates, one point per setting, in order; a single point is a reference."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure([line.name for line in series], height=3.2)
+        colour = palette or colours([line.name for line in series])
+        for line in series:
+            x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+            marker = "o" if len(x) > 1 else "*"
+            size = 4 if len(x) > 1 else 11
+            axes.plot(x, y, color=colour[line.name], marker=marker, markersize=size, linewidth=1.2)
+        axes.set_xlabel(x_label, parse_math=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+        _value_axis(axes, y_label, percent=True)
+        _end_labels(axes, series, colour)
+        return _svg(figure)
+
+
+def heat_plot(grid: Mapping[str, Mapping[int, float]], *, percent: bool = True) -> str:
+    """Values by temperature and budget, {T: {N: value}}: the stronger the colour, the higher; each as a number."""
+    rows = list(grid)[::-1]
+    budgets = sorted({n for row in grid.values() for n in row})
+    known = [value for row in grid.values() for value in row.values() if math.isfinite(value)]
+    low, high = min(known, default=0.0), max(known, default=1.0)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.4, 0.9 + 0.34 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for i, t in enumerate(rows):
+            for j, n in enumerate(budgets):
+                value = grid[t].get(n, math.nan)
+                if not math.isfinite(value):
+                    continue
+                strength = 0.06 + 0.6 * (value - low) / ((high - low) or 1.0)
+                axes.fill_between(
+                    [j - 0.5, j + 0.5], i - 0.5, i + 0.5, color=HEAT, alpha=strength, linewidth=0
+                )
+                text = f"{100 * value:.1f}" if percent else f"{value:.3g}"
+                axes.text(j, i, text, ha="center", va="center", fontsize=8, parse_math=False)
+        axes.set_xticks(range(len(budgets)), [str(n) for n in budgets])
+        axes.set_yticks(range(len(rows)), rows, parse_math=False)
+        axes.set_xlim(-0.5, len(budgets) - 0.5)
+        axes.set_ylim(-0.5, len(rows) - 0.5)
+        axes.grid(False)
+        axes.set_xlabel("N, responses per prompt" + (", values in %" if percent else ""), parse_math=False)
+        axes.set_ylabel("T", rotation=0, parse_math=False)
         return _svg(figure)
 
 

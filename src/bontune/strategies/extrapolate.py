@@ -29,9 +29,10 @@ class BetaPrior:
                 raise ValueError(f"{name} must be a finite number above 0, got {value}")
 
     @classmethod
-    def fit(cls, correct: Tensor, counts: Tensor) -> BetaPrior:
+    def fit(cls, correct: Tensor, counts: Tensor, prompts: Tensor | None = None) -> BetaPrior:
         """Maximum likelihood of beta-binomial counts: correct [P] of counts [P] responses.
 
+        prompts: [P], how many prompts each entry stands for; 1 where None.
         Both parameters stay within [1e-3, 1e4]: prompts that are all alike have no finite maximum.
         """
         right = torch.as_tensor(correct, dtype=torch.float64).cpu()
@@ -40,6 +41,10 @@ class BetaPrior:
             raise ValueError(f"correct and counts must be [P], got {list(right.shape)} and {list(n.shape)}")
         if bool(((right < 0) | (right > n)).any()):
             raise ValueError("correct must lie between 0 and counts")
+        share = torch.ones_like(n) if prompts is None else torch.as_tensor(prompts, dtype=torch.float64).cpu()
+        if share.shape != n.shape or bool((share < 0).any()) or not bool((share > 0).any()):
+            raise ValueError(f"prompts must be [P] counts of at least 0, not all 0; got {share.tolist()}")
+        share = share / share.sum()
         logs = torch.zeros(2, dtype=torch.float64, requires_grad=True)
         optimizer = torch.optim.LBFGS([logs], max_iter=200, line_search_fn="strong_wolfe")
 
@@ -47,13 +52,18 @@ class BetaPrior:
             optimizer.zero_grad()
             a, b = logs.clamp(math.log(1e-3), math.log(1e4)).exp()
             likelihood = _log_beta(a + n - right, b + right) - _log_beta(a, b)
-            negative = -likelihood.mean()
+            negative = -(share * likelihood).sum()
             negative.backward()
             return negative
 
         optimizer.step(loss)  # pyright: ignore[reportArgumentType]
         alpha, beta = logs.detach().clamp(math.log(1e-3), math.log(1e4)).exp().tolist()
         return cls(alpha, beta)
+
+    def expected(self, budget: int) -> float:
+        """pass@budget of a prompt nothing is known of: 1 - E[p^N]."""
+        alpha, beta = torch.tensor([self.alpha, self.beta], dtype=torch.float64)
+        return float(-torch.expm1(_log_moment(alpha, beta, budget)))
 
     def value(self, group: Scored, budget: int) -> Tensor:
         """[P]: posterior mean of pass@budget, 1 - E[p^N]."""

@@ -1,0 +1,107 @@
+"""`bontune reproduce`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bontune import cli
+from bontune.commands.inputs import check_folder, write_config
+from bontune.commands.terminal import bar, progress, say
+from bontune.commands.train import asked_to_stop, locked
+from bontune.reproduce.cells import Workshop, can_run, coscale_base, is_done, read_results, run_all
+from bontune.reproduce.costs import estimate
+from bontune.reproduce.document import write_document
+from bontune.reproduce.plan import TASK_PLANS, Cell, Results, Study, plan, quick
+
+
+def run(command: cli.Reproduce) -> None:
+    """Say what there is to do and what it costs, do what is missing, write the document."""
+    study = study_of(command)
+    check_folder(command.output, command)
+    write_config(command.output, command)
+
+    def wanted(results: Results) -> list[Cell]:
+        patterns = command.only or ("*",)
+        cells = plan(study, results)
+        return [cell for cell in cells if any(fnmatch(cell.id, f"{pattern}*") for pattern in patterns)]
+
+    results = read_results(command.output)
+    if not wanted(results):
+        raise ValueError(
+            f"--only {' '.join(command.only)} matches no cell; see the names with --dry-run --verbose"
+        )
+    show_plan(study, command, wanted(results), results)
+    if not command.dry_run:
+        _check_bases(wanted(results))
+        with locked(command.output), progress() as bars, asked_to_stop() as should_stop:
+            shop = Workshop(
+                study=study, output=command.output, stage=partial(bar, bars), should_stop=should_stop
+            )
+            results = run_all(shop, wanted, lambda cell: say(f"cell {cell.id}"))
+            for task in study.tasks:
+                if "temperature" in study.sections and coscale_base(shop, task, results) is not None:
+                    say(
+                        f"co-scaling of {task.bases[0]}: {command.output / 'coscale' / task.task / 'report.html'}"
+                    )
+    if results:
+        coscale = {path.parent.name: path for path in (command.output / "coscale").glob("*/results.json")}
+        say(f"written: {write_document(study, results, command.docs or command.output, coscale)}")
+
+
+def study_of(command: cli.Reproduce) -> Study:
+    """The study that the options ask for."""
+    if unknown := sorted(set(command.task) - set(TASK_PLANS)):
+        raise ValueError(f"--task must be of {', '.join(TASK_PLANS)}; got {', '.join(unknown)}")
+    study = Study(tasks=tuple(TASK_PLANS[name] for name in command.task or TASK_PLANS))
+    study = quick(study) if command.quick else study
+    prompts, responses = study.test
+    test = (command.prompts or prompts, command.responses or responses)
+    return replace(study, test=test, seed=command.seed)
+
+
+def _check_bases(cells: list[Cell]) -> None:
+    """Raise ValueError where a base model that is to be made first is not there."""
+    bases = {cell.policy.base for cell in cells if "/" in cell.policy.base}
+    if missing := sorted(base for base in bases if not Path(base).is_dir()):
+        raise ValueError(f"no base model in {', '.join(missing)}; make them with: make base-seeds")
+
+
+def show_plan(study: Study, command: cli.Reproduce, cells: list[Cell], results: Results) -> None:
+    """The table of sections with their costs, on stdout; with --verbose every cell."""
+    output = command.output
+    costs = estimate(
+        study,
+        cells,
+        results,
+        done={cell.id for cell in cells if is_done(cell, results)},
+        trained={
+            p.parent.relative_to(output / "policies").as_posix()
+            for p in (output / "policies").rglob("trained.json")
+        },
+        taught={
+            base
+            for task in study.tasks
+            for base in task.bases
+            if (output / "verifiers" / task.task / Path(base).name / "verifier.json").exists()
+        },
+    )
+    out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120)
+    table = Table(title="the plan" + (", quick form" if command.quick else ""))
+    for column in ("section", "cells", "done", "policies to train", "CPU minutes to go"):
+        table.add_column(column, justify="left" if column == "section" else "right")
+    for section, cost in costs.items():
+        row = (cost.cells, cost.done, cost.to_train, f"{cost.seconds / 60:.0f}")
+        table.add_row(section, *map(str, row))
+    table.add_row("all", "", "", "", f"{sum(cost.seconds for cost in costs.values()) / 60:.0f}")
+    out.print(table)
+    if command.verbose:
+        for cell in cells:
+            state = "done" if is_done(cell, results) else "" if can_run(cell) else "waits for its sweep"
+            out.print(f"{cell.id}  {state}", soft_wrap=True, markup=False, highlight=False)

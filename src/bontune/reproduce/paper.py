@@ -1,0 +1,128 @@
+"""The claims and equations of arXiv:2412.15287, each with what regenerates it here.
+
+`outcome` names an entry of the outcomes that the study computes; "" stands for what is tested and not measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """what: the paper's statement, in our words.  where: the code.  command: what regenerates it."""
+
+    what: str
+    where: str
+    command: str
+    outcome: str = ""
+
+
+CLAIMS = (
+    Item(
+        what="Fine-tuning for one response lowers what N responses reach together (RL with N' = 1 against the base)",
+        where="`objectives.RLOO`",
+        command="bontune reproduce --only base sweep claims",
+        outcome="rl-s",
+    ),
+    Item(
+        what="The same for GRPO, a baseline of this study",
+        where="`objectives.GRPO`",
+        command="bontune reproduce --only base sweep claims",
+        outcome="grpo",
+    ),
+    Item(
+        what="The same for STaR, supervised steps on the policy's own right responses",
+        where="`objectives.STaR`",
+        command="bontune reproduce --only base sweep claims",
+        outcome="star",
+    ),
+    Item(
+        what="BoN-aware RL by the environment raises pass@N (BoN-RLB(P))",
+        where="`objectives.BoNRLBP`",
+        command="bontune reproduce --only base sweep claims",
+        outcome="bon-rlbp-32",
+    ),
+    Item(
+        what="The same in its exact, unbiased form (BoN-RL-S)",
+        where="`objectives.BoNRL(selector='environment', form='exact')`",
+        command="bontune reproduce --only base sweep claims",
+        outcome="bon-rl-s-32",
+    ),
+    Item(
+        what="The same by the gradient of log pass@N",
+        where="`objectives.LogPassAtN`",
+        command="bontune reproduce --only base sweep claims",
+        outcome="log-pass-32",
+    ),
+    Item(
+        what="RL against a learned verifier (RL-V) is hacked; BoN-RL-V raises best-of-N by that verifier",
+        where="`objectives.RLOO(by='score')`, `objectives.BoNRL`",
+        command="bontune reproduce --only verifier",
+        outcome="bon-rl-v-8",
+    ),
+    Item(
+        what="BoN-RLB with both readings of the sign of its failure term",
+        where="`objectives.BoNRLB(failure_sign=...)`",
+        command="bontune reproduce --only sweep breadth",
+        outcome="bon-rlb-minus-32",
+    ),
+    Item(
+        what="BoN-SFT imitates an expert through best-of-N",
+        where="`objectives.BoNSFT`",
+        command="bontune reproduce --only verifier",
+        outcome="bon-sft-variational-8",
+    ),
+    Item(
+        what="Gains carry over to harder problems than those trained on",
+        where="`tasks.countdown.harder`",
+        command="bontune reproduce --only harder",
+        outcome="harder",
+    ),
+    Item(
+        what="Gains hold at other sampling temperatures",
+        where="`records.Sampling`",
+        command="bontune reproduce --only temperature",
+        outcome="temperature",
+    ),
+    Item(
+        what="pass@N scales with N and T together: pass@N(T) = exp(a(T) N^b(T)), and the best T depends on N",
+        where="`evaluate/coscale.py`",
+        command="bontune coscale --model countdown-base --temperature 0.1 0.6 1.0 1.5",
+        outcome="coscale",
+    ),
+    Item(
+        what="BoN-aware policies learn a meta-strategy: best responses interleaved with exploring ones",
+        where="`evaluate/meta.py`",
+        command="bontune reproduce --only base claims",
+        outcome="meta",
+    ),
+)
+
+EQUATIONS = (
+    Item(
+        what="The variational best-of-N policy, pi(y) exp(lambda_N Q(y)), and lambda_N",
+        where="`objectives.variational_lambda`",
+        command="pytest tests/test_objectives.py -k lambda",
+    ),
+    Item(
+        what="BoN-SFT, variational, and its exact counterpart",
+        where="`objectives.BoNSFT`",
+        command="pytest tests/test_objectives.py -k sft",
+    ),
+    Item(
+        what="BoN-RL with verifier (V) and environment (S) reward, variational, and its exact counterpart",
+        where="`objectives.BoNRL`",
+        command="pytest tests/test_objectives.py -k bonrl",
+    ),
+    Item(
+        what="BoN-RLB and BoN-RLB(P) for binary rewards",
+        where="`objectives.BoNRLB`, `objectives.BoNRLBP`",
+        command="pytest tests/test_objectives.py -k rlb",
+    ),
+    Item(
+        what="The KL coefficient that decays from 1 to 0.001",
+        where="`config.KLSchedule`",
+        command="bontune train --kl.start 1 --kl.end 0.001",
+    ),
+)

@@ -1,0 +1,364 @@
+"""The paper's study as a plan: methods, policies to train, where to measure them, and in which order.
+
+A cell is one policy measured in one place. The first cell that needs a policy trains it, and the first that needs a
+verifier teaches it; both are kept. Learning rates are chosen on "tune" prompts of one base and one seed, the same
+choice for every method, and everything the tables say is measured on "test" prompts with other seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+SECTIONS = {
+    "base": "the base models, on tune and on test prompts",
+    "sweep": "every method, at its central N, at every learning rate: one base, one seed, tune prompts",
+    "claims": "the methods that the claims rest on: every base and seed, test prompts",
+    "breadth": "the other methods and budgets: one base, one seed, test prompts",
+    "harder": "the claims' policies on a harder variant of the task, one base",
+    "temperature": "the claims' policies at other temperatures, one base",
+    "verifier": "a learned verifier selects: the methods trained with it, and the others chosen from by it",
+}
+Results = Mapping[str, Mapping[str, Any]]
+"""{cell id: what the cell's JSON file holds}."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """One way to train.
+
+    objective: as `bontune train --objective` takes it.  budget: the N it trains for; its learning rate is the one
+    with the highest pass@budget (best-of-budget by the verifier, for `by` "verifier") on tune prompts.
+    claim: whether it gets every base and seed.  experts: where the responses of a supervised method come from:
+    the task's references, or the best of `budget` responses of the base by the verifier.
+    refresh_every: steps between refreshes of the verifier.  swept_as: the method whose sweep decides its learning rate,
+    itself where "": one sweep per family, at its central N.
+    """
+
+    name: str
+    objective: str
+    budget: int = 1
+    by: Literal["reward", "verifier"] = "reward"
+    claim: bool = False
+    experts: Literal["none", "references", "best-of-n"] = "none"
+    refresh_every: int | None = None
+    swept_as: str = ""
+
+
+BUDGETS = (4, 8, 16, 32, 64)
+
+
+def _methods() -> tuple[Method, ...]:
+    """The issue's list. N = 32 carries the claims by reward, N = 8 those by the verifier."""
+    single = [
+        Method(name="rl-s", objective="RLOO()", claim=True),
+        Method(name="grpo", objective="GRPO()", claim=True),
+        Method(name="star", objective="STaR()", claim=True),
+        Method(name="maxrl", objective="MaxRL()"),
+        Method(name="sft", objective="SFT()", experts="references"),
+        Method(name="rl-v", objective="RLOO(by='score')", by="verifier", claim=True),
+        Method(name="rl-v-refreshed", objective="RLOO(by='score')", by="verifier", refresh_every=8),
+    ]
+    several = []
+    for n in (32, *(n for n in BUDGETS if n != 32)):
+        several += [
+            Method(name=f"log-pass-{n}", objective=f"LogPassAtN(budget={n})", budget=n, claim=n == 32),
+            Method(name=f"bon-rlbp-{n}", objective=f"BoNRLBP(budget={n})", budget=n, claim=n == 32),
+            Method(
+                name=f"bon-rl-s-{n}",
+                objective=f"BoNRL(budget={n}, selector='environment', form='exact')",
+                budget=n,
+                claim=n == 32,
+            ),
+            Method(
+                name=f"bon-rl-s-variational-{n}",
+                objective=f"BoNRL(budget={n}, selector='environment', form='variational')",
+                budget=n,
+            ),
+            Method(name=f"bon-rlb-plus-{n}", objective=f"BoNRLB(budget={n}, failure_sign='plus')", budget=n),
+            Method(
+                name=f"bon-rlb-minus-{n}", objective=f"BoNRLB(budget={n}, failure_sign='minus')", budget=n
+            ),
+            Method(name=f"dco-{n}", objective=f"DCO(budget={n})", budget=n, experts="references"),
+        ]
+    for n in (8, *(n for n in BUDGETS if n != 8)):
+        chosen: dict[str, Any] = {"budget": n, "by": "verifier"}
+        several += [
+            Method(
+                name=f"bon-rl-v-{n}",
+                objective=f"BoNRL(budget={n}, form='exact', baseline='{'centred' if n < 64 else 'marginal'}')",
+                claim=n == 8,
+                **chosen,
+            ),
+            Method(
+                name=f"bon-rl-v-variational-{n}", objective=f"BoNRL(budget={n}, form='variational')", **chosen
+            ),
+            Method(
+                name=f"bon-sft-variational-{n}",
+                objective=f"BoNSFT(budget={n}, form='variational')",
+                experts="references",
+                **chosen,
+            ),
+            Method(
+                name=f"bon-sft-exact-{n}",
+                objective=f"BoNSFT(budget={n}, form='exact')",
+                experts="references",
+                **chosen,
+            ),
+            Method(name=f"bon-distilled-{n}", objective="SFT()", experts="best-of-n", **chosen),
+        ]
+    refreshed = Method(
+        name="bon-rl-v-refreshed-8",
+        objective="BoNRL(budget=8, form='exact', baseline='centred')",
+        budget=8,
+        by="verifier",
+        refresh_every=8,
+    )
+    return (*single, *(_in_family(method) for method in several), refreshed)
+
+
+def _in_family(method: Method) -> Method:
+    central = 8 if method.by == "verifier" else 32
+    family = method.name.removesuffix(f"-{method.budget}")
+    return method if method.budget == central else replace(method, swept_as=f"{family}-{central}")
+
+
+METHODS = {method.name: method for method in _methods()}
+BASE = "base"  # the name of a policy that is not trained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskPlan:
+    """A task with its base models; the learning rates are swept on the first. harder: the variant, as a task."""
+
+    task: str
+    bases: tuple[str, ...]
+    harder: str
+    max_new_tokens: int
+
+
+TASK_PLANS = {
+    "countdown": TaskPlan(
+        task="countdown",
+        bases=("countdown-base", "runs/bases/seed-1", "runs/bases/seed-2"),
+        harder="countdown-6",
+        max_new_tokens=12,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """What is trained: base, method, learning rate and seed name it."""
+
+    task: str
+    base: str
+    method: str = BASE
+    learning_rate: float = 0.0
+    seed: int = 0
+
+    @property
+    def id(self) -> str:
+        """A path of names."""
+        name = f"{self.task}/{Path(self.base).name}/{self.method}"
+        return name if self.method == BASE else f"{name}/lr-{self.learning_rate:g}-seed-{self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a policy is measured. The same prompts for every policy; the seed of the responses is fixed, too."""
+
+    task: str
+    split: Literal["tune", "test"]
+    prompts: int
+    responses: int
+    temperature: float = 1.0
+
+    @property
+    def id(self) -> str:
+        """One name, without the sizes: a place can be measured again with more."""
+        return f"{self.task}-{self.split}" + (f"-t{self.temperature:g}" if self.temperature != 1 else "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One policy in one place. scored: whether the learned verifier of its base chooses among the responses, too."""
+
+    section: str
+    policy: Policy
+    place: Place
+    scored: bool = False
+
+    @property
+    def id(self) -> str:
+        """Unique in a study, and the path of its files."""
+        return f"{self.section}/{self.policy.id}/{self.place.id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """All sizes. Every method draws steps x prompts_per_step x group_size responses in training.
+
+    verifier_steps: of the methods trained with the verifier, all of them alike; they learn from noisier weights.
+    lesson: prompts and responses of each that a verifier is taught from, and the steps of its training.
+    """
+
+    tasks: tuple[TaskPlan, ...] = tuple(TASK_PLANS.values())
+    methods: tuple[Method, ...] = tuple(METHODS.values())
+    learning_rates: tuple[float, ...] = (3e-5, 1e-4, 3e-4)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    breadth_seeds: tuple[int, ...] = (1,)
+    sections: tuple[str, ...] = tuple(SECTIONS)
+    steps: int = 48
+    verifier_steps: int = 64
+    prompts_per_step: int = 32
+    group_size: int = 64
+    lesson: tuple[int, int, int] = (8000, 16, 600)
+    tune: tuple[int, int] = (300, 64)
+    test: tuple[int, int] = (1000, 256)
+    other: tuple[int, int] = (500, 64)
+    temperatures: tuple[float, ...] = (0.1, 0.6, 1.5)
+    seed: int = 0
+    bases: int = 3
+
+    def __post_init__(self) -> None:
+        for name in ("tune", "test", "other"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(
+                    f"{name} must be prompts and responses of at least 1, got {getattr(self, name)}"
+                )
+        if unknown := sorted(set(self.sections) - set(SECTIONS)):
+            raise ValueError(f"sections must be of {', '.join(SECTIONS)}; got {', '.join(unknown)}")
+
+
+def quick(study: Study) -> Study:
+    """The shape of the study in minutes: three methods, two learning rates, one base, one seed, short runs."""
+    return replace(
+        study,
+        methods=tuple(METHODS[name] for name in ("rl-s", "star", "log-pass-32")),
+        learning_rates=(1e-4, 3e-4),
+        seeds=(1,),
+        sections=("base", "sweep", "claims", "harder"),
+        steps=24,
+        tune=(100, 64),
+        test=(200, 64),
+        other=(100, 64),
+        bases=1,
+    )
+
+
+def plan(study: Study, results: Results) -> list[Cell]:
+    """The cells in the order they are run. `results` of the sweep decide the learning rates of later cells.
+
+    A method whose sweep is not complete stands with learning rate 0 in later cells: it cannot run yet.
+    """
+    return [cell for task in study.tasks for cell in _cells_of(study, task, results)]
+
+
+def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
+    bases = task.bases[: study.bases]
+    places = _places(study, task)
+    cells = [
+        Cell(section="base", policy=Policy(task=task.task, base=base), place=place)
+        for base in bases
+        for place in (places["tune"], places["test"])
+        if place is places["test"] or base == bases[0]
+    ]
+    ordered = sorted(study.methods, key=lambda method: (method.by == "verifier", not method.claim))
+    for method in ordered:
+        cells += sweep(study, task, method)
+    plain = [method for method in ordered if method.by == "reward"]
+    runs = [(base, seed) for base in bases for seed in study.seeds]
+    chosen = {method.name: choose(study, task, method, results) or 0.0 for method in ordered}
+
+    def tuned(method: Method, base: str, seed: int) -> Policy:
+        rate = chosen[method.name]
+        return Policy(task=task.task, base=base, method=method.name, learning_rate=rate, seed=seed)
+
+    claims = [method for method in plain if method.claim]
+    cells += [
+        Cell(section="claims", policy=tuned(method, base, seed), place=places["test"])
+        for base, seed in runs
+        for method in claims
+    ]
+    first = [(bases[0], seed) for seed in study.seeds]
+    compared = [Policy(task=task.task, base=bases[0])]
+    compared += [tuned(method, base, seed) for base, seed in first for method in claims]
+    cells += [Cell(section="harder", policy=policy, place=places["harder"]) for policy in compared]
+    cells += [
+        Cell(section="temperature", policy=policy, place=places[f"t{temperature:g}"])
+        for temperature in study.temperatures
+        for policy in compared
+    ]
+    cells += [
+        Cell(section="breadth", policy=tuned(method, base, seed), place=places["test"])
+        for method in plain
+        if not method.claim
+        for seed in study.breadth_seeds
+        for base in bases[:1]
+    ]
+    cells += _by_verifier(study, task, ordered, tuned, places["test"])
+    return [cell for cell in cells if cell.section in study.sections]
+
+
+def _by_verifier(
+    study: Study, task: TaskPlan, methods: Sequence[Method], tuned: Any, test: Place
+) -> list[Cell]:
+    """Bases first, then the claims' policies on every base and seed, then the rest on one base."""
+    bases = task.bases[: study.bases]
+    policies = [Policy(task=task.task, base=base) for base in bases]
+    for base in bases:
+        for seed in study.seeds:
+            policies += [tuned(method, base, seed) for method in methods if method.claim]
+    rest = [method for method in methods if method.by == "verifier" and not method.claim]
+    policies += [tuned(method, bases[0], seed) for method in rest for seed in study.breadth_seeds]
+    return [Cell(section="verifier", policy=policy, place=test, scored=True) for policy in policies]
+
+
+def _places(study: Study, task: TaskPlan) -> dict[str, Place]:
+    prompts, responses = study.other
+    other = {"split": "test", "prompts": prompts, "responses": responses}
+    places = {
+        "tune": Place(task=task.task, split="tune", prompts=study.tune[0], responses=study.tune[1]),
+        "test": Place(task=task.task, split="test", prompts=study.test[0], responses=study.test[1]),
+        "harder": Place(task=task.harder, **other),
+    }
+    for temperature in study.temperatures:
+        places[f"t{temperature:g}"] = Place(task=task.task, temperature=temperature, **other)
+    return places
+
+
+def sweep(study: Study, task: TaskPlan, method: Method) -> list[Cell]:
+    """One method at every learning rate: the first base, the study's seed, tune prompts.
+
+    None for a method whose rate another one's sweep decides.
+    """
+    if method.swept_as:
+        return []
+    return [
+        Cell(
+            section="sweep",
+            policy=Policy(
+                task=task.task, base=task.bases[0], method=method.name, learning_rate=rate, seed=study.seed
+            ),
+            place=_places(study, task)["tune"],
+            scored=method.by == "verifier",
+        )
+        for rate in study.learning_rates
+    ]
+
+
+def choose(study: Study, task: TaskPlan, method: Method, results: Results) -> float | None:
+    """The learning rate with the highest value of what the method trains for; None until all are measured.
+
+    The same rule for every method: pass@budget on the tune prompts (best-of-budget by the verifier).
+    """
+    method = next((other for other in study.methods if other.name == method.swept_as), method)
+    cells = sweep(study, task, method)
+    if not cells or any(cell.id not in results for cell in cells):
+        return None
+    key = "pass_at" if method.by == "reward" else "best_of"
+    values = [results[cell.id][key][str(method.budget)]["value"] for cell in cells]
+    return study.learning_rates[max(range(len(values)), key=lambda i: values[i])]

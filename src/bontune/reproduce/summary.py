@@ -1,0 +1,88 @@
+"""The numbers of one cell, small enough to commit and enough to compute every table from, without any response."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bontune.evaluate import Curve, SampleSet, auc_within, curve_from, diversity, doubling_budgets
+from bontune.records import Scored
+from bontune.strategies import BestOfN, PassAtK, curve
+
+SCALE = 10_000  # best-of-N values per prompt are kept as whole numbers of this fraction
+
+
+def summary(samples: SampleSet) -> dict[str, Any]:
+    """Counts per prompt and the curves they give.
+
+    right, decided: right and decided responses of every prompt, as numbers in one string.  pass_at, best_of: value
+    and 95 % interval over prompts for N = 1, 2, 4, ....  best_of_rows: the values per prompt, where there are scores.
+    Raises ValueError where rewards are not 0 or 1.
+    """
+    scored = samples.scored()
+    if not scored.binary:
+        raise ValueError("rewards of a study must be 0 or 1")
+    right, decided = scored.rewards.sum(-1).long(), scored.counts
+    budgets = doubling_budgets(int(decided.max()))
+    spread = diversity(samples.responses, _log_probs(samples))
+    found: dict[str, Any] = {
+        "prompts": scored.prompts,
+        "undecided": int((~scored.decided).sum()) - samples.padded,
+        "right": _joined(right),
+        "decided": str(scored.group_size) if scored.complete else _joined(decided),
+        "pass_at": entries(curve_from("pass_at", budgets, pass_at(right, decided, budgets))),
+        "distinct": round(spread.distinct, 2),
+        "entropy": None if spread.entropy is None else round(spread.entropy, 4),
+    }
+    if any(group.scores is not None for group in samples.groups):
+        values = curve(BestOfN(1), scored, budgets)
+        auc, prompts = auc_within(scored)
+        found["best_of"] = entries(curve_from("best_of", budgets, values))
+        found["best_of_rows"] = {
+            str(n): _joined((column * SCALE).round().nan_to_num(-1).long())
+            for n, column in zip(budgets, values.T, strict=True)
+        }
+        found["score_auc"] = {"value": None if math.isnan(auc) else round(auc, 4), "prompts": prompts}
+    return found
+
+
+def pass_at(right: Tensor, decided: Tensor, budgets: tuple[int, ...]) -> Tensor:
+    """float64 [P, B]: unbiased pass@N of every prompt from its counts; NaN where fewer than N are decided."""
+    place = torch.arange(int(decided.max()))
+    rewards = (place < right.unsqueeze(-1)).double()
+    scored = Scored(rewards, decided=place < decided.unsqueeze(-1))
+    return curve(PassAtK(1), scored, budgets)
+
+
+def per_prompt(result: dict[str, Any], kind: str, budgets: tuple[int, ...]) -> Tensor:
+    """float64 [P, B] of a cell: "pass_at" or "best_of" per prompt, from what its file holds."""
+    if kind == "best_of":
+        rows = [_numbers(result["best_of_rows"][str(n)]).double() / SCALE for n in budgets]
+        return torch.stack(rows, -1).masked_fill(torch.stack(rows, -1) < 0, torch.nan)
+    right, decided = _numbers(result["right"]), _numbers(result["decided"])
+    return pass_at(right, decided.expand(len(right)), budgets)
+
+
+def entries(found: Curve) -> dict[str, dict[str, float]]:
+    """{N: {"value", "low", "high"}}, unknown numbers left out."""
+    rows = zip(found.budgets, found.mean, found.low, found.high, strict=True)
+    named = {str(n): dict(zip(("value", "low", "high"), row, strict=True)) for n, *row in rows}
+    known = {n: {k: round(v, 6) for k, v in row.items() if not math.isnan(v)} for n, row in named.items()}
+    return {n: row for n, row in known.items() if row}
+
+
+def _joined(values: Tensor) -> str:
+    return " ".join(map(str, values.tolist()))
+
+
+def _numbers(text: str) -> Tensor:
+    return torch.tensor([int(word) for word in text.split()])
+
+
+def _log_probs(samples: SampleSet) -> list[list[float]] | None:
+    if any(group.log_probs is None for group in samples.groups):
+        return None
+    return [[math.nan if v is None else min(0.0, v) for v in g.log_probs or ()] for g in samples.groups]

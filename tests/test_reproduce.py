@@ -1,0 +1,384 @@
+"""The study: its plan, its statistics against known answers, kills and resumes, and the document from results alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bontune import cli
+from bontune.commands.train import check_objective
+from bontune.config import Stopped, TrainConfig
+from bontune.evaluate import SampleGroup, SampleSet
+from bontune.objectives import RLOO, BoNRL
+from bontune.records import Scored
+from bontune.registry import build_objective
+from bontune.reproduce import cells as cells_module
+from bontune.reproduce.cells import (
+    Workshop,
+    can_run,
+    coscale_base,
+    is_done,
+    read_results,
+    run_all,
+    run_cell,
+    train_config,
+)
+from bontune.reproduce.document import write_document
+from bontune.reproduce.estimators import quality
+from bontune.reproduce.plan import (
+    BASE,
+    METHODS,
+    SECTIONS,
+    TASK_PLANS,
+    Cell,
+    Place,
+    Policy,
+    Study,
+    choose,
+    plan,
+    quick,
+    sweep,
+)
+from bontune.reproduce.summary import pass_at, per_prompt, summary
+from bontune.reproduce.tables import between, combine, compare, crossed_interval, t_quantile
+from bontune.tasks import load_task
+
+TASK = TASK_PLANS["countdown"]
+STUDY = Study(tasks=(TASK,))
+
+
+# The plan
+
+
+def test_every_cell_has_a_name_of_its_own_and_every_section_has_cells() -> None:
+    cells = plan(STUDY, {})
+    assert len({cell.id for cell in cells}) >= len(SECTIONS)
+    assert {cell.section for cell in cells} == set(SECTIONS)
+    swept = _all_swept(STUDY)
+    cells = plan(STUDY, swept)
+    assert len({cell.id for cell in cells}) == len(cells)
+    assert all(can_run(cell) for cell in cells)
+
+
+def _all_swept(study: Study) -> dict[str, Any]:
+    """Results of every sweep, in which the middle rate is the best."""
+    found = {}
+    for method in study.methods:
+        for cell, value in zip(sweep(study, TASK, method), (0.1, 0.3, 0.2), strict=False):
+            curve = {str(n): {"value": value} for n in (1, 4, 8, 16, 32, 64)}
+            found[cell.id] = {"pass_at": curve, "best_of": curve, "place": {}}
+    return found
+
+
+def test_choices_are_made_on_tune_prompts_and_measured_on_test_prompts_with_other_seeds() -> None:
+    for cell in plan(STUDY, _all_swept(STUDY)):
+        if cell.section == "sweep":
+            assert (cell.place.split, cell.policy.seed) == ("tune", STUDY.seed)
+        elif cell.policy.method != BASE:
+            assert cell.place.split == "test"
+            assert cell.policy.seed in STUDY.seeds
+            assert STUDY.seed not in STUDY.seeds
+
+
+def test_every_method_is_swept_over_the_same_rates_and_chosen_by_what_it_trains_for() -> None:
+    results: dict[str, Any] = {}
+    method = METHODS["log-pass-32"]
+    for cell, (one, many) in zip(
+        sweep(STUDY, TASK, method), ((0.3, 0.5), (0.2, 0.7), (0.1, 0.6)), strict=True
+    ):
+        assert choose(STUDY, TASK, method, results) is None
+        results[cell.id] = {"pass_at": {"1": {"value": one}, "32": {"value": many}}}
+    assert choose(STUDY, TASK, method, results) == STUDY.learning_rates[1]
+    assert choose(STUDY, TASK, METHODS["log-pass-8"], results) == STUDY.learning_rates[1]
+    for name in ("rl-s", "bon-rl-v-8"):
+        rates = [cell.policy.learning_rate for cell in sweep(STUDY, TASK, METHODS[name])]
+        assert rates == list(STUDY.learning_rates)
+        assert all(
+            cell.scored == (METHODS[name].by == "verifier") for cell in sweep(STUDY, TASK, METHODS[name])
+        )
+
+
+def test_cells_wait_for_their_sweep() -> None:
+    waiting = [cell for cell in plan(STUDY, {}) if not can_run(cell)]
+    assert {cell.section for cell in waiting} == set(SECTIONS) - {"base", "sweep"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_can_be_trained(name: str, tmp_path: Path) -> None:
+    shop = Workshop(study=STUDY, output=tmp_path)
+    policy = Policy(task="countdown", base="countdown-base", method=name, learning_rate=1e-4)
+    config = train_config(shop, policy)
+    check_objective(build_objective(METHODS[name].objective), config)
+    other = [m for m in STUDY.methods if m.by == METHODS[name].by and m.experts == "none"]
+    configs = [train_config(shop, replace(policy, method=m.name)) for m in other]
+    assert {(c.steps, c.prompts_per_step, c.group_size) for c in configs} == {
+        (config.steps, config.prompts_per_step, STUDY.group_size)
+    }  # the same number of responses for all of a kind
+
+
+def test_wrong_studies_are_refused() -> None:
+    with pytest.raises(ValueError, match="sections must be of"):
+        Study(sections=("nonsense",))
+    with pytest.raises(ValueError, match="test must be prompts and responses"):
+        Study(test=(0, 8))
+
+
+# Numbers
+
+
+def test_summary_holds_all_that_tables_need() -> None:
+    groups = tuple(
+        SampleGroup(
+            prompt_id=f"p{i}",
+            responses=("a", "b", "a", "c"),
+            rewards=rewards,
+            scores=(0.4, 0.9, 0.4, 0.1),
+            log_probs=(-1.0, -2.0, -1.0, -4.0),
+            temperature=1.0,
+        )
+        for i, rewards in enumerate(((1.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, None)))
+    )
+    found = summary(SampleSet(source="file", groups=groups))
+    assert (found["right"], found["decided"], found["undecided"]) == ("2 1", "4 3", 1)
+    assert per_prompt(found, "pass_at", (1, 2)).tolist() == [
+        pytest.approx([1 / 2, 1 - 1 / 6]),
+        pytest.approx([1 / 3, 2 / 3]),
+    ]
+    best = per_prompt(found, "best_of", (1, 2, 4))
+    # b, with the highest score, is in half of the pairs of the first row, and is wrong there
+    assert best[0].tolist() == pytest.approx([0.5, 0.5, 0.0], abs=1e-4)
+    assert math.isnan(best[1, 2])
+    assert found["entropy"] == 2.0
+    with pytest.raises(ValueError, match="0 or 1"):
+        summary(SampleSet(source="file", groups=(replace(groups[0], rewards=(0.5, 0, 0, 0)),)))
+
+
+def test_pass_at_from_counts_is_the_formula() -> None:
+    found = pass_at(torch.tensor([0, 3, 8]), torch.tensor([8, 8, 8]), (1, 4, 8))
+    for row, right in zip(found.tolist(), (0, 3, 8), strict=True):
+        expected = [1 - math.comb(8 - right, n) / math.comb(8, n) for n in (1, 4, 8)]
+        assert row == pytest.approx(expected, abs=1e-12)
+
+
+def test_quantiles_of_students_t() -> None:
+    known = {1: 12.706, 2: 4.3027, 4: 2.7764, 8: 2.3060, 30: 2.0423, 1e9: 1.95996}
+    for freedom, value in known.items():
+        assert t_quantile(freedom) == pytest.approx(value, rel=2e-4)
+
+
+def crossed(runs: int, prompts: int, run: float, prompt: float, noise: float, seed: int) -> np.ndarray:
+    """Gaps [R, P] of mean 0 with effects of runs and of prompts."""
+    rng = np.random.default_rng(seed)
+    effects = rng.normal(0, run, (runs, 1)) + rng.normal(0, prompt, (1, prompts))
+    return effects + rng.normal(0, noise, (runs, prompts))
+
+
+@pytest.mark.parametrize(
+    ("runs", "run", "prompt"),
+    [(3, 0.05, 0.3), (3, 0.0, 0.3), (9, 0.05, 0.3), (1, 0.0, 0.3)],
+)
+def test_intervals_over_runs_and_prompts_hold_the_truth(runs: int, run: float, prompt: float) -> None:
+    repeats = 400
+    drawn = [crossed(runs, 200, run, prompt, 0.3, seed) for seed in range(repeats)]
+    covered = sum(abs(rows.mean()) <= crossed_interval(rows, ["base"] * runs) for rows in drawn) / repeats
+    assert 0.925 <= covered <= 1.0  # it errs to the wide side; 3.5 standard errors below .95 is .912
+
+
+def test_bases_that_differ_widen_the_interval() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(0, 0.1, (9, 500)) + np.repeat([-0.2, 0.0, 0.3], 3)[:, None]
+    one = combine(rows, ["same"] * 9)
+    several = combine(rows, list(np.repeat(["a", "b", "c"], 3)))
+    assert several.high - several.low > 1.5 * (one.high - one.low)
+    assert (one.above, one.below, one.runs) == (3, 3, 9)
+    assert combine(rows[:1], ["a"]).deviation is None
+
+
+def test_quality_of_estimators_against_enumeration() -> None:
+    """A group of 3 with chance q, every outcome counted."""
+    objective, q, n, size = BoNRL(2, "environment", form="exact"), 0.3, 2, 3
+    fail = 1 - q
+    expected = square = 0.0
+    for outcome in range(2**size):
+        rewards = [outcome >> i & 1 for i in range(size)]
+        chance = math.prod(q if r else fail for r in rewards)
+        group = Scored(torch.tensor([rewards]).double())
+        weights = objective(group)[0].tolist()
+        expected += chance * sum(w * (r - q) for w, r in zip(weights, rewards, strict=True)) / (q * fail)
+        square += chance * sum(w * w for w in weights)
+    found = quality(objective, q, n, size)
+    slope = n * fail ** (n - 1)
+    assert found.scale == pytest.approx(expected / slope, rel=1e-9) == pytest.approx(1.0, rel=1e-9)
+    assert found.noise == pytest.approx(square / (q * fail * slope**2 / size), rel=1e-9)
+    single = quality(RLOO(), q, 1, 64)
+    assert single.scale == pytest.approx(1.0)
+    assert 1.0 <= single.noise < 1.1  # the leave-one-out baseline is close to the oracle
+
+
+# Running
+
+
+def tiny() -> Study:
+    return replace(
+        quick(STUDY),
+        methods=(METHODS["rl-s"], METHODS["log-pass-32"]),
+        learning_rates=(1e-4, 1e-3),
+        steps=2,
+        prompts_per_step=2,
+        group_size=32,
+        tune=(4, 32),
+        test=(6, 32),
+        other=(4, 32),
+        sections=("base", "sweep", "claims", "harder", "temperature"),
+        temperatures=(0.5,),
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """A whole study, minute in size."""
+    output = tmp_path_factory.mktemp("study")
+    shop = Workshop(study=tiny(), output=output)
+    return output, run_all(shop, lambda results: plan(tiny(), results), lambda cell: None)
+
+
+def test_a_study_runs_to_its_end_and_is_not_run_again(
+    ran: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, results = ran
+    cells = plan(tiny(), results)
+    assert {cell.section for cell in cells} == {"base", "sweep", "claims", "harder", "temperature"}
+    assert all(is_done(cell, results) for cell in cells)
+    assert read_results(output) == results
+    monkeypatch.setattr(cells_module, "load_policy", lambda *_: pytest.fail("a model was loaded"))
+    again = run_all(
+        Workshop(study=tiny(), output=output), lambda found: plan(tiny(), found), lambda cell: None
+    )
+    assert again == results
+
+
+def test_more_responses_are_added_to_those_drawn(ran: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    _, results = ran
+    base = next(cell for cell in plan(tiny(), results) if cell.place.split == "test")
+    shop = Workshop(study=tiny(), output=tmp_path)
+    small = run_cell(shop, replace(base, place=replace(base.place, responses=8)))
+    path = shop.samples_path(base.policy, base.place)
+    before = path.read_text()
+    large = run_cell(shop, base)
+    assert path.read_text().startswith(before)
+    assert large["right"] == results[base.id]["right"]  # as if drawn at once
+    assert small["right"] != large["right"]
+    assert not is_done(base, {base.id: small})
+
+
+def test_a_stopped_study_goes_on_to_the_same_numbers(
+    ran: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    _, results = ran
+    study = tiny()
+    asked = iter([True])  # after the first step
+    shop = Workshop(study=study, output=tmp_path, should_stop=lambda: next(asked, False))
+    cell = next(cell for cell in plan(study, results) if cell.section == "claims")
+    with pytest.raises(Stopped):
+        run_cell(shop, cell)
+    assert not shop.cell_path(cell).exists()
+    found = run_cell(Workshop(study=study, output=tmp_path), cell)
+    for key in ("right", "pass_at", "distinct", "entropy"):
+        assert found[key] == results[cell.id][key], key
+    assert found["train"]["course"] == results[cell.id]["train"]["course"]
+    changed = replace(study, steps=3)
+    with pytest.raises(ValueError, match="trained with other settings"):
+        run_cell(Workshop(study=changed, output=tmp_path), cell)
+
+
+def test_tables_from_cells(ran: tuple[Path, dict[str, Any]]) -> None:
+    _, results = ran
+    cells = [cell for cell in plan(tiny(), results) if cell.section == "claims"]
+    by_name = {item.method: item for item in compare(cells, results)}
+    assert set(by_name) == {"rl-s", "log-pass-32"}
+    base = results["base/countdown/countdown-base/base/countdown-test"]
+    for cell in cells:
+        expected = results[cell.id]["pass_at"]["8"]["value"] - base["pass_at"]["8"]["value"]
+        assert by_name[cell.policy.method].gaps[8].value == pytest.approx(expected, abs=1e-5)
+    pair = between(cells, results, "log-pass-32", "rl-s")
+    assert pair[8].value == pytest.approx(
+        by_name["log-pass-32"].gaps[8].value - by_name["rl-s"].gaps[8].value, abs=1e-9
+    )
+    assert between(cells, results, "log-pass-32", "grpo") == {}
+
+
+def test_the_document_comes_from_the_results_alone(ran: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    output, results = ran
+    scaled = coscale_base(Workshop(study=tiny(), output=output), TASK, results)
+    assert scaled is not None
+    assert scaled["coscale"]["temperatures"] == [0.5, 1.0]
+    assert scaled["prompts"] == 4  # those measured at both
+    path = write_document(tiny(), results, tmp_path, {"countdown": output / "coscale/countdown/results.json"})
+    first = path.read_text()
+    base = results["base/countdown/countdown-base/base/countdown-test"]["pass_at"]["32"]["value"]
+    assert f"{100 * base:.1f} [" in first
+    assert (tmp_path / "reproduction" / "countdown-claims.svg").read_text().startswith("<svg")
+    stored = json.loads((tmp_path / "reproduction" / "results.json").read_text())
+    assert stored["cells"] == json.loads(json.dumps(results))
+    assert write_document(tiny(), {}, tmp_path).read_text() == first  # the cells it knows are enough
+    links = re.findall(r"\]\(([^)#:]+)\)", first)
+    assert links
+    assert all((tmp_path / link).exists() for link in links if link != "reproduction.md")
+    assert "not run yet" in (tmp_path / "paper-map.md").read_text()
+    assert coscale_base(Workshop(study=tiny(), output=output), TASK, {}) is None
+    assert (
+        f"{100 * scaled['coscale']['rules']['pass_at']['1']['1']['value']:.1f}"
+        in (tmp_path / "reproduction" / "countdown-coscale.svg").read_text()
+    )
+    nothing = write_document(tiny(), {}, tmp_path / "empty").read_text()
+    assert "0 of" in nothing
+
+
+def test_the_command_says_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*arguments: str) -> int:
+        with pytest.raises(SystemExit) as done:
+            cli.main(["reproduce", "--task", "countdown", "--output", str(tmp_path / "run"), *arguments])
+        return int(done.value.code or 0)
+
+    assert run("--dry-run", "--verbose", "--only", "claims/countdown/countdown-base/rl-s") == 0
+    said = capsys.readouterr().out
+    assert said.count("waits for its sweep") == 3
+    assert run("--dry-run", "--only", "nonsense") == 2
+    assert "matches no cell" in capsys.readouterr().err
+    assert run("--task", "nonsense") == 2
+    assert "--task must be of countdown" in capsys.readouterr().err
+
+
+def test_a_learned_verifier_is_taught_once_and_chooses(tmp_path: Path) -> None:
+    study = replace(tiny(), lesson=(40, 8, 3), methods=(METHODS["rl-v"],), verifier_steps=1)
+    shop = Workshop(study=study, output=tmp_path)
+    place = Place(task="countdown", split="test", prompts=4, responses=16)
+    policy = Policy(task="countdown", base="countdown-base", method="rl-v", learning_rate=1e-4, seed=1)
+    cell = Cell(section="verifier", policy=policy, place=place, scored=True)
+    found = run_cell(shop, cell)
+    assert found["best_of"]["1"]["value"] == pytest.approx(found["pass_at"]["1"]["value"], abs=1e-3)
+    stamp = (tmp_path / "verifiers/countdown/countdown-base/verifier.json").stat().st_mtime_ns
+    run_cell(shop, replace(cell, policy=Policy(task="countdown", base="countdown-base")))
+    assert (tmp_path / "verifiers/countdown/countdown-base/verifier.json").stat().st_mtime_ns == stamp
+
+
+def test_distillation_learns_from_what_best_of_n_served(tmp_path: Path) -> None:
+    study = replace(tiny(), lesson=(40, 8, 3), methods=(METHODS["bon-distilled-8"],), verifier_steps=1)
+    shop = Workshop(study=study, output=tmp_path)
+    policy = Policy(task="countdown", base="countdown-base", method="bon-distilled-8", learning_rate=1e-4)
+    task = load_task("countdown")
+    verifier = cells_module._verifier(shop, policy)
+    config = train_config(shop, policy)
+    distilled = cells_module._distilled(shop, policy, task, verifier, config)
+    for prompt in task.prompts("train", config.steps * config.prompts_per_step, config.seed):
+        (text,) = distilled.references(prompt)
+        assert isinstance(text, str)
+    assert isinstance(config, TrainConfig)
