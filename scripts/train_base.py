@@ -1,7 +1,7 @@
 """Train an embedded base model from scratch: a small transformer that does its task, none too well.
 
     python scripts/train_base.py                      # the Countdown model in the package
-    python scripts/train_base.py --task programs      # the one that writes small Python functions
+    python scripts/train_base.py --task programs --output runs/bases/programs-0   # writes small Python functions
     python scripts/train_base.py --seed 1 --output runs/bases/seed-1
 
 It learns from random solved prompts of the "base" split, part of them spoilt, and stops early on purpose: a base that
@@ -123,11 +123,12 @@ class Recipe:
     steps: int
     batch: int
     noise: float
+    learning_rate: float
 
 
 RECIPES = {
-    "countdown": Recipe(COUNTDOWN_WORDS, None, 64, countdown_pairs, 700, 128, 0.1),
-    "programs": Recipe(PROGRAM_WORDS, PROGRAM_PATTERN, 128, program_pairs, 800, 64, 0.05),
+    "countdown": Recipe(COUNTDOWN_WORDS, None, 64, countdown_pairs, 700, 128, 0.1, 2e-3),
+    "programs": Recipe(PROGRAM_WORDS, PROGRAM_PATTERN, 128, program_pairs, 1600, 32, 0.05, 3e-3),
 }
 
 
@@ -201,11 +202,11 @@ def main() -> None:
     )
     parser.add_argument("--batch", type=int, help="examples of a step; likewise")
     parser.add_argument("--noise", type=float, help="share of spoilt solutions; likewise")
-    parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--learning-rate", type=float, help="at its highest; likewise")
     parser.add_argument("--output", type=Path, help="default: src/bontune/assets/TASK-base")
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.task]
-    for name in ("steps", "batch", "noise"):
+    for name in ("steps", "batch", "noise", "learning_rate"):
         if getattr(arguments, name) is None:
             setattr(arguments, name, getattr(recipe, name))
     output = arguments.output or Path(f"src/bontune/assets/{arguments.task}-base")

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ast
 import random
+import runpy
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from bontune.judges import code_item
-from bontune.policy import policy_path
 from bontune.records import Prompt, Verdict
 from bontune.tasks import TASKS, Programs, Task, programs
 from bontune.tasks.expressions import (
@@ -181,8 +181,9 @@ def test_names_and_registry() -> None:
     assert isinstance(Programs(), Task)
 
 
-def test_the_embedded_model_reads_every_prompt_and_reference() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(policy_path("programs-base"))
+def test_the_tokenizer_of_the_base_model_reads_every_prompt_and_reference() -> None:
+    script = runpy.run_path(str(Path(__file__).parents[1] / "scripts" / "train_base.py"))
+    tokenizer = script["make_tokenizer"](script["RECIPES"]["programs"])
     for prompt in Programs(levels=(1, 2, 3, 4)).prompts("test", 12):
         (right,) = Programs().references(prompt)
         asked, answered = tokenizer(prompt.text)["input_ids"], tokenizer(right)["input_ids"]

@@ -23,7 +23,7 @@ from bontune.lora import (
 )
 from bontune.verifiers.learned import LearnedVerifier
 
-PACKAGED = ("countdown-base", "programs-base")
+PACKAGED = ("countdown-base",)
 
 
 def load_policy(

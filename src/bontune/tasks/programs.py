@@ -122,7 +122,7 @@ class Programs:
 
 
 def harder() -> Programs:
-    """Functions of four operations: one more than the embedded model was trained on."""
+    """Functions of four operations: one more than a base model is trained on."""
     return Programs(levels=(4,))
 
 
