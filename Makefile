@@ -72,7 +72,7 @@ bench: setup
 
 # The documentation site, in build/site; a warning or a broken link fails. Its tools come with the first build.
 docs: setup .venv/docs-installed
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "open build/site/index.html"
 
 .venv/docs-installed: pyproject.toml constraints.txt .venv/installed
