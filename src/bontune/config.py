@@ -139,5 +139,27 @@ class FitConfig:
             raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one client may ask for, and all of them together. Raises ValueError on a number below 1.
+
+    body: bytes of a request.  prompt: characters of a prompt.  answers: of a request, its prompts times its n.
+    budget: N of a request that names its own.  waiting: requests being answered or waiting for it; more get status 429.
+    at_once: requests answered at the same time; 1 for a model in this process.
+    """
+
+    body: int = 1_000_000
+    prompt: int = 32_000
+    answers: int = 8
+    budget: int = 128
+    waiting: int = 16
+    at_once: int = 1
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            if getattr(self, name) < 1:
+                raise ValueError(f"limit {name} must be at least 1, got {getattr(self, name)}")
+
+
 class Stopped(RuntimeError):
     """Training was asked to stop, and can go on from its checkpoint."""

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from bontune.records import Prompt, Verdict
+from bontune.registry import load_object
 from bontune.score import Verify, judge_all
-from bontune.tasks import Task
+from bontune.tasks import Countdown, Task
 from bontune.tasks.formats import parse_object, read_lines
+from bontune.tasks.jsonl import last_number
 from bontune.verifiers import CodeVerifier, MathVerifier
 from bontune.verifiers.code.written import READER, Case, Tried, read_cases, try_cases
+from bontune.verifiers.math.compare import normal
+from bontune.verifiers.math.extract import final_answers
 
 CPU_SECONDS = (
     1.0  # of all calls that model-written tests make of a program: right ones take a few milliseconds
@@ -218,3 +222,45 @@ def _prompts(task: Task, split: str) -> list[Prompt]:
 
 
 JUDGES: dict[str, Callable[[Task], Judge]] = {"math": math_judge, "code": code_judge}
+
+
+Answers = Callable[[Prompt, str], str | None]
+"""The final answer of a response in a normal form, as votes count it; None abstains. It needs no reference."""
+
+
+def _number(prompt: Prompt, text: str) -> str | None:
+    found = last_number(text)
+    return None if found is None else str(found)
+
+
+def _math(prompt: Prompt, text: str) -> str | None:
+    found = final_answers(text).answers
+    return normal(found[-1]) if found else None
+
+
+ANSWERS: dict[str, Answers] = {
+    "countdown": lambda prompt, text: Countdown().verify(prompt, text).answer,
+    "math": _math,
+    "number": _number,
+}
+
+
+def load_answers(spec: str | None) -> Answers | None:
+    """What finds answers: a name of `ANSWERS`, or module:function of (prompt, response) -> text or None.
+
+    None, where the whole response is its answer. Raises ValueError where it is neither.
+    """
+    if spec is None or spec in ANSWERS:
+        return None if spec is None else ANSWERS[spec]
+    if ":" not in spec:
+        raise ValueError(f"answers must be {', '.join(ANSWERS)} or module:function, got {spec!r}")
+    return load_object(spec, "answers")
+
+
+def answers_of(task: Task, verifier: str | None) -> str | None:
+    """The name in `ANSWERS` of what finds the answers that a task and its verifier count, None where nothing known."""
+    if verifier == "math":
+        return "math"
+    if verifier is None and isinstance(task, Countdown):
+        return "countdown"
+    return "number" if verifier is None and getattr(task, "match", None) == "last_number" else None

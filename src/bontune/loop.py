@@ -26,7 +26,7 @@ from bontune.lora import WithoutAdapters, has_adapters
 from bontune.policy import save_policy
 from bontune.records import Graded, Group, Prompt, Scored
 from bontune.reuse import drawn_or_kept, judged_or_kept
-from bontune.rollout import sample_groups
+from bontune.rollout import Engine, sample_groups
 from bontune.score import Score, Verify, judge, undecided_reasons, version_of
 from bontune.store import Origin, Store, policy_hash
 from bontune.strategies import MaxAtK, curve
@@ -59,6 +59,7 @@ class Run:
     store: where every response is kept with its verdicts; steps taken again after a kill find theirs there.
     learns: what else learns during the run, such as a verifier that is refreshed: has `state_dict` and `load_state_dict`.
     card: makes of the metrics of all steps the model card, README.md in the saved model.
+    engine: draws the responses of every step from the model as it then is.
     """
 
     config: TrainConfig
@@ -76,6 +77,7 @@ class Run:
     store: Store | None = None
     learns: Any = None
     card: Callable[[Sequence[Metrics]], str] | None = None
+    engine: Engine = sample_groups
 
 
 def train(run: Run) -> list[Metrics]:
@@ -137,6 +139,11 @@ def describe_run(run: Run) -> dict[str, Any]:
         "verifier": version_of(run.verify),
         "scorer": version_of(run.score),
         "model": model,
+        **(
+            {}
+            if run.engine is sample_groups
+            else {"engine": getattr(run.engine, "__qualname__", "a function")}
+        ),
     }
 
 
@@ -301,10 +308,13 @@ def origin_of(run: Run, step: int) -> Origin | None:
 
 
 def rollout(run: Run, origin: Origin | None, prompts: Sequence[Prompt], step: int) -> list[Group]:
-    """One complete group per prompt. Streams are seeded by run, step, prompt id and response index."""
+    """One complete group per prompt. Streams are seeded by run, step, prompt id and response index.
+
+    Raises ValueError where the engine does not tell tokens and log-probabilities.
+    """
 
     def draw(some: Sequence[Prompt]) -> list[Group]:
-        return sample_groups(
+        groups = run.engine(
             run.model,
             run.tokenizer,
             some,
@@ -314,6 +324,11 @@ def rollout(run: Run, origin: Origin | None, prompts: Sequence[Prompt], step: in
             policy_step=step,
             rows_per_batch=run.config.rows_per_batch,
         )
+        if not all(group.told for group in groups):
+            raise ValueError(
+                "the engine tells no tokens and log-probabilities, without which nothing can be trained"
+            )
+        return groups
 
     size = run.config.group_size
     return drawn_or_kept(run.store, origin, prompts, size, max(1, run.config.rows_per_batch // size), draw)

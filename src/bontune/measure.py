@@ -33,7 +33,7 @@ from bontune.evaluate import (
 )
 from bontune.records import Group, Prompt, Sampling, Scored
 from bontune.report import write_report
-from bontune.rollout import sample_groups
+from bontune.rollout import Engine, sample_groups
 from bontune.score import Score, Verify, grade, undecided_reasons
 from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Strategy, curve
 
@@ -46,6 +46,7 @@ class Draw:
     """What to draw, from what, and how it is judged. Raises ValueError on a `group_size` below 1.
 
     name: what the policy is, for the record.  judged: what names the task and the verifier, for the record.
+    engine: draws from `model`, which for a server is an `Endpoint`.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Draw:
     seed: int = 0
     judged: Mapping[str, Any] = field(default_factory=dict)
     rows_per_batch: int = 4096
+    engine: Engine = sample_groups
 
     def __post_init__(self) -> None:
         if self.group_size < 1:
@@ -75,8 +77,13 @@ class Draw:
         }
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """A hash of up to 64 numbers of every parameter: a model trained further under the same name differs."""
+def fingerprint(model: Any) -> str:
+    """A hash of up to 64 numbers of every parameter: a model trained further under the same name differs.
+
+    Of a model elsewhere, whose parameters cannot be seen, what it says of itself.
+    """
+    if not isinstance(model, torch.nn.Module):
+        return model.fingerprint
     found = hashlib.blake2b(digest_size=8)
     for parameter in model.parameters():
         numbers = parameter.detach().flatten()
@@ -114,7 +121,7 @@ def draw_samples(draw: Draw, path: Path, on_group: Callable[[int], None] | None 
             on_group(first * len(chosen))
         if first == draw.group_size:
             continue
-        sample_groups(
+        draw.engine(
             draw.model,
             draw.tokenizer,
             chosen,

@@ -62,6 +62,9 @@ class Group:
     lengths:   int64 [M], tokens drawn per response.
     log_probs: float32 [M, T], log-probability of each drawn token under `sampling`; 0 beyond `lengths`.
     finished:  bool [M], False where the length limit cut the response.
+
+    A server that does not tell the tokens it drew with their log-probabilities gives a group of texts alone: T and
+    all lengths are 0. It can be judged and measured, and `told` is False; it cannot be trained on.
     """
 
     prompt: Prompt
@@ -78,6 +81,11 @@ class Group:
     def size(self) -> int:
         """M, the number of responses."""
         return len(self.texts)
+
+    @property
+    def told(self) -> bool:
+        """Whether tokens and log-probabilities are known, as training needs them."""
+        return bool((self.lengths > 0).all())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from bontune import __version__, cli
 from bontune.evaluate import write_json
@@ -15,6 +16,8 @@ from bontune.measure import Draw, warn_undecided
 from bontune.policy import load_policy, on_device, policy_path
 from bontune.records import Prompt, Verdict
 from bontune.registry import load_object
+from bontune.rollout import Engine, endpoint, sample_groups
+from bontune.rollout.endpoint import connect, is_endpoint
 from bontune.score import Score, Verify, judge_all, version_of
 from bontune.tasks import Task, load_task
 from bontune.verifiers.learned import LearnedVerifier
@@ -127,11 +130,13 @@ def prompts_of(task: Task, split: str, count: int, seed: int) -> list[Prompt]:
 
 
 def named(option: str, values: tuple[str, ...]) -> dict[str, str]:
-    """NAME=VALUE pairs; without a name, that of the file or folder."""
+    """NAME=VALUE pairs; without a name, that of the file or folder, or of an endpoint's model."""
     named: dict[str, str] = {}
     for value in values:
         name, equals, where = value.partition("=")
-        if not equals:
+        if is_endpoint(value):
+            name, where = Path(urlsplit(value).fragment).name or "endpoint", value
+        elif not equals:
             name, where = Path(value).name.removesuffix(".gz").removesuffix(".jsonl"), value
         if not name or not where or "/" in name:
             raise ValueError(f"{option} must be VALUE or NAME=VALUE, got {value!r}")
@@ -177,11 +182,12 @@ def draws(command: cli.Sample | cli.Evaluate, models: dict[str, str]) -> Iterato
     task, verify, score = load_source(command.source)
     prompts = prompts_of(task, command.split, command.prompts, command.seed)
     for name, where in models.items():
-        model, tokenizer = load_policy(where)
+        model, tokenizer, engine = load_engine(where)
         draw = Draw(
-            name=where,
+            name=model.fingerprint if is_endpoint(where) else where,
             model=model,
             tokenizer=tokenizer,
+            engine=engine,
             prompts=prompts,
             group_size=command.group_size,
             sampling=command.sampling,
@@ -194,6 +200,13 @@ def draws(command: cli.Sample | cli.Evaluate, models: dict[str, str]) -> Iterato
         del model, tokenizer
         yield name, draw
         del draw
+
+
+def load_engine(where: str) -> tuple[Any, Any, Engine]:
+    """What to draw from, its tokenizer, and what draws: a policy here, or one behind a server."""
+    if is_endpoint(where):
+        return connect(where), None, endpoint.sample_groups
+    return *load_policy(where), sample_groups
 
 
 def total_of(draw: Draw) -> int:

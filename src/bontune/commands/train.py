@@ -23,11 +23,15 @@ from bontune.commands.inputs import Watched, check_folder, load_source, plain, w
 from bontune.commands.terminal import bar, console, progress, say
 from bontune.config import FitConfig, TrainConfig
 from bontune.evaluate import write_json
+from bontune.judges import answers_of
 from bontune.loop import Metrics, Run, train
-from bontune.policy import load_trainable
+from bontune.policy import load_trainable, policy_path
 from bontune.records import Scored
 from bontune.registry import build_objective, served_strategy
 from bontune.report import write_report
+from bontune.rollout import Engine, sample_groups
+from bontune.rollout.endpoint import is_endpoint
+from bontune.rollout.vllm import Vllm
 from bontune.score import Score
 from bontune.store import Store, open_store
 from bontune.strategies import Strategy
@@ -47,8 +51,11 @@ def run(command: cli.Train) -> None:
     going_on = checkpoints is not None and any((command.output / "checkpoints").glob("step-*.ckpt"))
     if (command.output / "model").exists() or ((command.output / "metrics.jsonl").exists() and not going_on):
         raise ValueError(f"{command.output} holds a training run already; choose another --output")
+    if is_endpoint(command.model):
+        raise ValueError("--model: a model behind a server cannot be trained, only sampled and measured")
     check_folder(command.output, command)
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed)
+    engine = _engine(command, model)
     refreshed = _refreshed(score, command)
     drift = (
         None if refreshed is None else Drift(refreshed, _budget(served_strategy(objective), command.config))
@@ -95,6 +102,7 @@ def run(command: cli.Train) -> None:
                 store=store,
                 learns=drift,
                 card=partial(_card, command, objective),
+                engine=engine,
                 **({"after_step": drift.observe} if drift else {}),
             )
         )
@@ -106,7 +114,13 @@ def run(command: cli.Train) -> None:
         scorer = "verifier"
     if drift is not None:
         _report_drift(drift, command.output)
-    save_served(command.output, served_strategy(objective), command.config.sampling, scorer)
+    save_served(
+        command.output,
+        served_strategy(objective),
+        command.config.sampling,
+        scorer,
+        answers_of(task, command.source.verifier),
+    )
     page = write_report(command.output)
     say(f"model: {command.output / 'model'}   report: {page}")
     named = {"--task": command.source.task, "--verifier": command.source.verifier}
@@ -184,6 +198,16 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _engine(command: cli.Train, model: Any) -> Engine:
+    """What draws. vLLM loads the model once more, in the same precision."""
+    if command.engine == "hf":
+        return sample_groups
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--engine vllm draws in one process; several need --engine hf")
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Vllm.load(policy_path(command.model), dtype=dtype).sample_groups
 
 
 def _refreshed(score: Score | None, command: cli.Train) -> Refreshed | None:

@@ -93,7 +93,7 @@ class SampleGroup:
             scores=graded.scores,
             answers=answers if any(answer is not None for answer in answers) else None,
             temperature=graded.group.sampling.temperature,
-            log_probs=tuple(graded.group.log_probs.double().sum(-1).tolist()),
+            log_probs=tuple(graded.group.log_probs.double().sum(-1).tolist()) if graded.group.told else None,
             prompt=graded.group.prompt.text,
             level=graded.group.prompt.level,
         )

@@ -7,7 +7,6 @@ on how the work is split; only rounding in the last digit of the logits does.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bontune.records import Group, Prompt, Sampling
+from bontune.rollout.check import check_request
 from bontune.sampling import cache_argument, draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
 _LEAVE_SHARE = (
@@ -46,18 +46,13 @@ def sample_groups(
     Raises ValueError where a prompt is empty or does not fit the model with its response, ids repeat, nothing could end
     a response, or the model's logits are not finite.
     """
-    if group_size < 1 or rows_per_batch < 1 or first_index < 0:
-        raise ValueError(
-            f"group_size and rows_per_batch must be at least 1 and first_index at least 0, got {group_size}, "
-            f"{rows_per_batch} and {first_index}"
-        )
-    repeated = [name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
-    if repeated:
-        raise ValueError(f"prompts must have unique ids, since streams go by them; {repeated[0]!r} repeats")
-    if isinstance(sampling.stop, str) or "" in sampling.stop:
-        raise ValueError(
-            f"sampling.stop must be a tuple of strings that are not empty, got {sampling.stop!r}"
-        )
+    check_request(
+        prompts,
+        group_size=group_size,
+        first_index=first_index,
+        rows_per_batch=rows_per_batch,
+        sampling=sampling,
+    )
     encoded = encode(model, tokenizer, prompts, sampling)
     ends = end_tokens(model, tokenizer)
     if not ends and not sampling.stop:
@@ -213,7 +208,7 @@ def _decode(
     longest = int(lengths.max())
     tokens, log_probs = tokens[:, :longest].cpu().clone(), log_probs[:, :longest].cpu().clone()
     lengths, finished = lengths.cpu().clone(), finished.cpu().clone()
-    texts = _texts(tokenizer, tokens, lengths, sampling, ends)
+    texts = texts_of(tokenizer, tokens, lengths, sampling, ends)
     return _Drawn(count, tokens, log_probs, lengths, finished, texts)
 
 
@@ -275,7 +270,7 @@ def _inputs(ids: Tensor, mask: Tensor) -> dict[str, Any]:
     }
 
 
-def _texts(
+def texts_of(
     tokenizer: Any, tokens: Tensor, lengths: Tensor, sampling: Sampling, ends: frozenset[int]
 ) -> tuple[str, ...]:
     """Decoded responses, without the end token and cut before the first stop string; equal ones decoded once."""

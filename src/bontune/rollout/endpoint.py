@@ -1,0 +1,410 @@
+"""Rollouts from any OpenAI-compatible server: vLLM, SGLang, llama.cpp, a hosted model, or `bontune serve`.
+
+A prompt is asked for once, with n = group size, in parts where the server limits n. Parts are asked for concurrently;
+the official `openai` client repeats what failed for a passing reason, with growing pauses, and a group is complete or
+is not handed over. vLLM also tells the tokens it drew and their log-probabilities; where `vllm serve` runs with
+`--logprobs-mode processed_logprobs`, those are of the distribution sampled from. Of other servers only texts are kept:
+they leave out the end token, and with it a factor of a response's probability.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, as_completed
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from json import JSONDecodeError
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+import torch
+
+from bontune.records import Group, Prompt, Sampling
+from bontune.rollout.check import check_request
+from bontune.sampling import stream_key
+
+KEY = "OPENAI_API_KEY"  # the variable of the environment that the official client reads, too
+_SEEDS = 2**52  # exact in every JSON reader, and room for the responses of a group behind it
+_PROBES = 8  # tokens drawn to learn what a server's log-probabilities are of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """A model behind a server; it stands in the place of `model` in `sample_groups`.
+
+    url: where the API begins, usually ending in /v1.  model: its name there.
+    chat: ask /chat/completions, with the prompt as the user's message, instead of /completions with the prompt as it is.
+    n: responses of one request.  concurrency: requests at once.  timeout: seconds of one request.
+    retries: of one request, where the server is busy, fails, or cannot be reached.
+    seeds: whether to send seeds: response j of a group gets seed s + j on a server that counts up from the request's.
+    native: the server is vLLM, whose own fields are used.
+    processed: its log-probabilities are of the distribution sampled from, after temperature and truncation.
+    """
+
+    url: str
+    model: str
+    chat: bool = False
+    n: int = 128
+    concurrency: int = 8
+    timeout: float = 600.0
+    retries: int = 6
+    seeds: bool = True
+    native: bool = False
+    processed: bool = False
+    key: str | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("n", "concurrency"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"endpoint {name} must be at least 1, got {getattr(self, name)}")
+        if self.retries < 0 or not self.timeout > 0:
+            raise ValueError(
+                f"endpoint retries must be at least 0 and timeout above 0, got {self.retries} and {self.timeout}"
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """What stands for its weights, which cannot be seen, in records of what was drawn."""
+        return f"{self.model} at {self.url}{', chat' if self.chat else ''}"
+
+
+_FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
+_OPTIONS: dict[str, Callable[[str], Any]] = {
+    "chat": _FLAGS.__getitem__,
+    "seeds": _FLAGS.__getitem__,
+    "n": int,
+    "concurrency": int,
+    "timeout": float,
+    "retries": int,
+}
+
+
+def is_endpoint(spec: str) -> bool:
+    """Whether a model's name is the address of a server."""
+    return spec.startswith(("http://", "https://"))
+
+
+def parse_endpoint(spec: str) -> Endpoint:
+    """URL, options and name as one text: `http://127.0.0.1:8000/v1?chat&n=16#my-model`. Nothing is asked yet.
+
+    Options are fields of `Endpoint`: chat, n, concurrency, timeout, retries, seeds. The key, where one is needed, is read
+    from the environment, so that it is in no file. Raises ValueError that says what is wrong with the text.
+    """
+    parts = urlsplit(spec)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"endpoint must be like http://127.0.0.1:8000/v1#my-model, got {spec!r}")
+    if "@" in parts.netloc:
+        raise ValueError(f"endpoint: give the key in the variable {KEY}, not in the address")
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in _OPTIONS:
+            raise ValueError(f"endpoint option must be one of {', '.join(_OPTIONS)}; got {name!r}")
+        try:
+            options[name] = _OPTIONS[name](text)
+        except (KeyError, ValueError) as fault:
+            raise ValueError(f"endpoint option {name} cannot be {text!r}") from fault
+    url = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
+    return Endpoint(url=url, model=parts.fragment, key=os.environ.get(KEY), **options)
+
+
+def connect(spec: str) -> Endpoint:
+    """The endpoint of a text, with what its server says of itself.
+
+    A name may be left out where the server has one model. vLLM is known by its list of models, and is asked for
+    one short response that shows what its log-probabilities are of.
+    Raises ValueError where the server has no such model, and RuntimeError where it cannot be reached.
+    """
+    wanted = parse_endpoint(spec)
+    listed = _models(wanted)
+    names = [str(item.get("id")) for item in listed]
+    if not wanted.model and len(names) != 1:
+        raise ValueError(
+            f"{wanted.url} has {len(names)} models ({', '.join(names[:8])}); name one: {spec}#NAME"
+        )
+    if wanted.model and names and wanted.model not in names:
+        raise ValueError(f"{wanted.url} has no model {wanted.model!r}; it has {', '.join(names[:8])}")
+    found = replace(wanted, model=wanted.model or names[0])
+    owner = next((item.get("owned_by") for item in listed if item.get("id") == found.model), None)
+    if owner != "vllm":
+        return found
+    found = replace(found, native=True)
+    return replace(found, processed=_is_processed(found))
+
+
+def sample_groups(
+    model: Endpoint,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    *,
+    group_size: int,
+    sampling: Sampling,
+    seed: int,
+    policy_step: int = 0,
+    first_index: int = 0,
+    rows_per_batch: int = 4096,
+    on_group: Callable[[Group], None] | None = None,
+) -> list[Group]:
+    """Draw `group_size` responses for every prompt; groups come back in the order of the prompts.
+
+    tokenizer: where given, prompts are sent as its token ids, special tokens included; not for chat.
+    rows_per_batch: responses of one request at most; `model.n` bounds them, too.
+    on_group: called with each group as soon as it is complete, also while an error is waiting to be raised.
+    The rest as in `bontune.rollout.hf`; whether a seed gives the same responses again is up to the server. A prompt's
+    `meta["messages"]`, where given, is the whole conversation that a chat endpoint is asked to go on with.
+    Raises ValueError on what the server refuses, and RuntimeError on what still fails after all retries.
+    """
+    check_request(
+        prompts,
+        group_size=group_size,
+        first_index=first_index,
+        rows_per_batch=rows_per_batch,
+        sampling=sampling,
+    )
+    asked = [
+        _Part(i, first, count, _body(model, tokenizer, prompt, sampling), seed_of(seed, policy_step, prompt))
+        for i, prompt in enumerate(prompts)
+        for first, count in _spans(first_index, group_size, min(model.n, rows_per_batch))
+    ]
+    groups: dict[int, Group] = {}
+    drawn: dict[int, dict[int, list[_Choice]]] = {}
+    with closing(_answers(model, asked)) as answers:
+        for part, choices in answers:
+            mine = drawn.setdefault(part.prompt, {})
+            mine[part.first] = choices
+            if sum(map(len, mine.values())) == group_size:
+                found = [choice for first in sorted(mine) for choice in mine[first]]
+                groups[part.prompt] = _group(model, prompts[part.prompt], found, policy_step, sampling)
+                if on_group is not None:
+                    on_group(groups[part.prompt])
+    return [groups[i] for i in range(len(prompts))]
+
+
+def seed_of(seed: int, step: int, prompt: Prompt) -> int:
+    """The seed that a group's first response is asked for with; 0 up to 2**52."""
+    return stream_key(seed, step, prompt.id) % _SEEDS
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One request: `count` responses of a prompt, from number `first` on."""
+
+    prompt: int
+    first: int
+    count: int
+    body: dict[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """One response. tokens and log_probs are None where the server does not tell both."""
+
+    text: str
+    finished: bool
+    tokens: tuple[int, ...] | None
+    log_probs: tuple[float, ...] | None
+    prompt_tokens: tuple[int, ...]
+
+
+def _spans(first: int, count: int, most: int) -> Iterator[tuple[int, int]]:
+    for start in range(first, first + count, most):
+        yield start, min(most, first + count - start)
+
+
+def _body(model: Endpoint, tokenizer: Any, prompt: Prompt, sampling: Sampling) -> dict[str, Any]:
+    """What a request holds but for n and seed. vLLM is told every setting, as its defaults are the model's own."""
+    body: dict[str, Any] = {
+        "model": model.model,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_new_tokens,
+    }
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.top_k or model.native:
+        body["top_k"] = sampling.top_k
+    if model.native:
+        body |= {"min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
+        body |= {"logprobs": True} if model.chat else {"logprobs": 0}
+    if model.chat:
+        messages = prompt.meta.get("messages") or [{"role": "user", "content": prompt.text}]
+        return body | {"messages": list(messages)}
+    return body | {"prompt": prompt.text if tokenizer is None else list(tokenizer(prompt.text)["input_ids"])}
+
+
+def _answers(model: Endpoint, parts: Sequence[_Part]) -> Generator[tuple[_Part, list[_Choice]], None, None]:
+    """Each request with its choices, as they come.
+
+    After a fault nothing more is asked; what is under way is waited for and handed over, and then the fault is raised.
+    An interruption ends all at once. The event loop has a thread of its own, so that callers may have one themselves.
+    """
+    import anyio
+    from anyio.from_thread import start_blocking_portal
+
+    faults: list[Exception] = []
+
+    async def ask(part: _Part) -> list[_Choice] | None:
+        async with limit:
+            try:
+                return None if faults else await _ask(client, model, part)
+            except Exception as fault:  # kept until the rest is in
+                faults.append(_explained(model, fault))
+                return None
+
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(_client(model)) as client,
+    ):
+        limit = anyio.Semaphore(model.concurrency)
+        waiting: dict[Future[Any], _Part] = {portal.start_task_soon(ask, part): part for part in parts}
+        for done in as_completed(waiting):
+            if (choices := done.result()) is not None:
+                yield waiting[done], choices
+    if faults:
+        raise faults[0]
+
+
+def _client(model: Endpoint) -> Any:
+    try:
+        from openai import AsyncOpenAI
+    except ImportError as fault:
+        raise ValueError(
+            "asking a server needs the openai package: pip install 'bontune[endpoint]'"
+        ) from fault
+    return AsyncOpenAI(
+        base_url=model.url, api_key=model.key or "none", timeout=model.timeout, max_retries=model.retries
+    )
+
+
+async def _ask(client: Any, model: Endpoint, part: _Part) -> list[_Choice]:
+    """The choices of one request. What a server leaves out, as those do that know no n, is asked for again."""
+    path = "/chat/completions" if model.chat else "/completions"
+    got: list[_Choice] = []
+    broken = 0
+    while len(got) < part.count:
+        body = part.body | {"n": part.count - len(got)}
+        if model.seeds:
+            body["seed"] = part.seed + part.first + len(got)
+        try:
+            got += _choices(model, await client.post(path, body=body, cast_to=object))
+        except (_Unreadable, JSONDecodeError) as fault:
+            broken += 1
+            if broken > model.retries:
+                raise _Unreadable(str(fault)) from fault
+    return got[: part.count]
+
+
+class _Unreadable(RuntimeError):
+    """A body that is no answer of this API."""
+
+
+def _choices(model: Endpoint, answer: Any) -> list[_Choice]:
+    """At least one choice. Raises _Unreadable where the answer has none, or they are not of the right form."""
+    try:
+        shared = answer.get("prompt_token_ids")
+        ordered = sorted(answer["choices"], key=lambda choice: choice.get("index", 0))
+        found = [_choice(model, choice, shared) for choice in ordered]
+    except (AttributeError, KeyError, TypeError, ValueError) as fault:
+        shown = str(answer)[:200]
+        raise _Unreadable(f"the answer is not of the OpenAI API: {shown!r}") from fault
+    if not found:
+        raise _Unreadable("the answer holds no choices")
+    return found
+
+
+def _choice(model: Endpoint, choice: Mapping[str, Any], prompt_tokens: Any) -> _Choice:
+    text = choice["message"].get("content") if model.chat else choice["text"]
+    tokens = choice.get("token_ids") if model.native else None
+    log_probs = _log_probs(choice.get("logprobs") or {}) if tokens else None
+    if log_probs is None or len(log_probs) != len(tokens or ()):
+        tokens = log_probs = None
+    return _Choice(
+        text="" if text is None else str(text),
+        finished=choice.get("finish_reason") == "stop",
+        tokens=None if tokens is None else tuple(map(int, tokens)),
+        log_probs=log_probs,
+        prompt_tokens=tuple(map(int, choice.get("prompt_token_ids") or prompt_tokens or ())),
+    )
+
+
+def _log_probs(told: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """One number per token, or None where one is missing."""
+    values = told.get("token_logprobs")
+    if values is None:
+        values = [item.get("logprob") for item in told.get("content") or ()]
+    if any(value is None or not math.isfinite(value) for value in values):
+        return None
+    return tuple(float(value) for value in values)
+
+
+def _group(
+    model: Endpoint, prompt: Prompt, choices: Sequence[_Choice], policy_step: int, sampling: Sampling
+) -> Group:
+    """Texts; tokens and log-probabilities, too, where all are told and are of the distribution sampled from."""
+    plain = sampling.temperature == 1 and sampling.top_p == 1 and not sampling.top_k
+    told = (model.processed or plain) and all(choice.tokens is not None for choice in choices)
+    rows = [choice.tokens if told and choice.tokens else () for choice in choices]
+    width = max(map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
+    log_probs = torch.zeros(len(rows), width, dtype=torch.float32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        log_probs[i, : len(row)] = torch.tensor((choices[i].log_probs or ())[: len(row)])
+    return Group(
+        prompt=prompt,
+        texts=tuple(choice.text for choice in choices),
+        prompt_tokens=choices[0].prompt_tokens,
+        tokens=tokens,
+        lengths=torch.tensor([len(row) for row in rows]),
+        log_probs=log_probs,
+        finished=torch.tensor([choice.finished for choice in choices]),
+        policy_step=policy_step,
+        sampling=sampling,
+    )
+
+
+def _models(model: Endpoint) -> list[dict[str, Any]]:
+    """The server's list of models; empty where it keeps none."""
+    from anyio.from_thread import start_blocking_portal
+
+    async def ask(client: Any) -> Any:
+        return await client.get("/models", cast_to=object)
+
+    try:
+        with (
+            start_blocking_portal() as portal,
+            portal.wrap_async_context_manager(_client(model)) as client,
+        ):
+            answer = portal.call(ask, client)
+    except Exception as fault:  # of several libraries
+        if getattr(fault, "status_code", None) in (404, 405, 501):
+            return []
+        raise _explained(model, fault) from fault
+    items = answer.get("data") if isinstance(answer, dict) else None
+    return [item for item in items or () if isinstance(item, dict)]
+
+
+def _is_processed(model: Endpoint) -> bool:
+    """Whether log-probabilities are taken after truncation: with the best token alone left, all are then 0."""
+    prompt = Prompt(id="probe", text="1 2 3")
+    sampling = Sampling(top_k=1, max_new_tokens=_PROBES)
+    ((_, (choice, *_)),) = _answers(model, [_Part(0, 0, 1, _body(model, None, prompt, sampling), 0)])
+    return choice.log_probs is not None and min(choice.log_probs) > -1e-6
+
+
+def _explained(model: Endpoint, fault: Exception) -> Exception:
+    """ValueError for what the server will refuse again, RuntimeError for what it may not."""
+    status = getattr(fault, "status_code", None)
+    said = " ".join(str(fault).split())[:500]
+    if status is not None and 400 <= status < 500 and status not in (408, 409, 429):
+        hint = f" (its key is read from {KEY})" if status in (401, 403) else ""
+        return ValueError(f"{model.url} refused the request for model {model.model!r}: {said}{hint}")
+    cause = fault.__cause__
+    more = f" ({type(cause).__name__}: {cause})" if cause is not None and str(cause) else ""
+    if isinstance(fault, ValueError) and not isinstance(fault, _Unreadable):
+        return fault
+    return RuntimeError(
+        f"{model.url} failed for model {model.model!r} after {model.retries} retries: {said}{more}"
+    )
