@@ -295,7 +295,7 @@ def test_a_stopped_study_goes_on_to_the_same_numbers(
         assert found[key] == results[cell.id][key], key
     assert found["train"]["course"] == results[cell.id]["train"]["course"]
     changed = replace(study, steps=3)
-    with pytest.raises(ValueError, match="trained with other settings"):
+    with pytest.raises(ValueError, match="trained with another steps"):
         run_cell(Workshop(study=changed, output=tmp_path), cell)
 
 

@@ -102,9 +102,10 @@ def _best(results: Mapping[str, Any], draw: Figures) -> str:
             continue
         x = [float(n) for n in best]
         columns = {key: [entry[key] for entry in best.values()] for key in ("temperature", "low", "high")}
-        series.append(
-            Series(name=name, x=x, y=columns["temperature"], low=columns["low"], high=columns["high"])
-        )
+        if name in ("all", "hard", "middle", "easy"):  # the task's own levels are in the table
+            series.append(
+                Series(name=name, x=x, y=columns["temperature"], low=columns["low"], high=columns["high"])
+            )
         cells = "".join(
             f"<td>{entry['temperature']:g} <small>{entry['low']:g} to {entry['high']:g}</small></td>"
             for entry in best.values()

@@ -201,8 +201,11 @@ def _trained(shop: Workshop, policy: Policy) -> dict[str, Any] | None:
     record = folder / "trained.json"
     if record.exists():
         known = json.loads(record.read_text())
-        if known.pop("settings") != settings:
-            raise ValueError(f"{folder} was trained with other settings; choose another --output")
+        before = known.pop("settings")  # a setting that did not exist then had its default
+        if other := [name for name in before if name in settings and before[name] != settings[name]]:
+            raise ValueError(
+                f"{folder} was trained with another {' and '.join(other)}; choose another --output"
+            )
         return known
     task = load_task(policy.task)
     verifier = _verifier(shop, policy) if method.by == "verifier" else None

@@ -12,7 +12,7 @@ from bontune.evaluate import write_json
 from bontune.registry import build_objective
 from bontune.report import Series, difference_plot, frontier_plot
 from bontune.reproduce.estimators import quality
-from bontune.reproduce.markdown import cell_text, gap_text, rate, runs_text, table
+from bontune.reproduce.markdown import COMMAND_END, cell_text, gap_text, rate, runs_text, table
 from bontune.reproduce.paper import CLAIMS, EQUATIONS, Item
 from bontune.reproduce.plan import BASE, METHODS, SECTIONS, Cell, Results, Study, TaskPlan, plan
 from bontune.reproduce.scaling import scaling_section, without_paths
@@ -50,7 +50,7 @@ def write_document(
         if task.task in scaled:
             parts.append(scaling_section(task.task, scaled[task.task], figures, outcomes))
     parts.append(_estimators(study))
-    text = "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n\n".join(part for part in parts if part).replace(COMMAND_END, _options(study)) + "\n"
     for name, svg in figures.items():
         path = folder / FOLDER / f"{name}.svg"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +62,13 @@ def write_document(
     path = folder / "reproduction.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def _options(study: Study) -> str:
+    """What the commands in the document need beside --only, so that they measure what the document shows."""
+    prompts, responses = study.test
+    same = study.test == Study().test
+    return " --docs docs" + ("" if same else f" --prompts {prompts} --responses {responses}")
 
 
 def _sizes(study: Study) -> dict[str, Any]:
@@ -348,7 +355,8 @@ def _estimators(study: Study) -> str:
         f"Scale: expected "
         "estimate over the true gradient, 1 everywhere for an unbiased one; what matters for a mixture "
         "of prompts is that "
-        "it is the same for every q. Noise: E Σ w² after division by the scale squared, over the least "
+        "it is the same for every q; below zero the weights point against the gradient. "
+        "Noise: E Σ w² after division by the scale squared, over the least "
         "that any unbiased "
         "estimator can have (1 is the oracle bound). Rows: share of responses that carry weight and "
         "cost a backward pass."
@@ -379,7 +387,7 @@ def _paper_map(outcomes: Mapping[str, str]) -> str:
 def _section_text(title: str, only: str, rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
     if not rows:
         return ""
-    return f"{title}\n\n`bontune reproduce --only {only} --docs docs`\n\n{table(head, rows)}"
+    return f"{title}\n\n`bontune reproduce --only {only}{COMMAND_END}`\n\n{table(head, rows)}"
 
 
 def _head(found: Sequence[Comparison], kind: str = "pass@") -> tuple[str, ...]:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from bontune.reproduce.tables import Gap
 
+COMMAND_END = "<options>"  # stands for the options that all commands of a document share
+
 
 def cell_text(gap: Gap | None) -> str:
     """A difference with the spread of its runs; empty where there is none."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bontune.report import heat_plot
-from bontune.reproduce.markdown import points, rate, table
+from bontune.reproduce.markdown import COMMAND_END, points, rate, table
 
 SERVED = {"pass_at": "check each", "best_of": "the verifier's choice", "vote": "a vote"}
 
@@ -32,7 +32,7 @@ def scaling_section(
     )
     return (
         f"## {task}: co-scaling of N and temperature, the base\n\n"
-        "`bontune reproduce --only base temperature --docs docs`\n\n"
+        f"`bontune reproduce --only base temperature{COMMAND_END}`\n\n"
         f"{found['prompts']} prompts. pass@N in %:\n\n"
         f"![pass@N by N and temperature](reproduction/{task}-coscale.svg)\n\n"
         "The best temperature for every N, with the range that holds it in 95 % of resamples of the prompts; hard, "
