@@ -471,6 +471,9 @@ def _scores(
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
+    single = query.shape[2] * query.shape[3] == 1 and key.shape[2] >= 16  # one query row is faster as products
+    if query.device.type == "cpu" and softcap is None and not single:
+        return _fused(query, key, value, mask, scale)
     _, scores = _scores(query, key, mask, scale, softcap)
     top = scores.amax(-1, keepdim=True)
     weights = scores.sub_(top).exp_()
@@ -478,6 +481,20 @@ def _forward(
     flat = weights.view(*query.shape[:2], -1, key.shape[2]).to(value.dtype)
     out = torch.matmul(flat, value).view(*query.shape[:-1], value.shape[-1])
     return out.div_(total.to(out.dtype)), (top + total.log()).squeeze(-1)
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same by PyTorch's own kernel, the one behind scaled_dot_product_attention, which hides the mass."""
+    batch, heads, groups, asked, size = query.shape
+    flat = query.reshape(batch, heads, groups * asked, size)
+    if mask is not None:
+        added = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask, -1e30).unsqueeze(1)
+        mask = added.repeat(1, 1, groups, 1) if added.shape[2] > 1 else added
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, mass = kernel(flat, key, value, 0.0, False, attn_mask=mask, scale=scale)
+    return out.view(batch, heads, groups, asked, -1), mass.reshape(batch, heads, groups, asked)
 
 
 class _Attend(torch.autograd.Function):
