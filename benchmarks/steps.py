@@ -38,7 +38,11 @@ def sparse(prompts: int, responses: int, share: float = SHARE) -> Tensor:
     chosen = torch.rand(prompts * responses, generator=generator).argsort() < round(
         share * prompts * responses
     )
-    return torch.where(chosen, 1.0 - 2.0 * (torch.arange(len(chosen)) % 2), 0.0).view(prompts, responses).double()
+    return (
+        torch.where(chosen, 1.0 - 2.0 * (torch.arange(len(chosen)) % 2), 0.0)
+        .view(prompts, responses)
+        .double()
+    )
 
 
 class Fixed:

@@ -471,7 +471,9 @@ def _scores(
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    single = query.shape[2] * query.shape[3] == 1 and key.shape[2] >= 16  # one query row is faster as products
+    single = (
+        query.shape[2] * query.shape[3] == 1 and key.shape[2] >= 16
+    )  # one query row is faster as products
     if query.device.type == "cpu" and softcap is None and not single:
         return _fused(query, key, value, mask, scale)
     _, scores = _scores(query, key, mask, scale, softcap)
