@@ -91,13 +91,13 @@ def floors(model: Any, groups: Sequence[Group], rate: float) -> tuple[float, flo
 
 def measure(sizes: Sequence[Size], rounds: int) -> tuple[list[list[str]], list[list[str]]]:
     against, limits, rate = [], [], matmul_rate()
+    weights = torch.ones(PROMPTS, GROUP, dtype=torch.float64)
     for size in sizes:
         model = llama(size)
         for length, target in TARGETS.items():
             given = prompts(PROMPTS, length, size)
             ours = rollout(model, size, given)
             groups = ours()
-            weights = torch.ones(PROMPTS, GROUP, dtype=torch.float64)
             taught = learner(model)
             took = in_turns(
                 {
@@ -129,18 +129,20 @@ def measure(sizes: Sequence[Size], rounds: int) -> tuple[list[list[str]], list[l
 
 def section(sizes: Sequence[Size], rounds: int) -> str:
     against, limits = measure(sizes, rounds)
+    products, memory = f"{matmul_rate() / 1e9:.0f}", f"{memory_rate() / 1e9:.0f}"
     return f"""## Rollouts, and the limits of the machine
 
-`python benchmarks/rollouts.py` writes this section. PyTorch {torch.__version__}, {platform.machine()}, one thread, float32.
-
-{PROMPTS} prompts, groups of {GROUP}, at most {TOKENS} tokens; tokens drawn per CPU second, against `generate` of transformers.
+`python benchmarks/rollouts.py` writes this section. PyTorch {torch.__version__}, {platform.machine()}, one thread,
+float32. {PROMPTS} prompts, groups of {GROUP}, at most {TOKENS} tokens; tokens drawn per CPU second, against `generate` of
+transformers.
 
 {table(["model", "prompt tokens", "bontune, tokens/s", "generate, tokens/s", "times (target)"], against)}
 
 Floors of the stages: the operations of the matrix products (2 per parameter and token forward, 6 with the backward pass;
-prompts once, repeated responses once) at the rate of a large product, {matmul_rate() / 1e9:.0f} billion operations per CPU second. Weights
-are read from memory once a token step; at {memory_rate() / 1e9:.0f} GB per CPU second that is less than the products take with these
-batches. The multiple is what small products, attention, elementwise operations and Python cost beyond the floor.
+prompts once, repeated responses once) at the rate of a large product, {products} billion operations per
+CPU second. Weights are read from memory once a token step; at {memory} GB per CPU second that takes
+less than the products with these batches. The multiple is what small products, attention, elementwise operations
+and Python cost beyond the floor.
 
 {table(["model", "prompt tokens", "stage", "floor, ms", "measured, ms", "multiple"], limits)}
 """

@@ -2,14 +2,15 @@
 
     OMP_NUM_THREADS=1 python benchmarks/steps.py [--output docs/performance.md] [--sizes 0.4M,5M,30M]
 
-Same model, prompts, response lengths, optimizer and one thread; 90 % of the weights are zero. CPU seconds, least of the steps
-measured. Needs TRL: pip install 'bontune[trl]'; without it the section says so, and only bontune is measured.
+Same model, prompts, response lengths, optimizer and one thread; 90 % of the weights are zero. CPU seconds, least of the
+steps measured. Needs TRL: pip install 'bontune[trl]'; without it the section says so, and only bontune is measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import platform
 import sys
 import tempfile
@@ -90,7 +91,7 @@ def bontune_step(size: Size, length: int, weights: Tensor, steps: int) -> float:
         on_step=lambda metrics: ends.append(time.process_time()),
     )
     train(run)
-    return min(b - a for a, b in zip(ends, ends[1:], strict=False))
+    return min(b - a for a, b in itertools.pairwise(ends))
 
 
 def trl_step(size: Size, length: int, weights: Tensor, steps: int, leave_out: bool) -> float:
@@ -149,7 +150,7 @@ def trl_step(size: Size, length: int, weights: Tensor, steps: int, leave_out: bo
             callbacks=[Clock()],
         )
         trainer.train()
-    return min(b - a for a, b in zip(ends, ends[1:], strict=False))
+    return min(b - a for a, b in itertools.pairwise(ends))
 
 
 def rows(sizes: Sequence[Size], trl: bool) -> list[list[str]]:
@@ -186,11 +187,13 @@ def section(sizes: Sequence[Size]) -> str:
     count = ", ".join(f"{s.name} = {parameters(llama(s)):,}" for s in sizes)
     return f"""## A step of training, against TRL
 
-`python benchmarks/steps.py` writes this section. PyTorch {torch.__version__}, TRL {named}, {platform.machine()}, one thread, float32.
+`python benchmarks/steps.py` writes this section. PyTorch {torch.__version__}, TRL {named}, {platform.machine()},
+one thread, float32.
 
-One step: {TOKENS} tokens drawn for each response, rewards, weights of which {1 - SHARE:.0%} are zero, one AdamW step. Llama with
-random weights, parameters {count}. CPU milliseconds, the least of 1 to 3 steps after the first. "Zero rows left out" is a
-subclass of TRL's GRPOTrainer that passes only the other responses through the policy.
+One step: at most {TOKENS} tokens drawn for each response, rewards, weights of which {1 - SHARE:.0%} are zero, one AdamW step.
+Llama with random weights, parameters {count}. CPU milliseconds, the least of the steps after
+the first (1 to 3). "Zero rows left out" is a subclass of TRL's GRPOTrainer that passes only the other responses
+through the policy.
 
 {table(head, measured)}
 """

@@ -27,7 +27,6 @@ from bontune.strategies.combinatorics import (
     log_binomial_ratios,
     log_size_probability,
     member_ratios,
-    neighbour_ratios,
 )
 
 
@@ -168,20 +167,9 @@ class _Ranked(NamedTuple):
     rewards: Tensor  # [P, M]
     block: Tensor | None  # int64 [P, M], the block of each response; None without ties, where K = M
     bounds: Tensor  # int64 [P, K + 1]: block k holds the responses bounds[k] .. bounds[k + 1] - 1
-    sums: (
-        Tensor  # float64 [2, P, K], of each block: its size, 1 where it is empty, and the sum of its rewards
-    )
+    size: Tensor  # float64 [P, K], and 1 for empty blocks
+    total: Tensor  # [P, K], sum of the block's rewards
     counts: Tensor | None  # int64 [P], decided responses; None where all are
-
-    @property
-    def size(self) -> Tensor:
-        """[P, K]."""
-        return self.sums[0]
-
-    @property
-    def total(self) -> Tensor:
-        """[P, K]."""
-        return self.sums[1]
 
 
 def _rank(group: Scored, *, shifted: bool = False) -> _Ranked:
@@ -195,24 +183,19 @@ def _rank(group: Scored, *, shifted: bool = False) -> _Ranked:
     block = torch.zeros_like(order)
     torch.cumsum(scores[:, 1:] != scores[:, :-1], -1, out=block[:, 1:])
     last = block[:, -1]
-    fewest, most = map(int, last.aminmax()) if prompts > 1 else (int(last),) * 2
-    if fewest == responses - 1:
+    fewest, most = last.aminmax() if prompts > 1 else (last, last)
+    if int(fewest) == responses - 1:
         bounds = torch.arange(responses + 1, device=order.device).expand(prompts, -1)
-        return _Ranked(order, rewards, None, bounds, torch.stack((torch.ones_like(scores), rewards)), counts)
-    sums = scores.new_zeros(2, prompts, most + 1)
-    size = sums[0].scatter_add_(-1, block, scores.new_ones(()).expand_as(scores))
-    sums[1].scatter_add_(-1, block, rewards)
-    bounds = order.new_zeros(prompts, most + 2)
-    torch.cumsum(size, -1, dtype=torch.int64, out=bounds[:, 1:])
-    size.clamp_(min=1)
-    return _Ranked(order, rewards, block, bounds, sums, counts)
+        return _Ranked(order, rewards, None, bounds, torch.ones_like(scores), rewards, counts)
+    size = scores.new_zeros(prompts, int(most) + 1)
+    total = torch.zeros_like(size).scatter_add_(-1, block, rewards)
+    size.scatter_add_(-1, block, size.new_ones(()).expand_as(scores))
+    return _Ranked(order, rewards, block, _prefix(size).long(), size.clamp_(min=1), total, counts)
 
 
 def _spread(ranked: _Ranked, values: Tensor) -> Tensor:
-    """[..., P, M]: what each response has of its block's values [..., P, K]."""
-    if ranked.block is None:
-        return values
-    return values.gather(-1, ranked.block.expand(*values.shape[:-2], -1, -1))
+    """[P, M]: what each response has of its block's values [P, K]."""
+    return values if ranked.block is None else values.gather(-1, ranked.block)
 
 
 def _counts(ranked: _Ranked) -> Tensor | int:
@@ -234,23 +217,11 @@ def _ratios(ranked: _Ranked, budget: int) -> Tensor:
 def _tables(ranked: _Ranked, budget: int) -> Tensor:
     """[2, P, K + 1]: q_N, and C(bound - 1, N - 1)/C(M, N), the share of subsets below the bound with a given member."""
     if ranked.counts is None:
-        return _at_bounds(ranked, member_ratios(ranked.order.shape[-1], budget, ranked.order.device))
+        tables = member_ratios(ranked.order.shape[-1], budget, ranked.order.device)
+        tables = tables.expand(-1, ranked.bounds.shape[0], -1)
+        return tables if ranked.block is None else tables.gather(-1, ranked.bounds.expand(2, -1, -1))
     ratios = _ratios(ranked, budget)
     return torch.stack((ratios, ratios * budget / ranked.bounds.clamp(min=1)))
-
-
-def _neighbours(ranked: _Ranked, budget: int) -> Tensor:
-    """[2, P, K + 1]: C(bound, N) and C(bound, N - 1), both over C(M, N - 1)."""
-    if ranked.counts is None:
-        return _at_bounds(ranked, neighbour_ratios(ranked.order.shape[-1], budget, ranked.order.device))
-    ratios, smaller = _ratios(ranked, budget), _ratios(ranked, budget - 1)
-    return torch.stack((ratios * (_counts(ranked) - budget + 1) / budget, smaller))
-
-
-def _at_bounds(ranked: _Ranked, tables: Tensor) -> Tensor:
-    """[2, P, K + 1] of tables [2, 1, M + 1]."""
-    tables = tables.expand(-1, ranked.bounds.shape[0], -1)
-    return tables if ranked.block is None else tables.gather(-1, ranked.bounds.expand(2, -1, -1))
 
 
 def _steps(at_bounds: Tensor) -> Tensor:
@@ -281,17 +252,15 @@ def _subset_sums(ranked: _Ranked, budget: int) -> Tensor:
     C(upper_k - 1, N-1) - C(lower_k - 1, N-1); in its own block, i or one of its ties is served.
     """
     tables = _tables(ranked, budget)
-    own, mass = both = _steps(tables).div_(ranked.size)
-    mass.mul_(ranked.total)
+    own, mass = _steps(tables).div_(ranked.size)
+    mass = mass * ranked.total
     others = _prefix(mass.flip(-1))[:, :-1].flip(-1)
-    if ranked.block is None:
-        return others.addcmul_(own, ranked.rewards)
-    # Each of its ties is served as often as any other, 0 times where there is none.
-    each = (tables[1, :, 1:] - own).div_((ranked.size - 1).clamp_(min=1))
-    own.sub_(each)
-    torch.addcmul(others, each, ranked.total, out=mass)
-    served, beside = _spread(ranked, both)
-    return beside.addcmul_(served, ranked.rewards)
+    if (
+        ranked.block is not None
+    ):  # each of its ties is served as often as any other, 0 times where there is none
+        each = (tables[1, :, 1:] - own).div_((ranked.size - 1).clamp_(min=1))
+        others, own = others.addcmul_(each, ranked.total), own.sub_(each)
+    return torch.addcmul(_spread(ranked, others), _spread(ranked, own), ranked.rewards)
 
 
 def _centre(sums: Tensor, ranked: _Ranked, budget: int) -> Tensor:
@@ -312,16 +281,16 @@ def _marginal(ranked: _Ranked, budget: int) -> Tensor:
     count = _counts(ranked)
     if budget == 1:
         return ranked.rewards / count
+    smaller = _ratios(ranked, budget - 1)
     scale = budget / (count - budget + 1)  # C(M, N - 1)/C(M, N)
-    at_bounds = _neighbours(ranked, budget)
-    served, below = _steps(at_bounds).div_(ranked.size)
     # Both by the same operations on a block's size and on its total: where all rewards are 1, they cancel exactly.
-    moved = _prefix(ranked.sums * below)[..., :-1]
+    both = torch.stack((ranked.size, ranked.total))
+    moved = _prefix(both * _steps(smaller).div_(ranked.size))[..., :-1]
     if ranked.block is not None:
         rest = ranked.size - 1
-        tied = served.sub_(at_bounds[1, :, :-1]).clamp_(min=0).mul_(rest > 0)
-        moved = moved.addcmul(ranked.sums, tied.div_(rest.clamp_(min=1)))
-    gained, replaced = _spread(ranked, moved)
+        tied = (_selection(ranked, budget) / scale).sub_(smaller[:, :-1]).clamp_(min=0).mul_(rest > 0)
+        moved = moved.addcmul(both, tied.div_(rest.clamp_(min=1)))
+    gained, replaced = _spread(ranked, moved[0]), _spread(ranked, moved[1])
     return torch.mul(ranked.rewards, gained).sub_(replaced).mul_(scale)
 
 

@@ -40,18 +40,6 @@ def member_ratios(size: int, budget: int, device: torch.device | None = None) ->
     return torch.stack((all_of, all_of * budget / a.clamp(min=1)))
 
 
-@lru_cache(maxsize=256)
-def neighbour_ratios(size: int, budget: int, device: torch.device | None = None) -> Tensor:
-    """[2, 1, size + 1] float64: C(a, budget) and C(a, budget - 1), both over C(size, budget - 1), a = 0 .. size.
-
-    Cached: read-only.
-    """
-    scale = budget / (size - budget + 1)
-    return torch.stack(
-        (binomial_ratios(size, budget, device) / scale, binomial_ratios(size, budget - 1, device))
-    )
-
-
 def log_binomial(size: Tensor, budget: Tensor | int) -> Tensor:
     """log C(size, budget), elementwise, float64."""
     n = size.to(torch.float64)
