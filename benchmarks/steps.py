@@ -67,7 +67,17 @@ def some_reward(prompt: Prompt, text: str) -> float:
     return float(text.count("w1") % 2)
 
 
-def bontune_step(size: Size, length: int, weights: Tensor, steps: int) -> float:
+def now() -> float:
+    """CPU seconds; on a GPU, seconds by the clock once it has done all it was given."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter()
+    return time.process_time()
+
+
+def bontune_step(
+    size: Size, length: int, weights: Tensor, steps: int, dtype: torch.dtype = torch.float32
+) -> float:
     """Least CPU seconds of a step; the first one does not count."""
     count, responses = weights.shape
 
@@ -85,16 +95,23 @@ def bontune_step(size: Size, length: int, weights: Tensor, steps: int) -> float:
         ),
         task=Fixed(prompts(count, length, size)),
         objective=objective,
-        model=llama(size),
+        model=llama(size, dtype),
         tokenizer=words(size),
         verify=some_reward,
-        on_step=lambda metrics: ends.append(time.process_time()),
+        on_step=lambda metrics: ends.append(now()),
     )
     train(run)
     return min(b - a for a, b in itertools.pairwise(ends))
 
 
-def trl_step(size: Size, length: int, weights: Tensor, steps: int, leave_out: bool) -> float:
+def trl_step(
+    size: Size,
+    length: int,
+    weights: Tensor,
+    steps: int,
+    leave_out: bool,
+    dtype: torch.dtype = torch.float32,
+) -> float:
     """Likewise for TRL's trainer; `leave_out` passes only responses of weight other than zero through the policy."""
     from datasets import Dataset
     from transformers import TrainerCallback
@@ -105,16 +122,16 @@ def trl_step(size: Size, length: int, weights: Tensor, steps: int, leave_out: bo
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            ends.append(time.process_time())
+            ends.append(now())
 
     class LeavingOut(GRPOTrainer):
         def _prepare_inputs(self, generation_batch: Any) -> Any:
             inputs = dict(super()._prepare_inputs(generation_batch))
-            rows = weights.flatten().nonzero().squeeze(-1)
+            rows = weights.flatten().nonzero().squeeze(-1).to(inputs["prompt_ids"].device)
             for name, value in inputs.items():
                 if isinstance(value, Tensor) and value.ndim and len(value) == weights.numel():
                     inputs[name] = value[rows]
-            inputs["advantages"] = weights.flatten()[rows].float()
+            inputs["advantages"] = weights.flatten().to(rows.device)[rows].float()
             return inputs
 
     with tempfile.TemporaryDirectory() as folder:
@@ -132,8 +149,8 @@ def trl_step(size: Size, length: int, weights: Tensor, steps: int, leave_out: bo
             loss_type="cispo",
             epsilon_high=1e9,
             beta=0.0,
-            use_cpu=True,
-            bf16=False,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=dtype == torch.bfloat16,
             gradient_checkpointing=False,
             report_to="none",
             logging_strategy="no",
@@ -142,7 +159,7 @@ def trl_step(size: Size, length: int, weights: Tensor, steps: int, leave_out: bo
             shuffle_dataset=False,
         )
         trainer = (LeavingOut if leave_out else GRPOTrainer)(
-            model=llama(size),
+            model=llama(size, dtype),
             reward_funcs=lambda completions, **_: [float(len(c) % 2) for c in completions],
             args=config,
             train_dataset=Dataset.from_list([{"prompt": p.text} for p in prompts(count, length, size)]),
@@ -190,8 +207,8 @@ def section(sizes: Sequence[Size]) -> str:
 `python benchmarks/steps.py` writes this section. PyTorch {torch.__version__}, TRL {named}, {platform.machine()},
 one thread, float32.
 
-One step: at most {TOKENS} tokens drawn for each response, rewards, weights of which {1 - SHARE:.0%} are zero, one AdamW step.
-Llama with random weights, parameters {count}. CPU milliseconds, the least of the steps after
+One step: at most {TOKENS} tokens drawn for each response, rewards, weights of which {1 - SHARE:.0%} are zero, one
+AdamW step. Llama with random weights, parameters {count}. CPU milliseconds, the least of the steps after
 the first (1 to 3). "Zero rows left out" is a subclass of TRL's GRPOTrainer that passes only the other responses
 through the policy.
 
