@@ -69,7 +69,7 @@ base-seeds: setup
 
 # Tables of docs/performance.md, on one thread; the step needs `pip install 'bontune[trl]'` to have TRL beside it.
 bench: setup
-	for name in estimators rollouts steps growth; do \
+	for name in estimators rollouts steps growth countdown; do \
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py --output docs/performance.md || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers.py
 

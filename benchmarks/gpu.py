@@ -12,7 +12,6 @@ import argparse
 import importlib.util
 import platform
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from common import SIZES, Size, finish, llama, parameters, prompts, table, words
 from rollouts import learner
 from steps import TOKENS as STEP_TOKENS
-from steps import bontune_step, sparse, trl_step
+from steps import bontune_step, now, sparse, trl_step
 
 from bontune.records import Sampling
 from bontune.rollout import sample_groups
@@ -31,21 +30,14 @@ from bontune.train.update import pack, update
 LARGE = Size("340M", 1024, 24, 16, 2816, 32_000)
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(call: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
-    """Least wall seconds of a call, after one that does not count."""
+def seconds(call: Callable[[], object], rounds: int = 3) -> float:
+    """Least seconds of a call, after one that does not count; by the clock on a GPU, of the processor otherwise."""
     call()
     took = []
     for _ in range(rounds):
-        wait(device)
-        start = time.perf_counter()
+        start = now()
         call()
-        wait(device)
-        took.append(time.perf_counter() - start)
+        took.append(now() - start)
     return min(took)
 
 
@@ -55,7 +47,7 @@ def ceilings(device: torch.device, dtype: torch.dtype) -> tuple[float, float]:
     a = torch.randn(width, width, device=device, dtype=dtype)
     b = torch.empty(length, device=device)
     c = torch.empty_like(b)
-    return 2 * width**3 / seconds(lambda: a @ a, device), 8 * length / seconds(lambda: c.copy_(b), device)
+    return 2 * width**3 / seconds(lambda: a @ a), 8 * length / seconds(lambda: c.copy_(b))
 
 
 def stages(model: Any, size: Size, device: torch.device, shape: tuple[int, int, int, int]) -> list[list[str]]:
@@ -72,7 +64,7 @@ def stages(model: Any, size: Size, device: torch.device, shape: tuple[int, int, 
         return sample_groups(model, tokenizer, given, group_size=group, sampling=sampling, seed=0)
 
     groups = draw()
-    took = seconds(draw, device, 2)
+    took = seconds(draw, 2)
     drawn = sum(int(g.lengths.sum()) for g in groups)
     done = 2 * parameters(model) * (drawn + count * length)
     read = parameters(model) * dtype.itemsize * tokens  # the weights, once a token step
@@ -80,7 +72,7 @@ def stages(model: Any, size: Size, device: torch.device, shape: tuple[int, int, 
     rows, _ = pack(groups, weights)
     passed = int(rows.lengths.sum()) - len(rows) + count * length
     taught = learner(model)
-    updated = seconds(lambda: update(taught, groups, weights), device, 2)
+    updated = seconds(lambda: update(taught, groups, weights), 2)
     return [
         ["rollout", f"{drawn / took:,.0f}", f"{done / took / operations:.1%}", f"{read / took / memory:.1%}"],
         [

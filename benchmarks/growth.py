@@ -148,7 +148,8 @@ one thread, float32.
 
 One step (drawing, then an update in which every response weighs) of a Llama of {SIZE.name} parameters: prompts of 16
 tokens, responses of at most 24, groups of 32, 1 prompt, unless varied; at most {TOKENS_PER_BATCH} tokens in a
-micro-batch and {ROWS_PER_BATCH} rows decoded at once. N: weights of one group of 1,024. Exponents over the larger half of the sizes.
+micro-batch and {ROWS_PER_BATCH} rows decoded at once. N: weights of one group of 1,024. Exponents over the larger half
+of the sizes.
 
 {table(["grows with", "what", "sizes", "values", "exponent"], rows)}
 

@@ -257,10 +257,12 @@ def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Ten
 
 
 def _batches(learner: Learner, rows: Rows) -> list[Rows]:
+    config = learner.model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     return batches(
         rows,
         learner.tokens_per_batch,
-        vocabulary=learner.model.get_output_embeddings().weight.shape[0],
+        vocabulary=config.vocab_size,
         padded=not packs(learner.model),
     )
 
