@@ -490,3 +490,22 @@ def test_packed_and_general_predictions_agree(family: str) -> None:
         )
         assert torch.equal(*tokens)
         assert torch.allclose(*logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_packed_predictions_in_bfloat16(family: str) -> None:
+    """Under autocast and with a model in bfloat16: close to float32, and gradients flow."""
+    plain = tiny_model(family)
+    groups = drawn(plain)
+    rows, _ = pack(groups, torch.ones(len(groups), 6, dtype=torch.float64))
+    exact = torch.cat([p.logits for p in packed_predictions(plain, rows)])
+    narrow = tiny_model(family).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = torch.cat([p.logits for p in packed_predictions(plain, rows)])
+    for logits in (cast, torch.cat([p.logits for p in packed_predictions(narrow, rows)])):
+        assert logits.dtype == torch.bfloat16
+        assert float((logits.detach().float() - exact.detach()).abs().mean()) < 0.05 * float(
+            exact.detach().abs().mean()
+        )
+        logits.float().logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in narrow.parameters())
