@@ -64,7 +64,8 @@ def tell_fallback(model: Any) -> None:
     if family not in _TOLD:
         _TOLD.add(family)
         warnings.warn(
-            f"models of type {family!r} take the general path: right, but slower than {', '.join(sorted(FAMILIES))}",
+            f"models of type {family!r} take the general path, which is right but slower: the fast one is for "
+            f"{', '.join(sorted(FAMILIES))} with rotary positions that do not depend on the length",
             stacklevel=3,
         )
 
