@@ -5,8 +5,8 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-trl-oldest test-verl test-vllm unit lint base base-programs base-seeds bench faults
-.PHONY: docs dist clean
+.PHONY: setup demo test test-trl-oldest test-verl test-vllm unit lint base base-programs base-seeds bench bench-gpu
+.PHONY: faults docs dist clean
 
 setup: .venv/installed
 
@@ -77,9 +77,15 @@ base-seeds: setup
 	$(BIN)/python scripts/train_base.py --task programs --seed 1 --output runs/bases/programs-1
 	$(BIN)/python scripts/train_base.py --task programs --seed 2 --output runs/bases/programs-2
 
+# Tables of docs/performance.md, on one thread; the step needs `pip install 'bontune[trl]'` to have TRL beside it.
 bench: setup
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/estimators.py
+	for name in estimators rollouts steps growth countdown; do \
+		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py --output docs/performance.md || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers.py
+
+# The table of a CUDA device; without one it runs on the CPU with a tiny model and says so.
+bench-gpu: setup
+	$(BIN)/python benchmarks/gpu.py --output docs/performance.md
 
 # The documentation site, in build/site; a warning or a broken link fails. Its tools come with the first build.
 docs: setup .venv/docs-installed

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/estimators.py [--output docs/performance.md]
 
-Times are ratios to `torch.sort` of the same tensor, measured in turns in one run on one thread. Noise and bias
+CPU times are ratios to `torch.sort` of the same tensor, measured in turns in one run on one thread. Noise and bias
 are exact: sums over the binomial number of correct responses, nothing sampled.
 """
 
@@ -18,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from common import finish, table
 
 from bontune import BestOfN, PassAtK, Scored
 from bontune.strategies import BASELINES, Baseline
 
-BEGIN, END = "<!-- estimators:begin -->", "<!-- estimators:end -->"
 REWARD_SELECTS = 0  # levels of a group whose binary reward is its score
 LIMIT = 12  # times torch.sort, for one group of 1,024 with N = 512
 
@@ -31,9 +31,9 @@ LIMIT = 12  # times torch.sort, for one group of 1,024 with N = 512
 
 
 def seconds(call: Callable[[], object], at_least: float = 0.02) -> float:
-    """Mean time of one call, over as many calls as take `at_least` seconds."""
-    count, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < at_least or count == 0:
+    """Mean CPU time of one call, over as many calls as take `at_least` seconds."""
+    count, start = 0, time.process_time()
+    while (elapsed := time.process_time() - start) < at_least or count == 0:
         call()
         count += 1
     return elapsed / count
@@ -246,10 +246,6 @@ def _short(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}" if abs(value) < 1e4 else f"{value:.1e}"
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-
-
 def section() -> str:
     cost = cost_table(1, 1024, 512, loops=True)
     tied = (
@@ -287,30 +283,12 @@ holds the value only).
 """
 
 
-def write_section(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
-    """Replace what stands between the markers; append a block with markers where there are none."""
-    block = f"{begin}\n{text.strip()}\n{end}"
-    page = path.read_text(encoding="utf-8") if path.exists() else ""
-    if begin in page and end in page:
-        head, rest = page.split(begin, 1)
-        page = head + block + rest.split(end, 1)[1]
-    else:
-        page = f"{page.rstrip()}\n\n{block}\n".lstrip()
-    path.write_text(page, encoding="utf-8")
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--output", type=Path, help="a Markdown page whose estimators block is replaced")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    text = section()
-    if args.output is None:
-        print(text)
-    else:
-        write_section(args.output, text)
-        print(f"wrote {args.output}")
-    return 0
+    return finish("estimators", section(), args.output)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from estimators import Weighting, by_count, chances, factor, pass_at_k_training, table, write_section
+from common import finish, table
+from estimators import Weighting, by_count, chances, factor, pass_at_k_training
 
 from bontune import PassAtK
 
-BEGIN, END = "<!-- peers:begin -->", "<!-- peers:end -->"
 SIZE, BUDGET = 8, 4
 SUCCESS = (0.05, 0.2, 0.5, 0.9)
 EPSILON = 1e-6  # beside standard deviations, as in the codes
@@ -198,12 +198,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--output", type=Path, help="a Markdown page whose peers block is replaced")
     args = parser.parse_args()
-    if args.output is None:
-        print(section())
-    else:
-        write_section(args.output, section(), BEGIN, END)
-        print(f"wrote {args.output}")
-    return 0
+    return finish("peers", section(), args.output)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-FAMILIES = ("llama", "qwen2", "gpt2", "gemma2", "gemma3", "mistral")
+FAMILIES = ("llama", "qwen2", "qwen3", "gpt2", "gemma2", "gemma3", "mistral")
 PAD, END, UNKNOWN = 0, 1, 2  # token ids; words follow
 WINDOW = 4  # of the families with a sliding window
 
@@ -55,6 +55,7 @@ def tiny_model(
     classes = {
         "llama": (hf.LlamaConfig, hf.LlamaForCausalLM),
         "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM),
+        "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM),
         "gpt2": (hf.GPT2Config, hf.GPT2LMHeadModel),
         "gemma2": (hf.Gemma2Config, hf.Gemma2ForCausalLM),
         "gemma3": (hf.Gemma3TextConfig, hf.Gemma3ForCausalLM),

@@ -18,6 +18,7 @@ from models import FAMILIES, tiny_model, word_tokenizer
 from torch import Tensor
 from transformers.optimization import get_scheduler
 
+import bontune.train.update
 from bontune.config import KLSchedule, TrainConfig
 from bontune.loop import Run, drawn_log_probs, kl_weights, prompt_batches, train, weigh
 from bontune.objectives import RLOO, LogPassAtN, StrategyObjective
@@ -25,7 +26,15 @@ from bontune.records import Group, Prompt, Sampling, Scored
 from bontune.rollout import sample_groups
 from bontune.sampling import token_log_probs
 from bontune.strategies import PassAtK
-from bontune.train.update import Learner, batches, log_probs, pack, response_logits, update
+from bontune.train.update import (
+    Learner,
+    batches,
+    general_predictions,
+    log_probs,
+    pack,
+    packed_predictions,
+    update,
+)
 
 TOKENIZER = word_tokenizer()
 TEXTS = ("w0", "w1 w2 w3", "w3 w1 w4 w1 w5 w9 w2 w6", "w5 w5")
@@ -133,10 +142,11 @@ def test_a_model_without_a_usable_cache_gets_the_same_gradients() -> None:
     assert_close(ascended(model, groups, weights), expected)
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_frozen_parameters_stay_and_low_rank_adapters_learn(family: str) -> None:
     peft = pytest.importorskip("peft")
-    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    targets = ["c_attn"] if family == "gpt2" else ["q_proj", "v_proj", "down_proj"]
+    settings = peft.LoraConfig(r=2, target_modules=targets, init_lora_weights=False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = peft.get_peft_model(tiny_model(family), settings).eval()
@@ -165,34 +175,39 @@ def test_the_policy_at_update_is_the_one_that_drew() -> None:
 # What is computed at all.
 
 
-def rows_of(model: Any) -> list[int]:
-    """Rows of every later forward pass with more than the prompts' part."""
+def tokens_of(model: Any) -> list[int]:
+    """Tokens of every later forward pass."""
     seen: list[int] = []
 
     def hook(module: Any, arguments: Any, named: dict[str, Any], out: Any) -> None:
-        if (named.get("cache") or named.get("past_key_values")) is not None:
-            seen.append(named["input_ids"].shape[0])
+        seen.append(named["input_ids"].numel())
 
     model.register_forward_hook(hook, with_kwargs=True)
     return seen
 
 
 def test_weight_zero_costs_nothing_and_repeats_cost_once() -> None:
+    """A token costs one place in one pass, the last of a response none; each prompt is passed once, if at all."""
     model = tiny_model()
     groups = drawn(model, Sampling(max_new_tokens=2), size=40)
     assert any(len(set(g.texts)) < 35 for g in groups)
     weights = some_weights(groups)
-    needed = 0
+    weights[2] = 0
+    rows, tokens = 0, 0
     for group, row in zip(groups, weights, strict=True):
         merged: dict[tuple[int, ...], float] = {}
-        for tokens, length, weight in zip(
+        for response, length, weight in zip(
             group.tokens.tolist(), group.lengths.tolist(), row.tolist(), strict=True
         ):
-            merged[tuple(tokens[:length])] = merged.get(tuple(tokens[:length]), 0.0) + weight
-        needed += sum(weight != 0 for weight in merged.values())
-    seen = rows_of(model)
+            name = tuple(response[:length])
+            merged[name] = merged.get(name, 0.0) + weight
+        needed = [len(name) for name, weight in merged.items() if weight != 0]
+        rows += len(needed)
+        tokens += sum(needed) - len(needed) + (len(group.prompt_tokens) if needed else 0)
+    seen = tokens_of(model)
     stats = update(learner(model), groups, weights)
-    assert stats.rows == sum(seen) == needed < weights.numel() * 0.8
+    assert stats.rows == rows < weights.numel() * 0.8
+    assert seen == [tokens]
     seen.clear()
     nothing = update(learner(model), groups, torch.zeros_like(weights))
     assert (nothing.rows, nothing.grad_norm, seen) == (0, 0.0, [])
@@ -213,19 +228,31 @@ def test_weights_of_repeats_that_cancel_leave_nothing() -> None:
     assert index.tolist() == [[-1, -1]]
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 @pytest.mark.parametrize("most", [1, 20, 37, 100, 1000])
-def test_micro_batches_are_bounded_and_change_no_gradient(most: int) -> None:
-    model = tiny_model()
+def test_micro_batches_are_bounded_and_change_no_gradient(most: int, family: str) -> None:
+    model = tiny_model(family)
     groups = drawn(model, size=12)
     weights = some_weights(groups)
     expected = ascended(copy.deepcopy(model), groups, weights)
     rows, _ = pack(groups, weights)
-    parts = batches(rows, most)
-    for part in parts:
-        padded = len(part) * int(part.lengths.max()) + sum(map(len, part.prompts))
-        assert padded <= most or len(part) == 1
-    assert sum(map(len, parts)) == len(rows)
+    for padded in (False, True):
+        parts = batches(rows, most, padded=padded)
+        for part in parts:
+            responses = len(part) * int(part.lengths.max()) if padded else int(part.lengths.sum())
+            assert responses + sum(map(len, part.prompts)) <= most or len(part) == 1
+        assert sum(map(len, parts)) == len(rows)
     assert_close(ascended(model, groups, weights, tokens_per_batch=most), expected)
+
+
+def test_logits_of_a_micro_batch_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = drawn(tiny_model(), size=12)
+    rows, _ = pack(groups, some_weights(groups))
+    monkeypatch.setattr(bontune.train.update, "LOGITS_PER_BATCH", 10 * 15)
+    parts = batches(rows, 10_000, vocabulary=15)
+    assert all(int(part.lengths.sum()) <= 10 or len(part) == 1 for part in parts)
+    assert len(parts) > 5
+    assert torch.equal(torch.cat([part.weight for part in parts]), rows.weight)
 
 
 # KL to the reference.
@@ -448,11 +475,37 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     assert any(not torch.allclose(one[n], start[n], atol=1e-6) for n in one)
 
 
-def test_logits_of_shared_and_repeated_prompts_agree() -> None:
-    model = tiny_model("gemma2")
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "mistral", "qwen2", "qwen3"])
+def test_packed_and_general_predictions_agree(family: str) -> None:
+    model = tiny_model(family)
     groups = drawn(model)
     rows, _ = pack(groups, torch.ones(len(groups), 6, dtype=torch.float64))
     with torch.no_grad():
-        one, other = response_logits(model, rows), response_logits(model, rows, share_prompt=False)
-    within = torch.arange(rows.tokens.shape[1]) < rows.lengths.unsqueeze(-1)
-    assert torch.allclose(one[within], other[within], atol=1e-4)
+        one, other = packed_predictions(model, rows), general_predictions(model, rows)
+    assert sum(len(p.row) for p in one) == sum(len(p.row) for p in other) == int(rows.lengths.sum())
+    for row in range(len(rows)):
+        logits, tokens = (
+            [torch.cat([getattr(p, name)[p.row == row] for p in parts]) for parts in (one, other)]
+            for name in ("logits", "tokens")
+        )
+        assert torch.equal(*tokens)
+        assert torch.allclose(*logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_packed_predictions_in_bfloat16(family: str) -> None:
+    """Under autocast and with a model in bfloat16: close to float32, and gradients flow."""
+    plain = tiny_model(family)
+    groups = drawn(plain)
+    rows, _ = pack(groups, torch.ones(len(groups), 6, dtype=torch.float64))
+    exact = torch.cat([p.logits for p in packed_predictions(plain, rows)])
+    narrow = tiny_model(family).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = torch.cat([p.logits for p in packed_predictions(plain, rows)])
+    for logits in (cast, torch.cat([p.logits for p in packed_predictions(narrow, rows)])):
+        assert logits.dtype == torch.bfloat16
+        assert float((logits.detach().float() - exact.detach()).abs().mean()) < 0.05 * float(
+            exact.detach().abs().mean()
+        )
+        logits.float().logsumexp(-1).sum().backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in narrow.parameters())

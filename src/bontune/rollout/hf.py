@@ -1,6 +1,7 @@
 """Rollouts with any causal language model of transformers.
 
 One prefill per prompt is shared by its group, decoding uses the key-value cache, and finished rows leave the batch.
+In the families of `attention.py` the prompt's keys and values are not even copied; others take a general path.
 Response j of a prompt is drawn from a stream of its own, so it does not depend on the other prompts, on their order, or
 on how the work is split; only rounding in the last digit of the logits does.
 """
@@ -15,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bontune.attention import Decoding, forward, pack, prompt_keys, supported, tell_fallback
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
 from bontune.sampling import cache_argument, draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
-_LEAVE_SHARE = (
-    0.05  # finished rows are taken out of the cache once they are this share of it: copying costs too
-)
+_LEAVE_SHARE = 0.05  # ended rows leave the cache once they are this share of it: copying costs too
+_STEPS_PER_CHECK = 8  # on an accelerator, where asking whether rows have ended makes the host wait
 
 
 def sample_groups(
@@ -60,13 +61,16 @@ def sample_groups(
             "the tokenizer and the model name no end token, so no response could end: set tokenizer.eos_token, "
             "model.generation_config.eos_token_id, or sampling stop strings"
         )
+    device = next(model.parameters()).device
     groups: dict[int, Group] = {}
     for chunk in _chunks(encoded, max(1, rows_per_batch // group_size)):
         keys = [stream_key(seed, policy_step, prompts[i].id) for i in chunk]
-        parts = [
-            _decode(model, tokenizer, [encoded[i] for i in chunk], keys, first, count, sampling, ends)
-            for first, count in _spans(first_index, group_size, rows_per_batch)
-        ]
+        with _drawing(model):
+            start = _starter(model, [encoded[i] for i in chunk], device)
+            parts = [
+                _decode(start, tokenizer, keys, first, count, sampling, ends, device)
+                for first, count in _spans(first_index, group_size, rows_per_batch)
+            ]
         for row, i in enumerate(chunk):
             groups[i] = _group(
                 prompts[i], encoded[i], [part.of(row) for part in parts], policy_step, sampling
@@ -164,43 +168,51 @@ def _drawing(model: Any) -> Iterator[None]:
 
 
 def _decode(
-    model: Any,
+    start: Callable[[int], _Decoder | _SharedDecoder],
     tokenizer: Any,
-    prompts: Sequence[tuple[int, ...]],
     stream_keys: Sequence[int],
     first: int,
     count: int,
     sampling: Sampling,
     ends: frozenset[int],
+    device: torch.device,
 ) -> _Drawn:
-    device = next(model.parameters()).device
-    rows, most = len(prompts) * count, sampling.max_new_tokens
+    """Responses first, first + 1, ... of each prompt. Nothing here waits for the device but the check for ended rows."""
+    rows, most = len(stream_keys) * count, sampling.max_new_tokens
     keys = torch.cat([response_keys(key, first, count, device) for key in stream_keys])
     end_ids = torch.tensor(sorted(ends), dtype=torch.int64, device=device)
-    with _drawing(model):
-        tokens = torch.zeros(rows, most, dtype=torch.int64, device=device)
-        log_probs = torch.zeros(rows, most, dtype=torch.float32, device=device)
-        lengths = torch.full((rows,), most, dtype=torch.int64, device=device)
-        finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        alive = torch.arange(rows, device=device)
-        decoder = _Decoder(model, prompts, count, device)
-        for t in range(most):
-            distribution = log_probs_of_sampling(decoder.logits, sampling)
-            drawn = draw(distribution, uniforms(keys[alive], t))
-            tokens[alive, t] = drawn
-            log_probs[alive, t] = distribution.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
-            done = torch.isin(drawn, end_ids)
-            if sampling.stop:
-                texts = tokenizer.batch_decode(tokens[alive, : t + 1], skip_special_tokens=True)
-                stopped = [any(stop in text for stop in sampling.stop) for text in texts]
-                done |= torch.tensor(stopped, device=device)
-            lengths[alive[done]] = t + 1
-            finished[alive[done]] = True
-            if t + 1 == most or bool(done.all()):
+    tokens = torch.zeros(rows, most, dtype=torch.int64, device=device)
+    log_probs = torch.zeros(rows, most, dtype=torch.float32, device=device)
+    lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+    finished = torch.zeros(rows, dtype=torch.bool, device=device)
+    alive = torch.arange(rows, device=device)  # the rows that are decoded
+    open_ = torch.ones(rows, dtype=torch.bool, device=device)  # and have not ended
+    decoder = start(count)
+    for t in range(most):
+        distribution = log_probs_of_sampling(decoder.logits, sampling)
+        drawn = draw(distribution, uniforms(keys, t))
+        chosen = distribution.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
+        tokens[alive, t] = torch.where(open_, drawn, 0)
+        log_probs[alive, t] = torch.where(open_, chosen, 0.0)
+        lengths[alive] += open_
+        done = torch.isin(drawn, end_ids)
+        if sampling.stop:
+            texts = tokenizer.batch_decode(tokens[alive, : t + 1], skip_special_tokens=True)
+            stopped = [any(stop in text for stop in sampling.stop) for text in texts]
+            done |= torch.tensor(stopped, device=device)
+        finished[alive] |= open_ & done
+        open_ = open_ & ~done
+        if t + 1 == most:
+            break
+        if device.type == "cpu" or (t + 1) % _STEPS_PER_CHECK == 0:
+            left = int(open_.sum())
+            if left == 0:
                 break
-            kept = ~done
-            alive = alive[kept]
-            decoder.advance(drawn, kept)
+            if left < len(open_) * (1 - _LEAVE_SHARE):
+                kept = open_.nonzero().squeeze(-1)
+                decoder.keep(kept)
+                alive, keys, open_, drawn = alive[kept], keys[kept], open_[kept], drawn[kept]
+        decoder.advance(drawn)
     if not bool(log_probs.isfinite().all()):
         raise ValueError(
             "the model's logits are not finite: its parameters, or its precision, cannot be sampled from"
@@ -212,8 +224,40 @@ def _decode(
     return _Drawn(count, tokens, log_probs, lengths, finished, texts)
 
 
+def _starter(
+    model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device
+) -> Callable[[int], _Decoder | _SharedDecoder]:
+    """What decodes `count` responses of each prompt; with shared attention all parts of a group use one prefill."""
+    if not supported(model):
+        tell_fallback(model)
+        return lambda count: _Decoder(model, prompts, count, device)
+    layout = pack(prompts, device=device, keep=[])
+    out = forward(model, layout, layout.ends)
+    state = prompt_keys(layout)
+    return lambda count: _SharedDecoder(model, state, out, count)
+
+
+class _SharedDecoder:
+    """Next-token logits [B, V] of the rows that are decoded, whose prompts' keys and values are nowhere repeated."""
+
+    def __init__(
+        self, model: Any, state: tuple[list[tuple[Tensor, Tensor]], Tensor], logits: Tensor, count: int
+    ) -> None:
+        owner = torch.arange(len(logits), device=logits.device).repeat_interleave(count)
+        self.model, self.logits = model, logits[owner]
+        self.decoding = Decoding(*state, owner)
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows [b] go on."""
+        self.decoding.keep(rows)
+
+    def advance(self, drawn: Tensor) -> None:
+        """Feed the drawn token of each row [B]."""
+        self.logits = self.decoding.advance(self.model, drawn)
+
+
 class _Decoder:
-    """Next-token logits of the rows still alive; the key-value cache and the attention mask behind them."""
+    """The same for any model: with transformers' cache, the prompt's part copied for each row; without one, anew."""
 
     def __init__(
         self, model: Any, prompts: Sequence[tuple[int, ...]], count: int, device: torch.device
@@ -232,32 +276,30 @@ class _Decoder:
         self.logits = out.logits[:, -1][owner]
         self.mask = mask.to(device)[owner]
         self.ids = ids.to(device)[owner] if self.cache is None else None
-        self.rows = torch.arange(len(owner), device=device)  # rows of the cache that are alive
         if self.cache is not None:
             self.cache.reorder_cache(owner)  # unlike batch_select_indices, it moves recurrent states, too
 
-    def advance(self, drawn: Tensor, kept: Tensor) -> None:
-        """Feed the drawn tokens of the rows alive [B] and keep only some rows [B]."""
-        size = self.mask.shape[0]
-        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
-        alive, fed = self.rows[kept], torch.zeros(size, dtype=torch.int64, device=drawn.device)
-        fed[self.rows] = drawn
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows [b] go on."""
+        self.mask = self.mask[rows]
         if self.cache is None:
             assert self.ids is not None
-            self.ids = torch.cat([self.ids, fed.unsqueeze(-1)], dim=-1)[alive]
-            self.mask, self.rows = self.mask[alive], torch.arange(len(alive), device=drawn.device)
-            self.logits = self.model(**_inputs(self.ids, self.mask), use_cache=False).logits[:, -1]
-            return
-        if len(alive) < size * (1 - _LEAVE_SHARE):
-            self.cache.reorder_cache(alive)
-            self.mask, fed = self.mask[alive], fed[alive]
-            alive = torch.arange(len(alive), device=drawn.device)
-        inputs = _inputs(fed.unsqueeze(-1), self.mask)
-        inputs["position_ids"] = inputs["position_ids"][:, -1:]
-        out = self.model(**inputs, **{cache_argument(self.model): self.cache}, use_cache=True)
-        self.rows, self.logits = alive, out.logits[:, -1]
-        if len(alive) < len(self.mask):
-            self.logits = self.logits[alive]
+            self.ids = self.ids[rows]
+        else:
+            self.cache.reorder_cache(rows)
+
+    def advance(self, drawn: Tensor) -> None:
+        """Feed the drawn token of each row [B]."""
+        self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
+        if self.cache is None:
+            assert self.ids is not None
+            self.ids = torch.cat([self.ids, drawn.unsqueeze(-1)], dim=-1)
+            out = self.model(**_inputs(self.ids, self.mask), use_cache=False)
+        else:
+            inputs = _inputs(drawn.unsqueeze(-1), self.mask)
+            inputs["position_ids"] = inputs["position_ids"][:, -1:]
+            out = self.model(**inputs, **{cache_argument(self.model): self.cache}, use_cache=True)
+        self.logits = out.logits[:, -1]
 
 
 def _inputs(ids: Tensor, mask: Tensor) -> dict[str, Any]:

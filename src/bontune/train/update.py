@@ -1,7 +1,7 @@
 """The update stage: groups and weights in, one optimizer step out. It never asks where the weights came from.
 
 Work is spent only where a gradient comes from: responses of weight zero are left out, identical responses of a
-prompt are merged, the prompt's part is computed once per group, and micro-batches are bounded by tokens.
+prompt are merged, the prompt's part is computed once per group, and micro-batches are bounded by tokens and logits.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from bontune.attention import forward, supported, tell_fallback
+from bontune.attention import pack as pack_tokens
 from bontune.records import Group, Sampling
 from bontune.sampling import cache_argument, token_log_probs
+
+LOGITS_PER_BATCH = 2**27  # of one micro-batch; with their gradient 1 GiB in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,72 +79,66 @@ def pack(
     row, their weights added; rows of weight and KL zero are left out unless `keep_all`.
     """
     kl = torch.zeros_like(weights) if kl is None else kl
-    sums: list[dict[tuple[int, ...], list[float]]] = []
-    keys: list[list[tuple[int, ...]]] = []
-    for group, w_row, kl_row in zip(groups, weights.tolist(), kl.tolist(), strict=True):
-        merged: dict[tuple[int, ...], list[float]] = {}
-        names = [tuple(row[:n]) for row, n in zip(group.tokens.tolist(), group.lengths.tolist(), strict=True)]
-        old = group.log_probs.sum(-1).tolist()
-        for name, w, coefficient, log_prob in zip(names, w_row, kl_row, old, strict=True):
-            entry = merged.setdefault(name, [0.0, 0.0, log_prob])
-            entry[0] += w
-            entry[1] += coefficient
-        sums.append({k: v for k, v in merged.items() if keep_all or v[0] != 0 or v[1] != 0})
-        keys.append(names)
-    prompts, owner, tokens, numbers = [], [], [], []
-    place: list[dict[tuple[int, ...], int]] = []
-    for group, merged in zip(groups, sums, strict=True):
-        place.append({})
-        for name, entry in merged.items():
-            place[-1][name] = len(tokens)
-            owner.append(len(prompts))
-            tokens.append(name)
-            numbers.append(entry)
-        if merged:
+    longest = max(group.tokens.shape[1] for group in groups)
+    prompts: list[tuple[int, ...]] = []
+    parts, index, count = [], [], 0
+    for group, w_row, kl_row in zip(groups, weights.double(), kl.double(), strict=True):
+        first, row = _distinct(group)
+        sums = torch.zeros(len(first), 2, dtype=torch.float64)
+        sums.index_add_(0, row, torch.stack([w_row, kl_row], -1).cpu())
+        needed = (sums != 0).any(-1) | keep_all
+        index.append(torch.where(needed, needed.cumsum(0) - 1 + count, -1)[row])
+        chosen = first[needed]
+        tokens = torch.nn.functional.pad(group.tokens[chosen], (0, longest - group.tokens.shape[1]))
+        owner = torch.full((len(chosen),), len(prompts))
+        old = group.log_probs.sum(-1)[chosen]
+        parts.append((owner, tokens, group.lengths[chosen], sums[needed], old))
+        count += len(chosen)
+        if len(chosen):
             prompts.append(group.prompt_tokens)
-    index = torch.tensor(
-        [[rows.get(name, -1) for name in names] for rows, names in zip(place, keys, strict=True)]
-    )
-    return _rows(prompts, owner, tokens, numbers), index
-
-
-def _rows(
-    prompts: list[tuple[int, ...]],
-    owner: list[int],
-    tokens: list[tuple[int, ...]],
-    numbers: list[list[float]],
-) -> Rows:
-    lengths = torch.tensor([len(t) for t in tokens], dtype=torch.int64)
-    longest = int(lengths.max()) if tokens else 1
-    padded = torch.zeros(len(tokens), longest, dtype=torch.int64)
-    for i, row in enumerate(tokens):
-        padded[i, : len(row)] = torch.tensor(row)
-    columns = torch.tensor(numbers, dtype=torch.float64).view(-1, 3)
-    return Rows(
+    owner, tokens, lengths, sums, old = (torch.cat(x) for x in zip(*parts, strict=True))
+    rows = Rows(
         prompts=tuple(prompts),
-        owner=torch.tensor(owner, dtype=torch.int64),
-        tokens=padded,
+        owner=owner,
+        tokens=tokens,
         lengths=lengths,
-        weight=columns[:, 0],
-        kl=columns[:, 1],
-        old=columns[:, 2].float(),
+        weight=sums[:, 0],
+        kl=sums[:, 1],
+        old=old,
     )
+    return rows, torch.stack(index)
 
 
-def batches(rows: Rows, tokens_per_batch: int) -> list[Rows]:
-    """Consecutive rows, at most `tokens_per_batch` padded tokens each (at least one row), prompts counted once."""
+def _distinct(group: Group) -> tuple[Tensor, Tensor]:
+    """int64: the first response of each kind [D], and the kind of each response [M]."""
+    names = torch.cat([group.lengths.unsqueeze(-1), group.tokens], dim=-1).numpy()
+    kinds: dict[bytes, int] = {}
+    first, kind = [], []
+    for i, name in enumerate(names):
+        found = kinds.setdefault(name.tobytes(), len(kinds))
+        if found == len(first):
+            first.append(i)
+        kind.append(found)
+    return torch.tensor(first), torch.tensor(kind)
+
+
+def batches(rows: Rows, tokens_per_batch: int, *, vocabulary: int = 1, padded: bool = False) -> list[Rows]:
+    """Consecutive rows with at most `tokens_per_batch` tokens, and `LOGITS_PER_BATCH` logits, or a single row.
+
+    Each prompt counts once for every batch that has rows of it.  padded: the rows count as long as the longest.
+    """
     parts: list[Rows] = []
     lengths, owners = rows.lengths.tolist(), rows.owner.tolist()
-    start, longest, prompt_tokens = 0, 0, 0
+    start, longest, total, prompt_tokens = 0, 0, 0, 0
     for i, (length, owner) in enumerate(zip(lengths, owners, strict=True)):
-        new_prompt = i == start or owner != owners[i - 1]
-        extra = len(rows.prompts[owner]) if new_prompt else 0
-        cost = (i + 1 - start) * max(longest, length) + prompt_tokens + extra
-        if i > start and cost > tokens_per_batch:
+        extra = len(rows.prompts[owner]) if i == start or owner != owners[i - 1] else 0
+        drawn = (i + 1 - start) * max(longest, length) if padded else total + length
+        full = drawn + prompt_tokens + extra > tokens_per_batch or drawn * vocabulary > LOGITS_PER_BATCH
+        if i > start and full:
             parts.append(_slice(rows, start, i))
-            start, longest, prompt_tokens = i, 0, 0
+            start, longest, total, prompt_tokens = i, 0, 0, 0
             extra = len(rows.prompts[owner])
-        longest, prompt_tokens = max(longest, length), prompt_tokens + extra
+        longest, total, prompt_tokens = max(longest, length), total + length, prompt_tokens + extra
     if len(rows):
         parts.append(_slice(rows, start, len(rows)))
     return parts
@@ -159,6 +157,57 @@ def _slice(rows: Rows, start: int, stop: int) -> Rows:
         kl=rows.kl[start:stop],
         old=rows.old[start:stop],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Logits [n, V] in the model's precision, the token drawn from each, int64 [n], and its row, int64 [n]."""
+
+    logits: Tensor
+    tokens: Tensor
+    row: Tensor
+
+
+def predictions(model: Any, rows: Rows) -> list[Predictions]:
+    """What predicts each token of each row, in one or two parts."""
+    if packs(model):
+        return packed_predictions(model, rows)
+    if not supported(model):
+        tell_fallback(model)
+    return general_predictions(model, rows)
+
+
+def packs(model: Any) -> bool:
+    """Whether prompts and responses are laid end to end. Layers computed again would not find the layout then."""
+    return supported(model) and not recomputes(model)
+
+
+def packed_predictions(model: Any, rows: Rows) -> list[Predictions]:
+    """One pass over prompts and responses laid end to end; each prompt is in it once and nothing is padded."""
+    device = next(model.parameters()).device
+    layout = pack_tokens(rows.prompts, rows.owner, rows.tokens, rows.lengths, device=device)
+    drawn = torch.arange(layout.prompt_tokens, layout.ids.shape[1], device=device)
+    logits = forward(model, layout, torch.cat([layout.ends, drawn]))
+    first = Predictions(
+        logits[: len(rows.prompts)][rows.owner.to(device)],
+        rows.tokens[:, 0].to(device),
+        torch.arange(len(rows), device=device),
+    )
+    if len(drawn) == 0:
+        return [first]
+    later = torch.arange(1, rows.tokens.shape[1]) < rows.lengths.unsqueeze(-1)
+    row = torch.arange(len(rows)).repeat_interleave(rows.lengths - 1)
+    tokens = rows.tokens[:, 1:][later]
+    return [first, Predictions(logits[len(rows.prompts) :], tokens.to(device), row.to(device))]
+
+
+def general_predictions(model: Any, rows: Rows) -> list[Predictions]:
+    """For any model: each prompt computed once where there is a key-value cache, and its part copied for each row."""
+    logits = response_logits(model, rows)
+    device = logits.device
+    within = torch.arange(rows.tokens.shape[1]) < rows.lengths.unsqueeze(-1)
+    row = torch.arange(len(rows)).repeat_interleave(rows.lengths)
+    return [Predictions(logits[within.to(device)], rows.tokens[within].to(device), row.to(device))]
 
 
 def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Tensor:
@@ -207,15 +256,26 @@ def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Ten
     return out.logits[:, prompt_ids.shape[1] - 1 :]
 
 
+def _batches(learner: Learner, rows: Rows) -> list[Rows]:
+    config = learner.model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return batches(
+        rows,
+        learner.tokens_per_batch,
+        vocabulary=config.vocab_size,
+        padded=not packs(learner.model),
+    )
+
+
 def log_probs(learner: Learner, groups: Sequence[Group]) -> Tensor:
     """[P, M] float64: log-probability of each response under the present policy, without gradient."""
     ones = torch.ones(len(groups), groups[0].size, dtype=torch.float64)
     rows, index = pack(groups, ones, keep_all=True)
     parts = []
     with torch.no_grad(), learner.accelerator.autocast():
-        for part in batches(rows, learner.tokens_per_batch):
-            logits = response_logits(learner.model, part)
-            parts.append(_sequence_log_probs(logits, part, learner.sampling).cpu())
+        for part in _batches(learner, rows):
+            predicted = predictions(learner.model, part)
+            parts.append(_sequence_log_probs(predicted, part, learner.sampling).cpu())
     return torch.cat(parts).double()[index]
 
 
@@ -231,7 +291,7 @@ def update(
     total = prompts or len(groups)
     _zero_gradients(learner)
     kl_sum, ratio_sum = 0.0, 0.0
-    for part in batches(rows, learner.tokens_per_batch):
+    for part in _batches(learner, rows):
         loss, part_kl, ratio = _loss(learner, part)
         learner.accelerator.backward(loss / total)
         kl_sum, ratio_sum = kl_sum + part_kl, ratio_sum + ratio
@@ -282,38 +342,40 @@ def without_dropout(model: Any) -> Any:
 
 def _loss(learner: Learner, rows: Rows) -> tuple[Tensor, float, float]:
     with learner.accelerator.autocast():
-        logits = response_logits(learner.model, rows)
-    new = _sequence_log_probs(logits, rows, learner.sampling)
+        predicted = predictions(learner.model, rows)
+    new = _sequence_log_probs(predicted, rows, learner.sampling)
     ratio = (new.detach() - rows.old.to(new)).exp().sum().item()
     loss = -(rows.weight.to(new) * new).sum()
-    chosen = rows.kl != 0
-    if learner.reference is None or not bool(chosen.any()):
+    if learner.reference is None or not bool((rows.kl != 0).any()):
         return loss, 0.0, ratio
-    kl = _kl_to_reference(learner, rows, logits, chosen)
-    return loss + (rows.kl[chosen].to(kl) * kl).sum(), kl.detach().sum().item(), ratio
+    kl = _kl_to_reference(learner, rows, predicted)
+    chosen = rows.kl.to(kl)
+    return loss + (chosen * kl).sum(), kl.detach()[chosen != 0].sum().item(), ratio
 
 
-def _sequence_log_probs(logits: Tensor, rows: Rows, sampling: Sampling) -> Tensor:
+def _sequence_log_probs(predicted: Sequence[Predictions], rows: Rows, sampling: Sampling) -> Tensor:
     """[K] float32: sum over the response's tokens of their log-probability under `sampling`."""
-    per_token = token_log_probs(logits, rows.tokens.to(logits.device), sampling)
-    return torch.where(_within(rows, logits), per_token, 0.0).sum(-1)
+    per_token = torch.cat([token_log_probs(p.logits, p.tokens, sampling) for p in predicted])
+    return per_token.new_zeros(len(rows)).index_add(0, torch.cat([p.row for p in predicted]), per_token)
 
 
-def _kl_to_reference(learner: Learner, rows: Rows, logits: Tensor, chosen: Tensor) -> Tensor:
-    """[chosen]: sum over positions of the exact KL between next-token distributions, at temperature 1 and untruncated.
+def _kl_to_reference(learner: Learner, rows: Rows, predicted: Sequence[Predictions]) -> Tensor:
+    """[K]: sum over positions of the exact KL between next-token distributions, at temperature 1 and untruncated.
 
-    The gradient follows the distributions at the visited prefixes, not the choice of prefixes, as is usual.
+    0 for rows whose KL is not asked for. The gradient follows the distributions at the visited prefixes, not the
+    choice of prefixes, as is usual.
     """
+    packed = packs(learner.model)
     with torch.no_grad(), learner.accelerator.autocast():
-        reference = response_logits(learner.reference, rows)[chosen].float().log_softmax(-1)
-    policy = logits[chosen].float().log_softmax(-1)
-    per_token = (policy.exp() * (policy - reference)).sum(-1)
-    return torch.where(_within(rows, logits)[chosen], per_token, 0.0).sum(-1)
-
-
-def _within(rows: Rows, logits: Tensor) -> Tensor:
-    position = torch.arange(rows.tokens.shape[1], device=logits.device)
-    return position < rows.lengths.to(logits.device).unsqueeze(-1)
+        referred = (packed_predictions if packed else general_predictions)(learner.reference, rows)
+    total = torch.zeros(len(rows), device=predicted[0].logits.device)
+    for ours, theirs in zip(predicted, referred, strict=True):
+        chosen = (rows.kl != 0).to(ours.row.device)[ours.row]
+        policy = ours.logits[chosen].float().log_softmax(-1)
+        reference = theirs.logits[chosen].float().log_softmax(-1)
+        per_token = (policy.exp() * (policy - reference)).sum(-1)
+        total = total.index_add(0, ours.row[chosen], per_token)
+    return total
 
 
 def _left_padded(prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,551 @@
+"""Attention of many responses to the prompt they share, which is neither repeated nor copied for any of them.
+
+It works inside the model's own forward pass: transformers calls the function registered here with each layer's queries,
+keys and values, positions applied, and hands through the `layout` that says who sees what. Two layouts exist: `Packed`,
+sequences laid end to end without padding, and `Decoding`, one new token for each of many responses. A response token sees
+the prompt and the response before it; both parts are computed on their own and joined by the masses of their softmaxes,
+which is exact. A sliding window and a cap on the logits are those of the layer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
+_NAME = "bontune_shared_prompt"
+_SCORES = 2**22  # attention scores held at once: a block beyond that is computed in parts
+_SPREAD = 1.5  # the longest sequence of a block is at most that much longer than the shortest
+
+
+class Layout(Protocol):
+    """Who sees what: `attend` gets one layer's queries [B, H, T, D], keys and values and returns [B, T, H, D]."""
+
+    def attend(self, layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    index: int
+    scale: float
+    softcap: float | None
+    window: int | None
+
+
+def supported(model: Any) -> bool:
+    """Whether the model's attention can be computed here; where not, callers compute it as transformers does.
+
+    The families named above, with rotary positions that do not depend on the length of the input.
+    """
+    config = getattr(model, "config", None)
+    family = getattr(config, "model_type", None)
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and getattr(adapter, "is_prompt_learning", False):
+        return False
+    if family not in FAMILIES or getattr(config, "use_bidirectional_attention", False):
+        return False
+    ropes = getattr(config, "rope_parameters", None) or {}
+    ropes = list(ropes.values()) if all(isinstance(r, dict) for r in ropes.values()) else [ropes]
+    return all(r.get("rope_type", "default") in ("default", "linear", "llama3") for r in ropes)
+
+
+_TOLD: set[str] = set()
+
+
+def tell_fallback(model: Any) -> None:
+    """Say once for each kind of model that it takes the general path."""
+    family = str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+    if family not in _TOLD:
+        _TOLD.add(family)
+        warnings.warn(
+            f"models of type {family!r} take the general path, which is right but slower: the fast one is for "
+            f"{', '.join(sorted(FAMILIES))} with rotary positions that do not depend on the length",
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def shared_attention(model: Any) -> Iterator[None]:
+    """Inside, the model's forward pass takes a `layout` and attends by it; afterwards it is as it was."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register(_NAME, _attention)
+    config = model.config
+    before = config._attn_implementation
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def forward(model: Any, layout: Packed, places: Tensor) -> Tensor:
+    """Logits [n, V] at these places among the packed tokens."""
+    with shared_attention(model):
+        out = model(
+            input_ids=layout.ids,
+            position_ids=layout.positions,
+            logits_to_keep=places,
+            layout=layout,
+            use_cache=False,
+        )
+    return out.logits.squeeze(0)
+
+
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    layout: Layout,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotation leaves them wider
+    layer = _Layer(module.layer_idx, scaling, softcap, sliding_window)
+    return layout.attend(layer, query, key, value), None
+
+
+# Sequences laid end to end.
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """Sequences of similar length, padded to the longest: what they ask with, and what they may see.
+
+    queries: int64 [b, q] and keys: int64 [b, k], places among the packed tokens; padding repeats some place.
+    distance: int64 [b or 1, q, k], how far the key lies before the query.
+    hidden: bool [b or 1, q, k], what may not be seen whatever the window; None where all may.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    distance: Tensor
+    hidden: Tensor | None
+
+    def mask(self, window: int | None) -> Tensor | None:
+        """bool [b or 1, q, k], True where the key is hidden; None where nothing is."""
+        if window is None or window > self.queries.shape[1] + self.keys.shape[1]:
+            return self.hidden
+        far = self.distance >= window
+        return far if self.hidden is None else far | self.hidden
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """Prompts, then responses (each without its last token, which predicts nothing), end to end.
+
+    ids, positions: int64 [1, N].  ends: int64 [P], the place of each prompt's last token.
+    prompt_tokens: how many of the N are the prompts'.
+    keep: where the keys and values of each layer are put, [N, heads, D]; None to keep none.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    ends: Tensor
+    prompt_tokens: int
+    own: tuple[_Block, ...]
+    own_places: Tensor
+    shared: tuple[_Block, ...]
+    shared_places: Tensor
+    keep: list[tuple[Tensor, Tensor]] | None = None
+
+    def attend(self, layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))  # [N, heads, D]
+        if self.keep is not None:
+            self.keep.append((k, v))
+        out, mass = _in_blocks(self.own, self.own_places, layer, q, k, v)
+        if self.shared:
+            n = self.prompt_tokens
+            of_prompt = _in_blocks(self.shared, self.shared_places, layer, q, k, v)
+            out = torch.cat([out[:n], join((out[n:], mass[n:]), of_prompt)])
+        return out.unsqueeze(0)
+
+
+def pack(
+    prompts: Sequence[Sequence[int]],
+    owner: Tensor | None = None,
+    tokens: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    keep: list[tuple[Tensor, Tensor]] | None = None,
+) -> Packed:
+    """Prompts and, of each response k, its prompt owner[k], ascending, and tokens[k, : lengths[k]]."""
+    sizes = torch.tensor([len(p) for p in prompts])
+    ids = torch.tensor([token for prompt in prompts for token in prompt])
+    positions = _ranges(sizes)
+    starts = sizes.cumsum(0) - sizes
+    own, own_starts, shared = sizes, starts, []
+    if owner is not None and tokens is not None and lengths is not None:
+        inputs = lengths - 1
+        given = torch.arange(tokens.shape[1]) < inputs.unsqueeze(-1)
+        ids = torch.cat([ids, tokens[given]])
+        positions = torch.cat([positions, _ranges(inputs) + sizes[owner].repeat_interleave(inputs)])
+        own = torch.cat([sizes, inputs])
+        own_starts = own.cumsum(0) - own
+        asked = torch.zeros_like(sizes).index_add_(0, owner, inputs)
+        first = int(sizes.sum()) + asked.cumsum(0) - asked
+        shared = [_shared_block(b, first, asked, starts, sizes, positions) for b in _alike(asked)]
+    blocks = [_own_block(b, own_starts, own) for b in _alike(own)]
+    n, total = int(sizes.sum()), len(ids)
+    layout = Packed(
+        ids=ids.unsqueeze(0),
+        positions=positions.unsqueeze(0),
+        ends=starts + sizes - 1,
+        prompt_tokens=n,
+        own=tuple(block for block, _ in blocks),
+        own_places=_places(blocks, 0, total),
+        shared=tuple(block for block, _ in shared),
+        shared_places=_places(shared, n, total),
+        keep=keep,
+    )
+    return layout if str(device) == "cpu" else _moved(layout, device)
+
+
+def _ranges(sizes: Tensor) -> Tensor:
+    """0 .. size - 1 for each size, end to end."""
+    starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+    return torch.arange(int(sizes.sum())) - starts
+
+
+def _alike(sizes: Tensor) -> list[Tensor]:
+    """Indices of the sizes above 0, in sets of similar size."""
+    order = sizes.argsort()
+    values = sizes[order].tolist()
+    sets, start = [], 0
+    for i in range(1, len(values) + 1):
+        if i == len(values) or values[i] > _SPREAD * max(values[start], 8):
+            if values[i - 1] > 0:
+                chosen = order[start:i]
+                sets.append(chosen[sizes[chosen] > 0])
+            start = i
+    return sets
+
+
+def _own_block(chosen: Tensor, starts: Tensor, sizes: Tensor) -> tuple[_Block, Tensor]:
+    """Each sequence sees itself, causally; and bool [b, q], which queries are no padding."""
+    within = torch.arange(int(sizes[chosen].max()))
+    places = starts[chosen, None] + torch.minimum(within, sizes[chosen, None] - 1)
+    distance = (within.unsqueeze(-1) - within).unsqueeze(0)
+    return _Block(places, places, distance, distance < 0), within < sizes[chosen, None]
+
+
+def _shared_block(
+    chosen: Tensor, first: Tensor, asked: Tensor, starts: Tensor, sizes: Tensor, positions: Tensor
+) -> tuple[_Block, Tensor]:
+    """All response tokens of a prompt see it; likewise."""
+    within, along = torch.arange(int(asked[chosen].max())), torch.arange(int(sizes[chosen].max()))
+    queries = first[chosen, None] + torch.minimum(within, asked[chosen, None] - 1)
+    keys = starts[chosen, None] + torch.minimum(along, sizes[chosen, None] - 1)
+    distance = positions[queries].unsqueeze(-1) - along
+    hidden = (along >= sizes[chosen, None]).unsqueeze(1)
+    block = _Block(queries, keys, distance, hidden if bool(hidden.any()) else None)
+    return block, within < asked[chosen, None]
+
+
+def _places(blocks: list[tuple[_Block, Tensor]], first: int, total: int) -> Tensor:
+    """int64 [total - first]: where among the padded queries of all blocks each packed token stands."""
+    found = torch.zeros(total, dtype=torch.int64)
+    offset = 0
+    for block, real in blocks:
+        found[block.queries[real]] = real.flatten().nonzero().squeeze(-1) + offset
+        offset += real.numel()
+    return found[first:]
+
+
+def _moved(layout: Packed, device: torch.device | str) -> Packed:
+    def blocks(items: tuple[_Block, ...]) -> tuple[_Block, ...]:
+        return tuple(
+            _Block(
+                b.queries.to(device),
+                b.keys.to(device),
+                b.distance.to(device),
+                None if b.hidden is None else b.hidden.to(device),
+            )
+            for b in items
+        )
+
+    return Packed(
+        ids=layout.ids.to(device),
+        positions=layout.positions.to(device),
+        ends=layout.ends.to(device),
+        prompt_tokens=layout.prompt_tokens,
+        own=blocks(layout.own),
+        own_places=layout.own_places.to(device),
+        shared=blocks(layout.shared),
+        shared_places=layout.shared_places.to(device),
+        keep=layout.keep,
+    )
+
+
+def _in_blocks(
+    blocks: Sequence[_Block], places: Tensor, layer: _Layer, q: Tensor, k: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor]:
+    """([n, H, D], [n, H]): what the tokens at `places` see in their blocks, and the logarithm of the mass there."""
+    outs, masses = [], []
+    heads = k.shape[1]
+    for block in blocks:
+        count, asked = block.queries.shape
+        grouped = q.index_select(0, block.queries.flatten()).view(count, asked, heads, -1, q.shape[-1])
+        keys, values = (
+            x.index_select(0, block.keys.flatten()).view(count, -1, heads, x.shape[-1]).transpose(1, 2)
+            for x in (k, v)
+        )
+        mask = block.mask(layer.window)
+        out, mass = attend(grouped.permute(0, 2, 3, 1, 4), keys, values, mask, layer.scale, layer.softcap)
+        outs.append(out.permute(0, 3, 1, 2, 4).reshape(count * asked, q.shape[1], -1))
+        masses.append(mass.permute(0, 3, 1, 2).reshape(count * asked, -1))
+    out, mass = (x[0] if len(x) == 1 else torch.cat(x) for x in (outs, masses))
+    return out.index_select(0, places), mass.index_select(0, places)
+
+
+# One new token for each of many responses.
+
+
+class Decoding:
+    """The responses of prompts, token by token: keys and values of the prompts once, those of the responses in a buffer.
+
+    prompt_keys, prompt_values: of each layer [P, heads, L, D]; sizes: int64 [P], their lengths.
+    owner: int64 [B], ascending, the prompt of each row.
+    """
+
+    def __init__(
+        self,
+        prompt: Sequence[tuple[Tensor, Tensor]],
+        sizes: Tensor,
+        owner: Tensor,
+    ) -> None:
+        self.prompt, self.sizes, self.step = prompt, sizes, 0
+        self.own: list[tuple[Tensor, Tensor]] = []
+        self._arrange(owner)
+
+    def _arrange(self, owner: Tensor) -> None:
+        """Rows in a rectangle [prompts, most rows of one prompt]; no detour where it is full."""
+        self.owner = owner
+        counts = torch.bincount(owner, minlength=len(self.sizes))
+        self.widest = int(counts.max())
+        self.full = len(owner) == self.widest * len(self.sizes)
+        rank = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
+        self.slots = owner * self.widest + rank
+        self.positions = self.sizes[owner]
+        along = torch.arange(self.prompt[0][0].shape[2], device=owner.device)
+        self.along = along
+        beyond = along >= self.sizes.unsqueeze(-1)
+        self.beyond = beyond if bool(beyond.any()) else None
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows [b], ascending, go on; prompts without any leave as well."""
+        self.own = [(k[rows], v[rows]) for k, v in self.own]
+        owner = self.owner[rows]
+        left, owner = owner.unique_consecutive(return_inverse=True)
+        if len(left) < len(self.sizes):
+            self.prompt = [(k[left], v[left]) for k, v in self.prompt]
+            self.sizes = self.sizes[left]
+        self._arrange(owner)
+
+    def advance(self, model: Any, tokens: Tensor) -> Tensor:
+        """Logits [B, V] after one more token of each row [B]."""
+        with shared_attention(model):
+            positions = (self.positions + self.step).unsqueeze(-1)
+            out = model(input_ids=tokens.unsqueeze(-1), position_ids=positions, layout=self, use_cache=False)
+        self.step += 1
+        return out.logits[:, -1]
+
+    def attend(self, layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rows, heads, size = key.shape[0], key.shape[1], query.shape[-1]
+        if layer.index == len(self.own):
+            self.own.append((key[:, :, :0], value[:, :, :0]))
+        keys, values = self.own[layer.index]
+        if self.step == keys.shape[2]:  # the buffer doubles, so that each key is copied about once
+            more = (0, 0, 0, max(8, self.step))
+            keys, values = (torch.nn.functional.pad(x, more) for x in (keys, values))
+            self.own[layer.index] = keys, values
+        keys[:, :, self.step], values[:, :, self.step] = key[:, :, 0], value[:, :, 0]
+        first = 0 if layer.window is None else max(0, self.step + 1 - layer.window)
+        upto = self.step + 1
+        q = query.view(rows, heads, -1, 1, size)
+        own = attend(q, keys[:, :, first:upto], values[:, :, first:upto], None, layer.scale, layer.softcap)
+        shared = self._to_prompt(layer, q)
+        joined = join((own[0].squeeze(3), own[1].squeeze(3)), shared)
+        return joined.reshape(rows, 1, -1, size)
+
+    def _to_prompt(self, layer: _Layer, q: Tensor) -> tuple[Tensor, Tensor]:
+        """([B, heads, G, D], [B, heads, G]) of q [B, heads, G, 1, D]."""
+        rows, heads, per, _, size = q.shape
+        keys, values = self.prompt[layer.index]
+        flat = q.view(rows, -1)
+        if not self.full:
+            flat = flat.new_zeros(len(self.sizes) * self.widest, flat.shape[-1]).index_copy(
+                0, self.slots, flat
+            )
+        grid = flat.view(len(self.sizes), self.widest, heads, per, size).permute(0, 2, 3, 1, 4)
+        mask = self.beyond
+        if layer.window is not None and layer.window <= self.along.shape[0] + self.step:
+            far = self.sizes.unsqueeze(-1) + self.step - self.along >= layer.window
+            mask = far if mask is None else far | mask
+        mask = None if mask is None else mask.unsqueeze(1)
+        out, mass = attend(grid, keys, values, mask, layer.scale, layer.softcap)
+        out = out.permute(0, 3, 1, 2, 4).reshape(-1, heads, per, size)
+        mass = mass.permute(0, 3, 1, 2).reshape(-1, heads, per)
+        return (out, mass) if self.full else (out[self.slots], mass[self.slots])
+
+
+def prompt_keys(layout: Packed) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """Keys and values of each layer [P, heads, L, D] that a pass over prompts alone kept, and their lengths [P]."""
+    assert layout.keep is not None
+    sizes = torch.diff(layout.ends + 1, prepend=torch.zeros_like(layout.ends[:1]))
+    along = torch.arange(int(sizes.max()), device=sizes.device)
+    places = (layout.ends + 1 - sizes).unsqueeze(-1) + torch.minimum(along, sizes.unsqueeze(-1) - 1)
+
+    def lay(x: Tensor) -> Tensor:
+        return x[places].transpose(1, 2).contiguous()
+
+    return [(lay(k), lay(v)) for k, v in layout.keep], sizes
+
+
+# The computation itself.
+
+
+def join(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention over the union of two disjoint sets of keys, from ([..., D], log mass [...]) of each."""
+    share = torch.sigmoid(other[1] - one[1]).unsqueeze(-1).to(one[0].dtype)
+    return torch.lerp(one[0], other[0], share)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention [b, heads, G, q, D] of query [b, heads, G, q, D] to key and value [b, heads, k, D], and the logarithm of
+    the softmax's mass [b, heads, G, q], float32; where all keys are hidden, that is very small and the output arbitrary.
+
+    mask: bool [b or 1, q or 1, k], True where hidden.  softcap: scores become softcap * tanh(scores/softcap).
+    Scores are not kept for the backward pass but computed again: memory grows with queries and keys, not their product.
+    """
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        return _Attend.apply(query, key, value, mask, scale, softcap)  # pyright: ignore
+    parts = [_forward(*part, scale, softcap) for part in _split(query, key, value, mask)]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _split(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
+    """Parts along the first axis with a bounded number of scores each."""
+    each = query[0].numel() // query.shape[-1] * key.shape[2]
+    size = max(1, _SCORES // max(1, each))
+    if size >= len(query):
+        return [(query, key, value, mask)]
+    masks = [mask] * len(query) if mask is None or len(mask) == 1 else mask.split(size)
+    return list(zip(query.split(size), key.split(size), value.split(size), masks, strict=False))
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _scores(
+    query: Tensor, key: Tensor, mask: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Query rows flattened over G, [b, heads, G * q, D], and float32 scores [b, heads, G, q, k]."""
+    flat = query.reshape(*query.shape[:2], -1, query.shape[-1])
+    scores = _wide(torch.matmul(flat, key.transpose(-1, -2))).mul_(scale)
+    scores = scores.view(*query.shape[:-1], key.shape[2])
+    if softcap is not None:
+        scores = scores.div_(softcap).tanh_().mul_(softcap)
+    if mask is not None:
+        scores = scores.masked_fill_(mask[:, None, None], -1e30)
+    return flat, scores
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    single = (
+        query.shape[2] * query.shape[3] == 1 and key.shape[2] >= 16
+    )  # one query row is faster as products
+    if query.device.type == "cpu" and softcap is None and not single:
+        return _fused(query, key, value, mask, scale)
+    _, scores = _scores(query, key, mask, scale, softcap)
+    top = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(top).exp_()
+    total = weights.sum(-1, keepdim=True)
+    flat = weights.view(*query.shape[:2], -1, key.shape[2]).to(value.dtype)
+    out = torch.matmul(flat, value).view(*query.shape[:-1], value.shape[-1])
+    return out.div_(total.to(out.dtype)), (top + total.log()).squeeze(-1)
+
+
+def _fused(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The same by PyTorch's own kernel, the one behind scaled_dot_product_attention, which hides the mass."""
+    batch, heads, groups, asked, size = query.shape
+    flat = query.reshape(batch, heads, groups * asked, size)
+    if mask is not None:
+        added = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(mask, -1e30).unsqueeze(1)
+        mask = added.repeat(1, 1, groups, 1) if added.shape[2] > 1 else added
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, mass = kernel(flat, key, value, 0.0, False, attn_mask=mask, scale=scale)
+    return out.view(batch, heads, groups, asked, -1), mass.reshape(batch, heads, groups, asked)
+
+
+class _Attend(torch.autograd.Function):
+    """`_forward` with its gradient, also through the mass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float, softcap: Any
+    ) -> Any:
+        parts = [_forward(*part, scale, softcap) for part in _split(query, key, value, mask)]
+        out, mass = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
+        ctx.save_for_backward(query, key, value, mask, out, mass)
+        ctx.scale, ctx.softcap = scale, softcap
+        return out, mass
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        query, key, value, mask, out, mass = ctx.saved_tensors
+        d_out, d_mass = grads
+        parts, start = [], 0
+        for part in _split(query, key, value, mask):
+            rows = slice(start, start + len(part[0]))
+            parts.append(_backward(part, out[rows], mass[rows], d_out[rows], d_mass[rows], ctx))
+            start = rows.stop
+        joined = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
+        return (*joined, None, None, None)
+
+
+def _backward(
+    part: tuple[Tensor, Tensor, Tensor, Tensor | None],
+    out: Tensor,
+    mass: Tensor,
+    d_out: Tensor,
+    d_mass: Tensor,
+    ctx: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for query, key, value: d score = weight (d weight + d mass - sum of weight d weight)."""
+    query, key, value, mask = part
+    flat, scores = _scores(query, key, mask, ctx.scale, ctx.softcap)
+    slope = None if ctx.softcap is None else 1 - (scores / ctx.softcap).square_().clamp_(max=1)
+    weights = scores.sub_(mass.unsqueeze(-1)).exp_().view(*flat.shape[:-1], -1)
+    d_flat = d_out.reshape(*flat.shape[:-1], -1)
+    d_value = torch.matmul(weights.to(value.dtype).transpose(-1, -2), d_flat)
+    inner = _wide((d_out * out).sum(-1)) - d_mass
+    d_weights = _wide(torch.matmul(d_flat, value.transpose(-1, -2)))
+    d_scores = d_weights.sub_(inner.view(*flat.shape[:-1], 1)).mul_(weights)
+    if slope is not None:
+        d_scores = d_scores.mul_(slope.view_as(d_scores))
+    d_scores = d_scores.mul_(ctx.scale).to(query.dtype)
+    d_query = torch.matmul(d_scores, key).view_as(query)
+    return d_query, torch.matmul(d_scores.transpose(-1, -2), flat), d_value
