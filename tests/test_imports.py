@@ -25,7 +25,11 @@ STAGES: dict[str, set[str]] = {
     "train": set(),
     "evaluate": set(),
     "report": set(),
-    "integrations": {"strategies", "objectives", "registry"},  # the weights stage inside another library's loop
+    "integrations": {
+        "strategies",
+        "objectives",
+        "registry",
+    },  # the weights stage inside another library's loop
     "store": set(),  # what was drawn and judged, on disk
 }
 JOINERS = {

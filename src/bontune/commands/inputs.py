@@ -132,7 +132,10 @@ def named(option: str, values: tuple[str, ...]) -> dict[str, str]:
     for value in values:
         name, equals, where = value.partition("=")
         if not equals:
-            name, where = Path(value).name.removesuffix(".gz").removesuffix(".jsonl"), value
+            name, where = (
+                Path(value).name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".sqlite"),
+                value,
+            )
         if not name or not where or "/" in name:
             raise ValueError(f"{option} must be VALUE or NAME=VALUE, got {value!r}")
         if name in named:
