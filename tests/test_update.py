@@ -409,11 +409,12 @@ model = tiny_model().double()
 seen = []
 run = run_of(model, prompts_per_step=4, group_size=6, steps=2)
 run = replace(run, after_step=lambda step, graded: seen.append([g.group.prompt.id for g in graded]))
-from accelerate import PartialState
+import os
 from bontune.store import open_store
-state = PartialState()
-with open_store({out!r} + ".sqlite", write=True, alone=state.is_main_process) as store:
+with open_store({out!r} + ".sqlite", write=True, alone=os.environ["RANK"] == "0") as store:
     history = train(replace(run, store=store))
+from accelerate import PartialState
+state = PartialState()
 torch.save((model.state_dict(), seen, history[-1]["responses"], state.num_processes), {out!r} + str(state.process_index))
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()

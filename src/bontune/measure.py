@@ -122,13 +122,13 @@ def draw_samples(
         if store is not None and origin is not None:
             store.judge(origin, [graded], described, first)
         write(graded)
+        if on_group is not None:
+            on_group(group.size)
 
     def write(graded: Graded) -> None:
         for reason, count in undecided_reasons([graded]).items():
             reasons[reason] = reasons.get(reason, 0) + count
         append_samples(path, SampleGroup.of(graded), skip_torn_tail=True)
-        if on_group is not None:
-            on_group(graded.group.size)
 
     def have(prompt: Prompt) -> int:
         return min(counts.get(prompt.id, 0), draw.group_size)

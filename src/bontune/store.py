@@ -316,7 +316,8 @@ def open_store(path: str | Path, *, write: bool = False, alone: bool = True) -> 
         where = f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}"
         database = sqlite3.connect(where, uri=True, timeout=60, isolation_level=None)
         try:
-            _prepare(path, database, write)
+            with _one_at_a_time(path.parent) if write else _nothing():
+                _prepare(path, database, write)
             yield Store(path, database)
         finally:
             database.close()
@@ -350,6 +351,17 @@ def _prepare(path: Path, database: sqlite3.Connection, write: bool) -> None:
     if found != SCHEMA:
         what = f"of version {found}" if found else "no store of responses"
         raise ValueError(f"{path} is {what}; this bontune reads version {SCHEMA}")
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Processes of one run that begin together: SQLite does not wait for the one that switches to WAL."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager
