@@ -102,9 +102,9 @@ dist: setup
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python scripts/try_wheel.py dist
 
-# The long forms: 50 kills of a training run, all hostile programs on every isolation, all hostile formulas.
+# The long forms: 50 kills of a training run and of a writer of the store, 100 corruptions of the store, all hostile programs on every isolation, all hostile formulas.
 faults: setup
-	BONTUNE_KILLS=50 $(BIN)/python -m pytest -s tests/test_checkpoint.py tests/test_verifier_code.py tests/test_verifier_math.py
+	BONTUNE_KILLS=50 BONTUNE_FLIPS=100 $(BIN)/python -m pytest -s tests/test_store.py tests/test_checkpoint.py tests/test_verifier_code.py tests/test_verifier_math.py
 
 clean:
 	rm -rf .venv .venv-trl-oldest .venv-verl .venv-vllm runs dist build  # build/ holds the documentation

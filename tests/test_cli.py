@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -175,8 +176,9 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--seed": 0,
     },
     "report": {"--output": None, "--seed": 0},
+    "export": {"--format": "parquet", "--verifier": -1, "--output": None, "--seed": 0},
 }
-POSITIONAL = {"report": ["some-run"], "best": ["some-run"]}
+POSITIONAL = {"report": ["some-run"], "export": ["some-run"], "best": ["some-run"]}
 
 TINY = ["--steps", "2", "--prompts-per-step", "4", "--group-size", "8", "--sampling.max-new-tokens", "8"]
 FEW = ["--prompts", "4", "--group-size", "4", "--sampling.max-new-tokens", "8"]
@@ -577,6 +579,35 @@ def test_demo_in_small(run: Run) -> None:
     assert {"config.json", "results.json", "report.html", "examples.json"} <= files
     assert Path("d/train-bon/metrics.jsonl").exists()
     assert "report: d/report.html" in done.out
+
+
+def test_what_was_drawn_is_exported_and_measured(run: Run) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    run("sample", *FEW, "--output", "s")
+    run("evaluate", "--samples", "s/responses.sqlite", "--output", "one", "--no-votes")
+    run("evaluate", "--samples", "s/samples.jsonl", "--output", "two", "--no-votes")
+    one, two = results_of("one")["policies"]["responses"], results_of("two")["policies"]["samples"]
+    assert one["pass_at"] == two["pass_at"]
+    run("export", "s")
+    run("export", "s", "--format", "jsonl", "--output", "lines.jsonl")
+    table = parquet.read_table("s/responses.parquet").to_pylist()
+    lines, samples = rows_of("lines.jsonl"), rows_of("s/samples.jsonl")
+    assert len(table) == len(lines) == len(samples) == 16
+
+    def told(rows: list[dict[str, Any]]) -> set[tuple[Any, ...]]:
+        return {(row["prompt_id"], row["response"], row["reward"]) for row in rows}
+
+    assert told(table) == told(lines) == told(samples)
+    assert all(len(row["tokens"]) == len(row["log_probs"]) > 0 for row in table)
+    manifest = json.loads(Path("s/responses.parquet.manifest.json").read_text())
+    assert manifest["sha256"] == hashlib.sha256(Path("s/responses.parquet").read_bytes()).hexdigest()
+    assert manifest["rows"] == 16
+    assert not list(Path("s").glob("*writing*"))
+    run("evaluate", "--samples", "lines.jsonl", "--output", "three", "--no-votes")
+    assert results_of("three")["policies"]["lines"]["pass_at"] == one["pass_at"]
+    done = run("export", "s", "--verifier", 4, status=2)
+    assert "--verifier must be below 1, got 4" in done.err
+    assert "there is no store" in run("export", "nothing.sqlite", status=2).err
 
 
 # As a process

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -185,6 +186,33 @@ def test_a_verifier_is_refreshed_when_its_turn_comes(tmp_path: Path) -> None:
 
 
 # Files.
+
+
+def test_a_refreshed_verifier_goes_on_from_its_state(tmp_path: Path) -> None:
+    """As a checkpoint keeps it: the next refresh, and its judgement, end in the same parameters."""
+    config = FitConfig(steps=2, prompts_per_step=2, responses_per_prompt=4)
+    groups = [graded(p, ("w1 w2", "w3", "w1"), (1.0, 0.0, float(i % 2))) for i, p in enumerate(PROMPTS[:6])]
+
+    def begun() -> tuple[Refreshed, Drift]:
+        refreshed = Refreshed(verifier(tmp_path / str(len(list(tmp_path.iterdir())))), config, every=2)
+        return refreshed, Drift(refreshed, 2)
+
+    whole, whole_drift = begun()
+    for step in range(2):
+        whole_drift.observe(step, groups)
+    state = io.BytesIO()
+    torch.save(whole_drift.state_dict(), state)
+    other, other_drift = begun()
+    assert (other.version == whole.version, other.refreshes) == (False, 0)
+    state.seek(0)
+    other_drift.load_state_dict(torch.load(state, weights_only=True))
+    assert other.version == whole.version
+    for step in range(2, 4):
+        whole_drift.observe(step, groups)
+        other_drift.observe(step, groups)
+    assert other.refreshes == whole.refreshes == 2
+    assert other.verifier.version == whole.verifier.version
+    assert other_drift.found == whole_drift.found != []
 
 
 def test_a_saved_verifier_gives_the_same_scores(tmp_path: Path) -> None:

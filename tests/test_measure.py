@@ -13,9 +13,10 @@ import torch
 
 from bontune import measure
 from bontune.evaluate import read_samples
-from bontune.measure import Draw, draw_samples, evaluate, fingerprint, warn_undecided
+from bontune.measure import Draw, draw_samples, evaluate, fingerprint, read_any, warn_undecided
 from bontune.policy import load_policy
 from bontune.records import Prompt, Sampling
+from bontune.store import open_store
 from bontune.strategies import BestOfN, MajorityVote
 from bontune.tasks import Countdown
 
@@ -223,3 +224,50 @@ def test_a_value_that_is_not_known_is_left_out(tmp_path: Path) -> None:
     found = write(tmp_path / "a.jsonl", lambda p, i: {"reward": 1, "answer": "x"}, prompts=1)
     results = evaluate({"a": found}, tmp_path, strategy=MajorityVote(2))
     assert set(results["policies"]["a"]["strategy"]) == {"value"}
+
+
+# With a store
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Responses drawn from now on."""
+    drawn: list[int] = []
+    real = measure.sample_groups
+
+    def sample(model: Any, tokenizer: Any, prompts: Any, **named: Any) -> Any:
+        drawn.append(len(prompts) * named["group_size"])
+        return real(model, tokenizer, prompts, **named)
+
+    monkeypatch.setattr(measure, "sample_groups", sample)
+    return drawn
+
+
+def test_a_store_is_topped_up_and_judged_anew_without_drawing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole = tmp_path / "samples.jsonl", tmp_path / "whole.jsonl"
+    draw_samples(draw_of(4, 6), whole)
+    drawn = counting(monkeypatch)
+    with open_store(tmp_path / "r.sqlite", write=True) as store:
+        draw_samples(draw_of(3, 4), path, store=store)
+        draw_samples(draw_of(4, 6), path, store=store)
+        assert sum(drawn) == store.counts()["responses"] == 24  # the difference, and no more
+        drawn.clear()
+        told: list[int] = []
+        path.unlink()  # or lost, or torn
+        draw_samples(draw_of(4, 6), path, told.append, store)
+        assert sum(told) == 24
+        texts = {group.prompt_id: group.responses for group in read_samples(path).groups}
+        assert texts == {group.prompt_id: group.responses for group in read_samples(whole).groups}
+        assert texts == {group.prompt_id: group.responses for group in read_any(store.path).groups}
+
+        def other(prompt: Prompt, text: str) -> float:
+            return 0.25
+
+        draw_samples(draw_of(4, 6, verify=other), path, store=store)
+        found = read_samples(path)
+        assert {reward for group in found.groups for reward in group.rewards} == {0.25}
+        assert len(store.verifiers()) == 2
+        assert {reward for group in read_any(store.path).groups for reward in group.rewards} == {0.25}
+        assert store.counts() == {"prompts": 4, "responses": 24, "rewards": 48}
+    assert drawn == []

@@ -25,6 +25,7 @@ from bontune.objectives import RLOO, LogPassAtN, StrategyObjective
 from bontune.records import Group, Prompt, Sampling, Scored
 from bontune.rollout import sample_groups
 from bontune.sampling import token_log_probs
+from bontune.store import COLUMNS, open_store
 from bontune.strategies import PassAtK
 from bontune.train.update import (
     Learner,
@@ -435,13 +436,27 @@ model = tiny_model().double()
 seen = []
 run = run_of(model, prompts_per_step=4, group_size=6, steps=2)
 run = replace(run, after_step=lambda step, graded: seen.append([g.group.prompt.id for g in graded]))
-history = train(run)
+import os
+from bontune.store import open_store
+with open_store({out!r} + ".sqlite", write=True, alone=os.environ["RANK"] == "0") as store:
+    history = train(replace(run, store=store))
 from accelerate import PartialState
 state = PartialState()
 torch.save((model.state_dict(), seen, history[-1]["responses"], state.num_processes), {out!r} + str(state.process_index))
 if torch.distributed.is_initialized():
     torch.distributed.destroy_process_group()
 """
+
+
+def kept_by(path: Path) -> dict[tuple[int, str], list[str]]:
+    """The texts that a store holds, by step and prompt."""
+    found: dict[tuple[int, str], list[str]] = {}
+    with open_store(path) as store:
+        for row in store.table(store.verifiers()[0]):
+            item = dict(zip(COLUMNS, row, strict=True))
+            assert item["reward"] == float("w1" in item["response"])
+            found.setdefault((item["step"], item["prompt_id"]), []).append(item["response"])
+    return dict(sorted(found.items()))
 
 
 @pytest.mark.slow
@@ -468,6 +483,9 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     for step in range(2):
         assert sorted(two[0][1][step] + two[1][1][step]) == sorted(seen[step])
     assert two[0][2] == responses == 24
+    kept = {count: kept_by(tmp_path / f"out{count}-.sqlite") for count in (1, 2)}
+    assert kept[1] == kept[2]  # every group of every step, complete, once
+    assert [len(texts) for texts in kept[1].values()] == [6] * 8
     for rank in two:
         for name, parameter in one.items():
             assert torch.allclose(rank[0][name], parameter, atol=1e-6, rtol=0), name

@@ -508,7 +508,7 @@ class _Attend(torch.autograd.Function):
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scale: float, softcap: Any
     ) -> Any:
         parts = [_forward(*part, scale, softcap) for part in _split(query, key, value, mask)]
-        out, mass = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
+        out, mass = _joined(parts)
         ctx.save_for_backward(query, key, value, mask, out, mass)
         ctx.scale, ctx.softcap = scale, softcap
         return out, mass
@@ -522,8 +522,12 @@ class _Attend(torch.autograd.Function):
             rows = slice(start, start + len(part[0]))
             parts.append(_backward(part, out[rows], mass[rows], d_out[rows], d_mass[rows], ctx))
             start = rows.stop
-        joined = (torch.cat(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
-        return (*joined, None, None, None)
+        return (*_joined(parts), None, None, None)
+
+
+def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The tensors of all parts, each kind one behind the other; a single part as it is."""
+    return [torch.cat(kind) for kind in zip(*parts, strict=True)] if len(parts) > 1 else list(parts[0])
 
 
 def _backward(

@@ -1,4 +1,4 @@
-"""The command line: `bontune demo | sample | train | verifier | best | serve | evaluate | coscale | reproduce | report`.
+"""The command line: `bontune COMMAND`, with the commands listed in `COMMANDS`.
 
 Heavy imports wait until a command runs.
 """
@@ -200,7 +200,7 @@ class Sample(FromFile):
     seed: int = 0
     """Seed of the responses (and of the prompts, where the task makes them)."""
     output: Path = Path("runs/sample")
-    """Folder for samples.jsonl and config.json."""
+    """Folder for samples.jsonl, responses.sqlite (the same with tokens and log-probabilities) and config.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +260,7 @@ class Evaluate(FromFile):
     """
 
     samples: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """A samples file, FILE or NAME=FILE; may be repeated."""
+    """A samples file or a responses.sqlite, FILE or NAME=FILE; may be repeated."""
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A model to draw from, MODEL or NAME=MODEL; may be repeated. MODEL may be a server, as in `bontune sample`."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
@@ -377,6 +377,28 @@ class Report:
     """Accepted like everywhere; a report draws nothing at random."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write every response a run has kept, with its verdicts, as Parquet or as JSON lines.
+
+    The file is there as a whole or not at all; a manifest beside it has its SHA-256. The run may go on meanwhile.
+
+        bontune export runs/train --format parquet
+        duckdb -c "select step, avg(reward) from 'runs/train/responses.parquet' group by step"
+    """
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """The folder of a run of `train`, `sample` or `evaluate`, or its responses.sqlite."""
+    format: Literal["parquet", "jsonl"] = "parquet"
+    """jsonl: as in samples.jsonl, with the policy and the step. parquet: also tokens and log-probabilities."""
+    verifier: int = -1
+    """Whose verdicts, where several have judged: 0 is the first that did, -1 the last."""
+    output: Path | None = None
+    """The file to write; by default responses.FORMAT in the run's folder."""
+    seed: int = 0
+    """Accepted like everywhere; nothing is drawn."""
+
+
 COMMANDS: dict[str, type] = {
     "demo": Demo,
     "sample": Sample,
@@ -388,6 +410,7 @@ COMMANDS: dict[str, type] = {
     "coscale": Coscale,
     "reproduce": Reproduce,
     "report": Report,
+    "export": Export,
 }
 
 

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -31,12 +31,16 @@ from bontune.evaluate import (
     run_results,
     write_json,
 )
-from bontune.records import Group, Prompt, Sampling, Scored
+from bontune.records import Graded, Group, Prompt, Sampling, Scored
 from bontune.report import write_report
+from bontune.reuse import judged_or_kept, judges
 from bontune.rollout import Engine, sample_groups
 from bontune.score import Score, Verify, grade, undecided_reasons
+from bontune.store import COLUMNS, Origin, Store, is_store, open_store, policy_hash
 from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Strategy, curve
 
+STORE = "responses.sqlite"  # in a run folder
+JUDGED_BY = "judged_by"  # the versions of verifier and scorer, in the description beside a samples file
 MOST_REASONS = 5  # that are printed
 EXAMPLES = 12  # prompts whose responses the report shows side by side
 
@@ -66,6 +70,11 @@ class Draw:
         if self.group_size < 1:
             raise ValueError(f"group_size must be at least 1, got {self.group_size}")
 
+    def origin(self) -> Origin:
+        """What the responses are drawn from."""
+        policy = policy_hash(self.model, self.tokenizer)
+        return Origin(policy=policy, sampling=self.sampling, seed=self.seed)
+
     def description(self) -> dict[str, Any]:
         """What decides the responses and verdicts: a file drawn or judged otherwise is not topped up."""
         return {
@@ -92,29 +101,52 @@ def fingerprint(model: Any) -> str:
     return found.hexdigest()
 
 
-def draw_samples(draw: Draw, path: Path, on_group: Callable[[int], None] | None = None) -> dict[str, int]:
+def draw_samples(
+    draw: Draw, path: Path, on_group: Callable[[int], None] | None = None, store: Store | None = None
+) -> dict[str, int]:
     """Append groups to a samples file until every prompt has `group_size` responses.
 
     What the file holds already is kept and not drawn again; responses continue where they stopped, so a file drawn
     in pieces holds the same responses as one drawn at once. on_group: called with the number of responses found
-    or added. Returns how many responses were left undecided, by reason. Raises ValueError where the file was drawn
-    or judged otherwise.
+    or added. store: where responses are kept beside the file, each as soon as its group is finished and before it is
+    judged; what it holds is not drawn again, whatever has become of the file, and where only the verifier or the scorer
+    is another than before, the file is written anew from it. Returns how many responses were left undecided, by reason.
+    Raises ValueError where the file was drawn or judged otherwise.
     """
-    sampled = _resume(draw, path)
+    origin = None if store is None else draw.origin()
+    kept = store is not None and any(known == origin for known, _ in store.origins())
+    sampled = _resume(draw, path, regrade=kept)
     counts = {} if sampled is None else {group.prompt_id: group.size for group in sampled.groups}
+    described = json.dumps(
+        {**draw.judged, "by": judges(draw.verify, draw.score)}, sort_keys=True, default=str
+    )
     reasons: dict[str, int] = {}
 
     def keep(group: Group) -> None:
+        first = counts.get(group.prompt.id, 0)
+        if store is not None and origin is not None:
+            store.add(origin, [group], first)
         graded = grade(group, draw.verify, draw.score)
+        if store is not None and origin is not None:
+            store.judge(origin, [graded], described, first)
+        write(graded)
+        if on_group is not None:
+            on_group(group.size)
+
+    def write(graded: Graded) -> None:
         for reason, count in undecided_reasons([graded]).items():
             reasons[reason] = reasons.get(reason, 0) + count
         append_samples(path, SampleGroup.of(graded), skip_torn_tail=True)
-        if on_group is not None:
-            on_group(group.size)
 
     def have(prompt: Prompt) -> int:
         return min(counts.get(prompt.id, 0), draw.group_size)
 
+    for prompt in draw.prompts:
+        held = None if store is None or origin is None else store.group(origin, prompt, draw.group_size)
+        if held is not None and held.size > have(prompt):
+            (graded,) = judged_or_kept(store, origin, [held], draw.verify, draw.score, described)
+            write(_from(graded, have(prompt)))
+            counts[prompt.id] = held.size
     for first, prompts in groupby(sorted(draw.prompts, key=have), key=have):
         chosen = list(prompts)
         if first and on_group is not None:
@@ -135,19 +167,46 @@ def draw_samples(draw: Draw, path: Path, on_group: Callable[[int], None] | None 
     return reasons
 
 
-def _resume(draw: Draw, path: Path) -> SampleSet | None:
-    """What the file holds already; writes or checks the description beside it."""
+def _from(graded: Graded, first: int) -> Graded:
+    """The responses of a group from one on."""
+    group, rows = graded.group, slice(first, None)
+    tensors = {name: getattr(group, name)[rows] for name in ("tokens", "lengths", "log_probs", "finished")}
+    return Graded(
+        group=replace(group, texts=group.texts[rows], **tensors),
+        verdicts=graded.verdicts[rows],
+        scores=None if graded.scores is None else graded.scores[rows],
+    )
+
+
+def _resume(draw: Draw, path: Path, regrade: bool = False) -> SampleSet | None:
+    """What the file holds already; writes or checks the description beside it.
+
+    regrade: where only the verifier or the scorer has changed, begin the file anew.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".json")
     if path.exists() and path.stat().st_size:
+        if regrade and _only_judged_otherwise(beside, draw):
+            path.unlink()
+            return _resume(draw, path)
         _check_same(path, beside, draw.description())
         with path.open("rb") as file:
             torn = not file.readline().endswith(b"\n")
         if not torn:
             return read_samples(path, skip_torn_tail=True)
         path.unlink()  # the very first line
-    write_json(beside, draw.description())
+    write_json(beside, draw.description() | {JUDGED_BY: judges(draw.verify, draw.score)})
     return None
+
+
+def _only_judged_otherwise(beside: Path, draw: Draw) -> bool:
+    try:
+        known = json.loads(beside.read_text())
+    except (OSError, ValueError):
+        return False
+    wanted = draw.description() | {JUDGED_BY: judges(draw.verify, draw.score)}
+    other = {key for key in {**wanted, **known} if known.get(key) != wanted.get(key)}
+    return bool(other) and other <= {"verifier", "scorer", JUDGED_BY}
 
 
 def _check_same(path: Path, beside: Path, wanted: Mapping[str, Any]) -> None:
@@ -159,10 +218,49 @@ def _check_same(path: Path, beside: Path, wanted: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{path} exists, but {beside.name}, which says how it was drawn, cannot be read; {advice}"
         ) from fault
-    other = [key for key in {**wanted, **known} if known.get(key) != wanted.get(key)]
+    names = {**wanted, **known}.keys() - {JUDGED_BY}
+    other = [key for key in {**wanted, **known} if key in names and known.get(key) != wanted.get(key)]
     if other:
         changes = ", ".join(f"{key} {known.get(key)!r} (now {wanted.get(key)!r})" for key in other)
         raise ValueError(f"{path} was drawn with {changes}; {advice}")
+
+
+def read_any(path: str | Path) -> SampleSet:
+    """The samples of a JSONL file, or of a store of responses, by the verifier that judged last.
+
+    Raises ValueError as `read_samples` does, and for a store with the responses of several policies.
+    """
+    if not is_store(path):
+        return read_samples(path, skip_torn_tail=True)
+    with open_store(path) as store:
+        origins = store.origins()
+        if len({(origin.policy, origin.step, origin.seed) for origin, _ in origins}) != 1:
+            raise ValueError(
+                f"{path}: holds responses of {len(origins)} policies or seeds, and one is measured at a time; those of a "
+                "training run are for `bontune export`, and a policy is measured by `bontune evaluate --model`"
+            )
+        rows: list[dict[str, Any]] = [
+            dict(zip(COLUMNS, row, strict=True)) for row in store.table((store.verifiers() or [""])[-1])
+        ]
+    groups = groupby(rows, key=lambda row: (row["prompt_id"], row["params"]))
+    return SampleSet(source=str(path), groups=tuple(_sample_group(list(group)) for _, group in groups))
+
+
+def _sample_group(rows: Sequence[Mapping[str, Any]]) -> SampleGroup:
+    first = rows[0]
+    names = ("response", "reward", "score", "answer", "log_prob")
+    columns = {name: tuple(row[name] for row in rows) for name in names}
+    return SampleGroup(
+        prompt_id=first["prompt_id"],
+        responses=columns["response"],
+        rewards=columns["reward"],
+        scores=columns["score"] if any(row["scored"] for row in rows) else None,
+        answers=columns["answer"] if any(answer is not None for answer in columns["answer"]) else None,
+        temperature=first["temperature"],
+        log_probs=columns["log_prob"] if any(value is not None for value in columns["log_prob"]) else None,
+        prompt=first["prompt"],
+        level=first["level"],
+    )
 
 
 def evaluate(

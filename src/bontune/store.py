@@ -81,8 +81,13 @@ class Origin:
         return cls(policy=policy, sampling=sampling, seed=seed, step=step)
 
 
-def policy_hash(model: torch.nn.Module, tokenizer: Any) -> str:
-    """SHA-256 of all parameters and buffers and of the tokenizer: a policy that differs in one bit is another."""
+def policy_hash(model: Any, tokenizer: Any) -> str:
+    """SHA-256 of all parameters and buffers and of the tokenizer: a policy that differs in one bit is another.
+
+    Of a model elsewhere, whose parameters cannot be seen, that of what it says of itself, its `fingerprint`.
+    """
+    if not isinstance(model, torch.nn.Module):
+        return hashlib.sha256(str(model.fingerprint).encode()).hexdigest()[:32]
     found = hashlib.sha256(_tokenizer_digest(tokenizer))
     for name, tensor in model.state_dict().items():
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -243,10 +248,12 @@ class Store:
                     )
                 log_probs = np.frombuffer(response[6], np.float32)
                 tokens = _unpack(response[5], len(log_probs))
+                # A response without tokens came from a server that tells texts only.
+                log_prob = float(log_probs.astype(np.float64).sum()) if len(log_probs) else None
                 yield (
                     response[0].hex(), json.loads(params)["step"], json.loads(params)["temperature"], params,
                     name, text, level, response[3], response[4], bool(response[7]), judged[6], judged[7],
-                    bool(judged[8]), judged[9], float(log_probs.astype(np.float64).sum()), tokens, log_probs,
+                    bool(judged[8]), judged[9], log_prob, tokens, log_probs,
                 )  # fmt: skip
 
     def counts(self) -> dict[str, int]:
@@ -316,7 +323,8 @@ def open_store(path: str | Path, *, write: bool = False, alone: bool = True) -> 
         where = f"{path.absolute().as_uri()}?mode={'rwc' if write else 'ro'}"
         database = sqlite3.connect(where, uri=True, timeout=60, isolation_level=None)
         try:
-            _prepare(path, database, write)
+            with _one_at_a_time(path.parent) if write else _nothing():
+                _prepare(path, database, write)
             yield Store(path, database)
         finally:
             database.close()
@@ -350,6 +358,17 @@ def _prepare(path: Path, database: sqlite3.Connection, write: bool) -> None:
     if found != SCHEMA:
         what = f"of version {found}" if found else "no store of responses"
         raise ValueError(f"{path} is {what}; this bontune reads version {SCHEMA}")
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Processes of one run that begin together: SQLite does not wait for the one that switches to WAL."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

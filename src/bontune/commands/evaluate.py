@@ -11,9 +11,10 @@ from bontune import cli
 from bontune.commands.inputs import check_folder, draws, load_source, named, total_of, write_config
 from bontune.commands.terminal import bar, progress, say, show, stages
 from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
-from bontune.measure import Draw, draw_samples, evaluate, warn_undecided
+from bontune.measure import STORE, Draw, draw_samples, evaluate, read_any, warn_undecided
 from bontune.registry import build_strategy
 from bontune.regrade import Regrade
+from bontune.store import open_store
 
 
 def run(command: cli.Evaluate) -> None:
@@ -61,10 +62,11 @@ def _show_other_curves(results: dict[str, Any]) -> None:
 def _draw_models(command: cli.Evaluate, models: dict[str, str]) -> dict[str, SampleSet]:
     found = {}
     reasons: dict[str, dict[str, int]] = {}
-    with progress() as bars:
+    with progress() as bars, open_store(command.output / STORE, write=True) as store:
         for name, draw in draws(command, models):
             path = command.output / "samples" / f"{name}.jsonl"
-            reasons[name] = draw_samples(draw, path, bar(bars, f"drawing from {name}", total_of(draw)))
+            advance = bar(bars, f"drawing from {name}", total_of(draw))
+            reasons[name] = draw_samples(draw, path, advance, store)
             found[name] = _cut(read_samples(path, skip_torn_tail=True), draw)
     for undecided in reasons.values():
         warn_undecided(undecided)
@@ -88,9 +90,7 @@ def _read_files(command: cli.Evaluate, files: dict[str, str]) -> tuple[dict[str,
     """The samples of each file, and what grading took of those that were judged or scored first."""
     again = command.regrade or command.source.scorer is not None
     graded = {name: path for name, path in files.items() if again or not is_judged(path)}
-    found = {
-        name: read_samples(path, skip_torn_tail=True) for name, path in files.items() if name not in graded
-    }
+    found = {name: read_any(path) for name, path in files.items() if name not in graded}
     grading = {}
     if graded:
         task, verify, score = load_source(command.source)

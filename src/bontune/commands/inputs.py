@@ -137,7 +137,8 @@ def named(option: str, values: tuple[str, ...]) -> dict[str, str]:
         if is_endpoint(value):
             name, where = Path(urlsplit(value).fragment).name or "endpoint", value
         elif not equals:
-            name, where = Path(value).name.removesuffix(".gz").removesuffix(".jsonl"), value
+            name = Path(value).name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".sqlite")
+            where = value
         if not name or not where or "/" in name:
             raise ValueError(f"{option} must be VALUE or NAME=VALUE, got {value!r}")
         if name in named:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from bontune import cli
 from bontune.commands.inputs import check_folder, draws, total_of, write_config
 from bontune.commands.terminal import bar, progress, say
-from bontune.measure import draw_samples, warn_undecided
+from bontune.measure import STORE, draw_samples, warn_undecided
+from bontune.store import open_store
 
 
 def run(command: cli.Sample) -> None:
-    """Draw samples.jsonl."""
+    """Draw into the store, and write samples.jsonl."""
     (_, draw), *_ = draws(command, {"": command.model})
     check_folder(command.output, command)
     path = command.output / "samples.jsonl"
-    with progress() as bars:
-        reasons = draw_samples(draw, path, bar(bars, f"drawing from {command.model}", total_of(draw)))
+    with progress() as bars, open_store(command.output / STORE, write=True) as store:
+        advance = bar(bars, f"drawing from {command.model}", total_of(draw))
+        reasons = draw_samples(draw, path, advance, store)
     write_config(command.output, command)
     warn_undecided(reasons)
     say(f"samples: {path}   measure them: bontune evaluate --samples {path}")
