@@ -38,6 +38,7 @@ def draw_of(prompts: int = 4, group_size: int = 6, **more: Any) -> Draw:
         "group_size": group_size,
         "sampling": Sampling(max_new_tokens=8),
         "verify": TASK.verify,
+        "engine": lambda *args, **options: measure.sample_groups(*args, **options),  # so that `drawn` sees it
     }
     return Draw(**{**given, **more})
 
