@@ -263,7 +263,7 @@ def test_flipped_bytes_are_never_read_as_responses(seed: int, tmp_path: Path) ->
 def write_until_killed(path: str, said: str) -> None:
     """Adds groups that follow from their number, and says after each that it is committed."""
     with open_store(path, write=True) as store, open(said, "a", buffering=1) as file:
-        for i in range(10_000):
+        for i in range(store.counts()["responses"] // 8, 10_000):
             store.add(FROM, [made(i)])
             file.write(f"{i}\n")
             store.judge(FROM, [grade(made(i), length)], "length")
@@ -281,7 +281,10 @@ def test_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
     with serving("test_store:warm") as server:
         for _ in range(kills):
             child = server.start("test_store:write_until_killed", str(path), str(said))
-            time.sleep(chance.uniform(0.02, 0.3))
+            before, until = said.stat().st_size if said.exists() else 0, time.monotonic() + 10
+            while not (said.exists() and said.stat().st_size > before) and time.monotonic() < until:
+                time.sleep(0.002)  # let it get somewhere
+            time.sleep(chance.uniform(0, 0.05))
             os.kill(child.pid, signal.SIGKILL)
             assert child.status() == -signal.SIGKILL
     committed = {int(line) for line in said.read_text().split()} if said.exists() else set()
