@@ -226,8 +226,8 @@ def at_best_temperature(
     """{(method, T): {N: gap}}: each method at each T against its base at the T that is best for the base at that N.
 
     cells: of one task at several temperatures, those of the base among them. The base's T is chosen by the very prompts
-    that are measured, so the comparison favours the base. Budgets that some cell lacks are left out. All are cut to the prompts that every cell has; prompts are in
-    the same order everywhere, a longer list beginning with the shorter one.
+    that are measured, so the comparison favours the base. Budgets that some cell lacks are left out. All are cut to
+    the prompts that every cell has; prompts are in the same order everywhere, a longer list begins with the shorter.
     """
     finished = [cell for cell in cells if cell.id in results]
     bases = [cell for cell in finished if cell.policy.method == BASE]
