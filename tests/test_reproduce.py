@@ -48,7 +48,14 @@ from bontune.reproduce.plan import (
     sweep,
 )
 from bontune.reproduce.summary import pass_at, per_prompt, summary
-from bontune.reproduce.tables import between, combine, compare, crossed_interval, t_quantile
+from bontune.reproduce.tables import (
+    at_best_temperature,
+    between,
+    combine,
+    compare,
+    crossed_interval,
+    t_quantile,
+)
 from bontune.tasks import load_task
 
 TASK = TASK_PLANS["countdown"]
@@ -313,6 +320,26 @@ def test_tables_from_cells(ran: tuple[Path, dict[str, Any]]) -> None:
         by_name["log-pass-32"].gaps[8].value - by_name["rl-s"].gaps[8].value, abs=1e-9
     )
     assert between(cells, results, "log-pass-32", "grpo") == {}
+
+
+def test_against_the_base_at_its_best_temperature(ran: tuple[Path, dict[str, Any]]) -> None:
+    _, results = ran
+    cells = [cell for cell in plan(tiny(), results) if cell.section in ("base", "claims", "temperature")]
+    cells = [cell for cell in cells if cell.place.split == "test"]
+    found = at_best_temperature(cells, results, (1, 8))
+    assert set(found) == {(name, t) for name in ("rl-s", "log-pass-32") for t in (0.5, 1.0)}
+    base = {
+        cell.place.temperature: per_prompt(results[cell.id], "pass_at", (1, 8))[:4].mean(0)
+        for cell in cells
+        if cell.policy.method == BASE
+    }
+    for cell in cells:
+        if cell.policy.method != BASE:
+            own = per_prompt(results[cell.id], "pass_at", (1, 8))[:4].mean(0)
+            for j, n in enumerate((1, 8)):
+                expected = float(own[j] - max(rates[j] for rates in base.values()))
+                gap = found[cell.policy.method, cell.place.temperature][n]
+                assert gap.value == pytest.approx(expected, abs=1e-9)
 
 
 def test_the_document_comes_from_the_results_alone(ran: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from bontune.reproduce.markdown import COMMAND_END, cell_text, gap_text, rate, r
 from bontune.reproduce.paper import CLAIMS, EQUATIONS, Item
 from bontune.reproduce.plan import BASE, METHODS, SECTIONS, Cell, Results, Study, TaskPlan, plan
 from bontune.reproduce.scaling import scaling_section, without_paths
-from bontune.reproduce.tables import Comparison, between, compare, swept
+from bontune.reproduce.tables import Comparison, at_best_temperature, between, compare, swept
 
 SHOWN = (1, 8, 32, 64, 128)
 FOLDER = "reproduction"
@@ -173,7 +173,9 @@ def _sweep(study: Study, task: TaskPlan, results: Results, figures: dict[str, st
             item.method,
             f"{item.learning_rate:g}{' ✓' if item.chosen else ''}",
             f"{100 * item.one:.1f}",
+            cell_text(item.one_gap),
             f"{100 * item.wide:.1f}",
+            cell_text(item.wide_gap),
             f"{100 * item.target:.1f} (N = {item.budget})",
         )
         for item in found
@@ -181,7 +183,7 @@ def _sweep(study: Study, task: TaskPlan, results: Results, figures: dict[str, st
     tune = results.get(f"base/{task.task}/{Path(task.bases[0]).name}/{BASE}/{task.task}-tune")
     if tune is not None:
         one, wide = (100 * tune["pass_at"][n]["value"] for n in ("1", "32"))
-        rows.insert(0, ("base", "", f"{one:.1f}", f"{wide:.1f}", ""))
+        rows.insert(0, ("base", "", f"{one:.1f}", "", f"{wide:.1f}", "", ""))
     series = []
     for name in dict.fromkeys(item.method for item in found):
         points = [item for item in found if item.method == name]
@@ -191,7 +193,8 @@ def _sweep(study: Study, task: TaskPlan, results: Results, figures: dict[str, st
         point = tune["pass_at"]
         series.append(Series(name=BASE, x=[point["1"]["value"]], y=[point["32"]["value"]]))
     figures[f"{task.task}-frontier"] = frontier_plot(series, x_label="pass@1", y_label="pass@32")
-    head = ("method", "learning rate", "pass@1, %", "pass@32, %", "what it trains for, %")
+    head = ("method", "learning rate", "pass@1, %", "to the base", "pass@32, %", "to the base")
+    head = (*head, "what it trains for, %")
     text = _section_text(f"## {task.task}: the sweep of learning rates", "base sweep", rows, head)
     return (
         f"{text}\n\n✓: the rate that the comparisons below use. The frontier, one point per learning rate, on tune "
@@ -275,7 +278,28 @@ def _temperatures(task: TaskPlan, cells: Sequence[Cell], results: Results, outco
                 sentence = f"{task.task}, T = {temperature:g}, {item.method}: {gap_text(item.gaps[32])}. "
                 outcomes["temperature"] = outcomes.get("temperature", "") + sentence
     head = ("T", "method", "pass@1", "pass@8", "pass@32", "pass@64")
-    return _section_text(f"## {task.task}: other temperatures", "temperature", rows, head)
+    text = _section_text(f"## {task.task}: other temperatures", "temperature", rows, head)
+    first = [
+        cell
+        for cell in cells
+        if cell.policy.base == task.bases[0]
+        and (
+            cell.section in ("temperature", "claims")
+            or (cell.section == "base" and cell.place.split == "test")
+        )
+    ]
+    best = at_best_temperature(first, results, (1, 8, 32, 64))
+    if not text or not best:
+        return text
+    head = ("T", "method", *(f"pass@{n}" for n in next(iter(best.values()))))
+    rows = [
+        (f"{temperature:g}", method, *(cell_text(gap) for gap in gaps.values()))
+        for (method, temperature), gaps in sorted(best.items(), key=lambda item: (item[0][1], item[0][0]))
+    ]
+    return (
+        f"{text}\n\nThat compares equal temperatures. Against the base at the temperature that is best for it at each N, "
+        f"chosen on the same prompts, which favours the base:\n\n{table(head, rows)}"
+    )
 
 
 def _verifier(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: dict[str, str]) -> str:
@@ -316,7 +340,11 @@ def _meta(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: dic
             rows.append((name, method, *shown))
     if not rows:
         return ""
-    outcomes["meta"] = outcomes.get("meta", "") + f"{task.task}: see [the table](reproduction.md). "
+    whole = {row[1]: row for row in rows if row[0] == "all"}
+    shares = ", ".join(f"{name} {row[2]} %" for name, row in whole.items())
+    counts = ", ".join(f"{name} {row[5]}" for name, row in whole.items())
+    sentence = f"{task.task}: the most frequent response is {shares} of all; different ones {counts}. "
+    outcomes["meta"] = outcomes.get("meta", "") + sentence
     head = ("pass@1 of the base", "policy", *_META.values())
     text = _section_text(f"## {task.task}: best response and exploring ones", "base claims", rows, head)
     return (

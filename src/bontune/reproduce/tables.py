@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bontune.evaluate import bootstrap
-from bontune.reproduce.plan import BASE, Cell, Method, Results, Study, TaskPlan, choose, sweep
+from bontune.reproduce.plan import BASE, Cell, Results, Study, TaskPlan, choose, sweep
 from bontune.reproduce.summary import per_prompt
 
 LEVEL = 0.95
@@ -171,7 +171,10 @@ def _last(path: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swept:
-    """One learning rate of one method on tune prompts. chosen: the rate the comparisons use, None: not decided."""
+    """One learning rate of one method on tune prompts. chosen: the rate the comparisons use, None: not decided.
+
+    one_gap, wide_gap: pass@1 and pass@32 against the base on the same prompts, None where it was not measured.
+    """
 
     method: str
     learning_rate: float
@@ -180,11 +183,14 @@ class Swept:
     budget: int
     wide: float
     chosen: bool | None
+    one_gap: Gap | None
+    wide_gap: Gap | None
 
 
 def swept(study: Study, task: TaskPlan, results: Results, wide: int = 32) -> list[Swept]:
     """All finished cells of the sweep. one, wide: pass@1 and pass@32; target: at the method's own N."""
     found = []
+    base = results.get(f"base/{task.task}/{_last(task.bases[0])}/{BASE}/{task.task}-tune")
     for method in study.methods:
         choice = choose(study, task, method, results)
         for cell in sweep(study, task, method):
@@ -192,6 +198,12 @@ def swept(study: Study, task: TaskPlan, results: Results, wide: int = 32) -> lis
                 continue
             entry = results[cell.id]
             key = "pass_at" if method.by == "reward" else "best_of"
+            gaps: list[Gap | None] = [None, None]
+            if base is not None and base["prompts"] == entry["prompts"]:
+                rows = per_prompt(dict(entry), "pass_at", (1, wide)) - per_prompt(
+                    dict(base), "pass_at", (1, wide)
+                )
+                gaps = [combine([rows[:, j].numpy()], [cell.policy.base]) for j in (0, 1)]
             found.append(
                 Swept(
                     method=method.name,
@@ -201,11 +213,44 @@ def swept(study: Study, task: TaskPlan, results: Results, wide: int = 32) -> lis
                     budget=method.budget,
                     wide=entry["pass_at"][str(wide)]["value"],
                     chosen=None if choice is None else choice == cell.policy.learning_rate,
+                    one_gap=gaps[0],
+                    wide_gap=gaps[1],
                 )
             )
     return found
 
 
-def method_of(study: Study, name: str) -> Method:
-    """A method by name."""
-    return next(method for method in study.methods if method.name == name)
+def at_best_temperature(
+    cells: Sequence[Cell], results: Results, budgets: Sequence[int]
+) -> dict[tuple[str, float], dict[int, Gap]]:
+    """{(method, T): {N: gap}}: each method at each T against its base at the T that is best for the base at that N.
+
+    cells: of one task at several temperatures, those of the base among them. The base's T is chosen by the very prompts
+    that are measured, so the comparison favours the base. Budgets that some cell lacks are left out. All are cut to
+    the prompts that every cell has; prompts are in the same order everywhere, a longer list begins with the shorter.
+    """
+    finished = [cell for cell in cells if cell.id in results]
+    bases = [cell for cell in finished if cell.policy.method == BASE]
+    if len({cell.place.temperature for cell in bases}) < 2:
+        return {}
+    count = min(results[cell.id]["prompts"] for cell in finished)
+    wanted = tuple(n for n in budgets if all(str(n) in results[cell.id]["pass_at"] for cell in finished))
+
+    def values(cell: Cell) -> np.ndarray:
+        return per_prompt(dict(results[cell.id]), "pass_at", wanted).numpy()[:count]
+
+    best: dict[str, np.ndarray] = {}
+    for base in {cell.policy.base for cell in bases}:
+        stack = np.stack([values(cell) for cell in bases if cell.policy.base == base])
+        chosen = stack.mean(1).argmax(0)
+        best[base] = np.stack([stack[t, :, j] for j, t in enumerate(chosen)], -1)
+    found: dict[tuple[str, float], list[Cell]] = {}
+    for cell in finished:
+        if cell.policy.method != BASE and cell.policy.base in best:
+            found.setdefault((cell.policy.method, cell.place.temperature), []).append(cell)
+    result = {}
+    for key, own in sorted(found.items()):
+        rows = [values(cell) - best[cell.policy.base] for cell in own]
+        names = [cell.policy.base for cell in own]
+        result[key] = {n: combine([row[:, j] for row in rows], names) for j, n in enumerate(wanted)}
+    return result
