@@ -284,18 +284,18 @@ def test_steps_taken_again_draw_and_judge_nothing_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of a policy that differs in one bit are drawn anew."""
-    with pytest.raises(Cut):
-        run_in(tmp_path, every=4, on_step=cut_after(6))
-    assert rows_of(tmp_path) == 7 * 2 * 4
     steps: list[int] = []
-    drawing = loop.sample_groups
 
     def sample(*arguments: Any, **named: Any) -> Any:
         steps.append(named["policy_step"])
-        return drawing(*arguments, **named)
+        return loop.sample_groups(*arguments, **named)
 
-    monkeypatch.setattr(loop, "sample_groups", sample)
-    run_in(tmp_path, every=4)
+    with pytest.raises(Cut):
+        run_in(tmp_path, every=4, on_step=cut_after(6), engine=sample)
+    assert steps == list(range(7))
+    assert rows_of(tmp_path) == 7 * 2 * 4
+    steps.clear()
+    run_in(tmp_path, every=4, engine=sample)
     assert steps == [7]
     assert rows_of(tmp_path) == STEPS * 2 * 4
     steps.clear()
@@ -303,7 +303,7 @@ def test_steps_taken_again_draw_and_judge_nothing_again(
         path.unlink()
     other = tiny_model(seed=3)
     monkeypatch.setattr("test_checkpoint.tiny_model", lambda: other)
-    run_in(tmp_path, every=4)
+    run_in(tmp_path, every=4, engine=sample)
     assert steps == list(range(STEPS))
     assert rows_of(tmp_path) == 2 * STEPS * 2 * 4
 
