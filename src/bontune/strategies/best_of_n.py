@@ -27,6 +27,7 @@ from bontune.strategies.combinatorics import (
     log_binomial_ratios,
     log_size_probability,
     member_ratios,
+    smaller_ratios,
 )
 
 
@@ -187,10 +188,11 @@ def _rank(group: Scored, *, shifted: bool = False) -> _Ranked:
     if int(fewest) == responses - 1:
         bounds = torch.arange(responses + 1, device=order.device).expand(prompts, -1)
         return _Ranked(order, rewards, None, bounds, torch.ones_like(scores), rewards, counts)
-    size = scores.new_zeros(prompts, int(most) + 1)
-    total = torch.zeros_like(size).scatter_add_(-1, block, rewards)
-    size.scatter_add_(-1, block, size.new_ones(()).expand_as(scores))
-    return _Ranked(order, rewards, block, _prefix(size).long(), size.clamp_(min=1), total, counts)
+    blocks = int(most) + 1
+    total = scores.new_zeros(prompts, blocks).scatter_add_(-1, block, rewards)
+    bounds = torch.searchsorted(block, torch.arange(blocks + 1, device=order.device).repeat(prompts, 1))
+    size = torch.sub(bounds[:, 1:], bounds[:, :-1]).clamp_(min=1).double()
+    return _Ranked(order, rewards, block, bounds, size, total, counts)
 
 
 def _spread(ranked: _Ranked, values: Tensor) -> Tensor:
@@ -212,6 +214,16 @@ def _ratios(ranked: _Ranked, budget: int) -> Tensor:
     table = log_binomial_ratios(size, budget, device)
     ratios = (table[ranked.bounds] - table[ranked.counts].unsqueeze(-1)).exp().clamp(max=1.0)
     return ratios.masked_fill((ranked.counts < budget).unsqueeze(-1), torch.nan)
+
+
+def _marginal_tables(ranked: _Ranked, budget: int) -> Tensor:
+    """[2, P, K + 1]: C(bound, N - 1)/C(M, N - 1), and C(bound, N)/C(M, N) in its units, over C(M, N - 1)/C(M, N)."""
+    if ranked.counts is None:
+        tables = smaller_ratios(ranked.order.shape[-1], budget, ranked.order.device)
+        tables = tables.expand(-1, ranked.bounds.shape[0], -1)
+        return tables if ranked.block is None else tables.gather(-1, ranked.bounds.expand(2, -1, -1))
+    scale = budget / (ranked.counts.unsqueeze(-1).double() - budget + 1)
+    return torch.stack((_ratios(ranked, budget - 1), _ratios(ranked, budget) / scale))
 
 
 def _tables(ranked: _Ranked, budget: int) -> Tensor:
@@ -281,16 +293,17 @@ def _marginal(ranked: _Ranked, budget: int) -> Tensor:
     count = _counts(ranked)
     if budget == 1:
         return ranked.rewards / count
-    smaller = _ratios(ranked, budget - 1)
     scale = budget / (count - budget + 1)  # C(M, N - 1)/C(M, N)
+    ratios = _marginal_tables(ranked, budget)
+    top, tied = _steps(ratios).div_(ranked.size)
     # Both by the same operations on a block's size and on its total: where all rewards are 1, they cancel exactly.
     both = torch.stack((ranked.size, ranked.total))
-    moved = _prefix(both * _steps(smaller).div_(ranked.size))[..., :-1]
+    moved = _prefix(both * top)[..., :-1]
     if ranked.block is not None:
         rest = ranked.size - 1
-        tied = (_selection(ranked, budget) / scale).sub_(smaller[:, :-1]).clamp_(min=0).mul_(rest > 0)
-        moved = moved.addcmul(both, tied.div_(rest.clamp_(min=1)))
-    gained, replaced = _spread(ranked, moved[0]), _spread(ranked, moved[1])
+        tied = tied.sub_(ratios[0, :, :-1]).clamp_(min=0).mul_(rest > 0)
+        moved = moved.addcmul(both, tied.div_(rest.clamp_(min=1))).gather(-1, ranked.block.expand(2, -1, -1))
+    gained, replaced = moved
     return torch.mul(ranked.rewards, gained).sub_(replaced).mul_(scale)
 
 

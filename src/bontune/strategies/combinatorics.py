@@ -40,6 +40,18 @@ def member_ratios(size: int, budget: int, device: torch.device | None = None) ->
     return torch.stack((all_of, all_of * budget / a.clamp(min=1)))
 
 
+@lru_cache(maxsize=256)
+def smaller_ratios(size: int, budget: int, device: torch.device | None = None) -> Tensor:
+    """[2, 1, size + 1] float64: C(a, N - 1)/C(size, N - 1) and C(a, N)/C(size, N) (size - N + 1)/N, N = budget > 1.
+
+    Cached: read-only.
+    """
+    scale = budget / (size - budget + 1)  # C(size, N - 1)/C(size, N)
+    return torch.stack(
+        (binomial_ratios(size, budget - 1, device), binomial_ratios(size, budget, device) / scale)
+    )
+
+
 def log_binomial(size: Tensor, budget: Tensor | int) -> Tensor:
     """log C(size, budget), elementwise, float64."""
     n = size.to(torch.float64)
