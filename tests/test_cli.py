@@ -274,7 +274,10 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
     ("arguments", "said"),
     [
         ("", "subcommand"),
-        ("smaple", "demo, sample, train, verifier, best, evaluate, coscale, reproduce, report"),
+        (
+            "smaple",
+            "demo, sample, train, verifier, best, serve, evaluate, coscale, reproduce, report, export",
+        ),
         ("sample --promts 3", "--prompts"),
         ("sample extra", "extra"),
         ("sample --prompts many", "--prompts"),

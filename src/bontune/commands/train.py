@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import threading
 import warnings
@@ -73,19 +74,6 @@ def run(command: cli.Train) -> None:
         if leads:
             write_config(command.output, command, objective=repr(objective))
         advance = bar(bars, "training", command.config.steps)
-
-        def on_step(metrics: Metrics) -> None:
-            advance(1)
-            track(metrics)
-            if metrics["step"] == 0 and metrics["undecided_share"] == 1:
-                (command.output / "metrics.jsonl").unlink()  # nothing was trained, so nothing need be kept
-                raise RuntimeError(
-                    "no response of the first step could be decided, so there is nothing to learn"
-                )
-            if not console.is_terminal:
-                reached = "  ".join(f"pass@{n} {value:.3f}" for n, value in metrics["pass_at"].items())
-                say(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
-
         train(
             Run(
                 config=command.config,
@@ -96,7 +84,7 @@ def run(command: cli.Train) -> None:
                 verify=watched,
                 score=watched.score,
                 output=command.output,
-                on_step=on_step,
+                on_step=partial(_show_step, command.output, advance, track),
                 checkpoint_every=checkpoints,
                 should_stop=should_stop,
                 store=store,
@@ -149,6 +137,22 @@ def _card(command: cli.Train, objective: Any, history: Sequence[Metrics]) -> str
         scorer=command.source.scorer,
         name=command.output.resolve().name,
     )
+
+
+def _show_step(
+    output: Path, advance: Callable[[int], None], track: Callable[[Metrics], None], metrics: Metrics
+) -> None:
+    """Tell the bar, the trackers and the log of a step; ends a run whose first step taught it nothing."""
+    advance(1)
+    track(metrics)
+    if metrics["step"] == 0 and metrics["undecided_share"] == 1:
+        # Nothing was trained, so the folder is free for a run with another verifier; the responses stay in the store.
+        (output / "metrics.jsonl").unlink()
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
+    if not console.is_terminal:
+        reached = "  ".join(f"pass@{n} {value:.3f}" for n, value in metrics["pass_at"].items())
+        say(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
 
 
 @contextmanager
