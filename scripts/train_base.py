@@ -208,7 +208,7 @@ def embed_numbers(model: LlamaForCausalLM, numbers: dict[int, int]) -> None:
     angles = 2 * math.pi * torch.tensor([*numbers.values()])[:, None] / torch.tensor(PERIODS)
     waves = torch.cat([angles.cos(), angles.sin()], dim=1)
     with torch.no_grad():
-        model.get_input_embeddings().weight[[*numbers], : waves.shape[1]] = 0.05 * waves
+        model.get_parameter("model.embed_tokens.weight")[[*numbers], : waves.shape[1]] = 0.05 * waves
 
 
 def hide(tokens: Tensor, labels: Tensor, numbers: Tensor, most: float) -> Tensor:
