@@ -4,9 +4,9 @@
     python scripts/train_base.py --task programs      # the one that writes small Python functions
     python scripts/train_base.py --seed 1 --output runs/bases/seed-1
 
-It learns from random solved prompts of the "base" split, part of them spoilt, and stops early on purpose: a base that
-solves a prompt seldom in one response and mostly in many is what fine-tuning for best-of-N starts from. It takes
-minutes on two cores; the result depends on the arguments only, up to rounding.
+It learns from random solved prompts of the "base" split (of Countdown, part of them spoilt) and stops early on purpose:
+a base that solves a prompt seldom in one response and mostly in many is what fine-tuning for best-of-N starts from. It
+takes minutes on two cores; the result depends on the arguments only, up to rounding.
 """
 
 from __future__ import annotations
