@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-trl-oldest test-verl test-vllm unit lint base base-programs base-seeds bench bench-gpu
+.PHONY: setup demo test test-trl-oldest test-verl test-vllm unit lint base base-seeds bench bench-gpu
 .PHONY: faults docs dist clean
 
 setup: .venv/installed
@@ -62,13 +62,10 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-# Trains the embedded base model from scratch (minutes on two cores) and writes it into the package.
+# Trains the embedded base models from scratch (minutes on two cores) and writes them into the package.
 base: setup
 	$(BIN)/python scripts/train_base.py
-
-# The same for the programs task; not in the package yet, since it is too weak (docs/tasks.md).
-base-programs: setup
-	$(BIN)/python scripts/train_base.py --task programs --output runs/bases/programs-0
+	$(BIN)/python scripts/train_base.py --task programs
 
 # Two more base models of each task, for repeats.
 base-seeds: setup

@@ -1,18 +1,19 @@
 """Train an embedded base model from scratch: a small transformer that does its task, none too well.
 
     python scripts/train_base.py                      # the Countdown model in the package
-    python scripts/train_base.py --task programs --output runs/bases/programs-0   # writes small Python functions
+    python scripts/train_base.py --task programs      # the one that writes small Python functions
     python scripts/train_base.py --seed 1 --output runs/bases/seed-1
 
-It learns from random solved prompts of the "base" split, part of them spoilt, and stops early on purpose: a base that
-solves a prompt seldom in one response and mostly in many is what fine-tuning for best-of-N starts from. It takes
-minutes on two cores; the result depends on the arguments only, up to rounding.
+It learns from random solved prompts of the "base" split (of Countdown, part of them spoilt) and stops early on purpose:
+a base that solves a prompt seldom in one response and mostly in many is what fine-tuning for best-of-N starts from. It
+takes minutes on two cores; the result depends on the arguments only, up to rounding.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import random
 import re
 import time
@@ -25,6 +26,7 @@ import torch
 from rich.progress import Progress
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from torch.optim import AdamW, Muon, Optimizer
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -36,7 +38,7 @@ from bontune.tasks import countdown, programs
 from bontune.tasks.expressions import compile_expression
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
-PAD_ID, END_ID = 0, 1
+PAD_ID, END_ID, UNKNOWN_ID = 0, 1, 2
 IGNORED = -100
 
 Pairs = Iterator[tuple[str, str]]
@@ -65,37 +67,49 @@ def spoil_puzzle(rng: random.Random, solution: str) -> str:
     return " ".join(words)
 
 
-# Programs: one token per number and per frequent piece of text, blanks included.
+# Programs: one token per number, per example up to its output, and per frequent piece of a function, blanks included:
+# short sequences are what makes training cheap.
+*EXAMPLES, HEAD = (
+    programs.prompt_text(tuple((x, 0) for x in programs.SHOWN)).replace(" 0\n", "\n").split("\n")
+)
 FAMILIES = (
-    tuple(map(str, range(10))),
-    ("+", "-", "*", "//", "%"),
-    ("<", ">", "==", "!=", "<=", ">="),
-    ("sorted(", "sum(", "max(", "min(", "len(", "abs("),
-    ("[::-1]", "[1:]", "[:-1]", "[::2]", "[:2]", "[0]", "[1]", "[-1]"),
+    tuple(f"{sign} {n}" for sign in "+-*" for n in range(1, 10)),
+    (
+        *(f"if v {sign} {n}]" for sign in "<>" for n in range(-4, 5, 2)),
+        *(f"if v % 2 == {n}]" for n in range(2)),
+    ),
+    ("[::-1]", "[1:]", "[:-1]", "[:2]", "[::2]"),
+    ("sum(", "max(", "min("),
 )
-EXAMPLES = programs.prompt_text(tuple((x, 0) for x in programs.SHOWN)).replace(" 0\n", "\n").split("\n")
 PIECES = (
-    *(*EXAMPLES, "#", "->", "[", "]", "(", ")", ":", ",", "x", "v", "for v in", "if", "else"),
-    *(word for family in FAMILIES[1:] for word in family),
+    *(*EXAMPLES, *(f"{example} [" for example in EXAMPLES), *(f"]\n{example} [" for example in EXAMPLES)),
+    *(HEAD, f"]\n{HEAD}", "for v in", "for v in x", "for v in sorted(x)", "sorted(x)", "sorted(", "len("),
+    *("abs(v)", "[abs(v)", "[v", "* v", "- v", "[0]", "[-1]", "==", "!=", "<=", ">=", "//", "if"),
+    *(piece for family in FAMILIES for piece in family),
 )
-PROGRAM_WORDS = (*PIECES, *map(str, range(-programs.LARGEST, programs.LARGEST + 1)))
+PROGRAM_WORDS = (*PIECES, *"#[]():,xv+-*%<>", *map(str, range(-programs.LARGEST, programs.LARGEST + 1)))
 PROGRAM_PATTERN = "|".join(
-    ["#[^#>]*->", "-?[0-9]+", *map(re.escape, sorted(PIECES, key=len, reverse=True)), r"\S"]
+    [
+        *(
+            re.escape(piece) + ("(?![0-9])" if piece[-1].isdigit() else "")
+            for piece in sorted(PIECES, key=len, reverse=True)
+        ),
+        *("#[^#>]*->", "-?[0-9]+", r"\S"),
+    ]
 )
-OPERATIONS = (1, 2, 2, 3, 3, 3)  # of the functions the base model sees, as often as they are listed
+OPERATIONS = (1, 2, 3, 3, 4, 4)  # of the functions the base model sees, as often as they are listed
 RUN = 512
 
 
 def program_pairs(rng: random.Random, noise: float) -> Pairs:
     """Random functions and what they give for the shown inputs; a share `noise` of the functions is spoilt.
 
-    Functions are drawn anew all the time: of a fixed few thousand, the model learns the texts by heart instead. They
-    come in runs of 512 sorted by length, so that a batch holds little padding.
+    They come in runs of 512 sorted by length, so that a batch holds little padding.
     """
     while True:
         drawn: list[tuple[str, str]] = []
         while len(drawn) < RUN:
-            text = programs.draft(rng, rng.choice(OPERATIONS), "base")
+            text = programs.function(rng, rng.choice(OPERATIONS), "base")
             shown = programs.examples_of(compile_expression(text))
             if shown is not None:
                 drawn.append((programs.prompt_text(shown), text))
@@ -104,17 +118,22 @@ def program_pairs(rng: random.Random, noise: float) -> Pairs:
 
 
 def spoil_program(rng: random.Random, text: str) -> str:
-    """A function with one token replaced by a random one of its kind: well-formed, mostly wrong."""
+    """A function with one piece replaced by a random one of its kind: well-formed, mostly wrong."""
     words = [match[0] for match in re.finditer(PROGRAM_PATTERN, text)]
     kinds = [next((family for family in FAMILIES if word in family), None) for word in words]
     place = rng.choice([i for i, kind in enumerate(kinds) if kind is not None] or [0])
-    words[place] = rng.choice(kinds[place] or ("x",))
+    words[place] = rng.choice(kinds[place] or (words[place],))
     return " ".join(words)
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a base model is made of. pattern: of a token; None where blanks part them."""
+    """What a base model is made of.
+
+    pattern: of a token; None where blanks part them.  hidden: of a prompt's numbers, a share of up to this much is
+    hidden in training, so that it must be read and cannot be known by heart.  waves: whether number embeddings begin as
+    waves.  muon: whether matrices are trained by Muon, at twice the learning rate.
+    """
 
     words: tuple[str, ...]
     pattern: str | None
@@ -124,11 +143,17 @@ class Recipe:
     batch: int
     noise: float
     learning_rate: float
+    weight_decay: float = 0.01
+    hidden: float = 0.0
+    waves: bool = False
+    muon: bool = False
 
 
 RECIPES = {
     "countdown": Recipe(COUNTDOWN_WORDS, None, 64, countdown_pairs, 700, 128, 0.1, 2e-3),
-    "programs": Recipe(PROGRAM_WORDS, PROGRAM_PATTERN, 128, program_pairs, 1600, 32, 0.05, 3e-3),
+    "programs": Recipe(
+        PROGRAM_WORDS, PROGRAM_PATTERN, 64, program_pairs, 550, 128, 0.0, 3e-3, 0.1, 0.3, True, True
+    ),
 }
 
 
@@ -170,6 +195,29 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
     return LlamaForCausalLM(config)
 
 
+PERIODS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 64, 100, 200)
+
+
+def number_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, int]:
+    """The value of every token that is a number, by its id."""
+    return {i: int(word) for word, i in tokenizer.get_vocab().items() if re.fullmatch("-?[0-9]+", word)}
+
+
+def embed_numbers(model: LlamaForCausalLM, numbers: dict[int, int]) -> None:
+    """Let a number's embedding begin as waves of its value: differences need not be learned number by number."""
+    angles = 2 * math.pi * torch.tensor([*numbers.values()])[:, None] / torch.tensor(PERIODS)
+    waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+    with torch.no_grad():
+        model.get_parameter("model.embed_tokens.weight")[[*numbers], : waves.shape[1]] = 0.05 * waves
+
+
+def hide(tokens: Tensor, labels: Tensor, numbers: Tensor, most: float) -> Tensor:
+    """Tokens [B, T] with some of each prompt's numbers unknown: a random share of them, from 0 to `most`."""
+    share = most * torch.rand(len(tokens), 1)
+    hidden = torch.isin(tokens, numbers) & (labels == IGNORED) & (torch.rand(tokens.shape) < share)
+    return tokens.masked_fill(hidden, UNKNOWN_ID)
+
+
 def batch(tokenizer: PreTrainedTokenizerFast, pairs: list[tuple[str, str]]) -> tuple[Tensor, Tensor]:
     """Tokens and labels [B, T], padded on the right; only the response and its end token have labels."""
     prompts = tokenizer([prompt for prompt, _ in pairs])["input_ids"]
@@ -188,6 +236,17 @@ def loss_of(model: LlamaForCausalLM, tokens: Tensor, labels: Tensor) -> Tensor:
     hidden = model.model(input_ids=tokens[:, :-1]).last_hidden_state
     wanted = labels[:, 1:] != IGNORED
     return torch.nn.functional.cross_entropy(model.lm_head(hidden[wanted]), labels[:, 1:][wanted])
+
+
+def optimizers_of(model: LlamaForCausalLM, recipe: Recipe, learning_rate: float) -> list[Optimizer]:
+    """AdamW; where the recipe says so, Muon for the matrices within the layers, which learn in fewer steps by it."""
+    decay, named = recipe.weight_decay, dict(model.named_parameters())
+    matrices = [p for name, p in named.items() if recipe.muon and "layers" in name and p.ndim == 2]
+    rest = [p for name, p in named.items() if not (recipe.muon and "layers" in name and p.ndim == 2)]
+    adamw = AdamW(rest, lr=learning_rate, weight_decay=decay)
+    if not matrices:
+        return [adamw]
+    return [adamw, Muon(matrices, lr=2 * learning_rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw")]
 
 
 def main() -> None:
@@ -215,19 +274,26 @@ def main() -> None:
     pairs = recipe.pairs(random.Random(f"base {arguments.seed}"), arguments.noise)
     tokenizer = make_tokenizer(recipe)
     model = make_model(tokenizer, arguments.seed).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.learning_rate, weight_decay=0.01)
-    schedule = get_cosine_schedule_with_warmup(optimizer, arguments.steps // 20, arguments.steps)
+    numbers = number_tokens(tokenizer)
+    if recipe.waves:
+        embed_numbers(model, numbers)
+    optimizers = optimizers_of(model, recipe, arguments.learning_rate)
+    schedules = [
+        get_cosine_schedule_with_warmup(each, arguments.steps // 20, arguments.steps) for each in optimizers
+    ]
     losses: list[float] = []
     with Progress() as progress:
         bar = progress.add_task("training", total=arguments.steps)
         for _ in range(arguments.steps):
             tokens, labels = batch(tokenizer, list(islice(pairs, arguments.batch)))
+            if recipe.hidden:
+                tokens = hide(tokens, labels, torch.tensor([*numbers]), recipe.hidden)
             loss = loss_of(model, tokens, labels)
-            optimizer.zero_grad()
+            model.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
+            for each in (*optimizers, *schedules):
+                each.step()
             losses = [*losses[-49:], loss.item()]
             progress.update(bar, advance=1, description=f"training, loss {sum(losses) / len(losses):.3f}")
     model.eval().save_pretrained(output)

@@ -18,7 +18,10 @@ import venv
 import zipfile
 from pathlib import Path
 
-IN_WHEEL = ("bontune/py.typed", "bontune/cli.py", "bontune/assets/countdown-base/model.safetensors")
+IN_WHEEL = (
+    *("bontune/py.typed", "bontune/cli.py"),
+    *(f"bontune/assets/{name}-base/model.safetensors" for name in ("countdown", "programs")),
+)
 IN_SDIST = (
     "src/bontune/py.typed", "src/bontune/assets/countdown-base/model.safetensors", "tests/test_cli.py",
     "recipes/gemma2-2b-math-bonrlv.yaml", "recipes/accelerate/cpu.yaml", "docs/index.md", "mkdocs.yml", "Makefile",

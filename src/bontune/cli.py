@@ -93,7 +93,8 @@ class Verifier(FromFile):
     """
 
     model: str = "countdown-base"
-    """The policy whose responses are scored: a transformers folder, a hub name, or `countdown-base`."""
+    """The policy whose responses are scored: a transformers folder, a hub name, `countdown-base` or
+    `programs-base`."""
     body: str | None = None
     """The model that becomes the verifier; the policy itself by default."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
@@ -185,7 +186,7 @@ class Sample(FromFile):
     """
 
     model: str = "countdown-base"
-    """A transformers folder, a hub name, `countdown-base` (the model in the package), or a model behind an
+    """A transformers folder, a hub name, `countdown-base` or `programs-base` (in the package), or a model behind an
     OpenAI-compatible server: `http://127.0.0.1:8000/v1#NAME`, with `?chat` before the # for chat models."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     split: Literal["test", "tune", "train"] = "test"
@@ -218,7 +219,7 @@ class Train(FromFile):
     """
 
     model: str = "countdown-base"
-    """A transformers folder, a hub name, or `countdown-base`, the model in the package."""
+    """A transformers folder, a hub name, or `countdown-base` or `programs-base`, in the package."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
     config: Config = field(default_factory=TrainConfig)

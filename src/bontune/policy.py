@@ -23,7 +23,7 @@ from bontune.lora import (
 )
 from bontune.verifiers.learned import LearnedVerifier
 
-PACKAGED = ("countdown-base",)
+PACKAGED = ("countdown-base", "programs-base")
 
 
 def load_policy(

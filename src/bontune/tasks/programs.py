@@ -1,9 +1,8 @@
 """Programs: write the body of a small Python function from a few examples of what it gives.
 
-    prompt      # [3 -1 2] -> [6 4]             a right response    [v * 2 for v in x if v > 0]
-                # [5 0 -4 7] -> [10 14]
-                # [-6 8 8 1] -> [16 16 2]
-                # [2 9 -3 4 -7] -> [4 18 8]
+    prompt      # [3 -1 2 -6] -> [6 4]          a right response    [v * 2 for v in x if v > 0]
+                # [-5 4 0 7] -> [8 14]
+                # [6 -2 9 1] -> [12 18 2]
                 f = lambda x:
 
 Prompt and response together are a Python program, judged as HumanEval's are: it is run on hidden inputs, and passes
@@ -33,8 +32,9 @@ HEAD = "f = lambda x:"
 LEVELS = range(1, 5)  # how many operations a function can have
 LARGEST = 99  # of a shown output
 MOST_PROMPTS = 100_000  # of one call
-# The inputs that a prompt shows are the same for all functions, so that a very small model can learn to read them.
-SHOWN = ((3, -1, 2), (5, 0, -4, 7), (-6, 8, 8, 1), (2, 9, -3, 4, -7))
+# The inputs that a prompt shows are the same for all functions, and no number comes twice, so that a very small model
+# can learn to read them.
+SHOWN = ((3, -1, 2, -6), (-5, 4, 0, 7), (6, -2, 9, 1))
 
 # Percent of the functions. A function's split follows from its behaviour, so splits are disjoint whatever the seeds.
 _SHARES = {"base": 50, "train": 20, "tune": 10, "test": 20}
@@ -59,7 +59,7 @@ HIDDEN = tuple(_hidden(40))
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """Functions of a list of 3 to 6 numbers that give a number or a list, from four examples.
+    """Functions of a list of 3 to 6 numbers that give a number or a list, from three examples.
 
     levels: how many operations a function is made of, each from 1 to 4; every level gets the same share of the
     prompts. None of the operations can be left out without changing what the function gives.
@@ -122,7 +122,7 @@ class Programs:
 
 
 def harder() -> Programs:
-    """Functions of four operations: one more than a base model is trained on."""
+    """Functions of four operations, which are rarer and harder."""
     return Programs(levels=(4,))
 
 
@@ -236,61 +236,59 @@ def split_of(answer: str) -> str:
     raise AssertionError("the shares add up to 100")
 
 
-# Functions are drawn from a grammar. L: a list, N: a number, E: a number made of the element v, T: a test of v.
-# The parts in capitals are drawn in turn, those in small letters are numbers. A rule with a cost is an operation.
+# Functions are drawn from a grammar. N: a number, made of R; L: a list, E and P: what becomes of its element v, T: a
+# test of v, O: x put in another order or cut. The parts in capitals are drawn in turn, those in small letters are
+# numbers. A rule with a cost is an operation. The order is fixed (x is cut and sorted, then filtered, then mapped, then
+# made a number), so that few texts mean the same.
 _RULES: dict[str, tuple[tuple[str, int], ...]] = {
-    "L": (
-        ("sorted({L})", 1),
-        ("({L})[::-1]", 1),
-        ("({L})[1:]", 1),
-        ("({L})[:-1]", 1),
-        ("({L})[::2]", 1),
-        ("({L})[:2]", 1),
-        ("[{E} for v in {L}]", 0),
-        ("[{E} for v in {L}]", 0),
-        ("[{E} for v in {L}]", 0),
-        ("[{E} for v in {L}]", 0),
-        ("[v for v in {L} if {T}]", 0),
-        ("[v for v in {L} if {T}]", 0),
-        ("[{E} for v in {L} if {T}]", 0),
-    ),
     "N": (
+        ("{R}", 0),
+        ("{R} + {small}", 1),
+        ("{R} - {small}", 1),
+        ("{R} * {factor}", 1),
+    ),
+    "R": (
         ("sum({L})", 1),
         ("max({L})", 1),
         ("min({L})", 1),
         ("len({L})", 1),
         ("({L})[0]", 1),
-        ("({L})[1]", 1),
         ("({L})[-1]", 1),
-        ("({N}) + {small}", 1),
-        ("({N}) - {small}", 1),
-        ("({N}) * {factor}", 1),
-        ("({N}) + ({N})", 1),
-        ("({N}) - ({N})", 1),
-        ("abs({N})", 1),
+    ),
+    "L": (
+        ("{O}", 0),
+        ("[{E} for v in {O}]", 0),
+        ("[v for v in {O} if {T}]", 0),
+        ("[{E} for v in {O} if {T}]", 0),
     ),
     "E": (
-        ("({E}) + {small}", 1),
-        ("({E}) - {small}", 1),
-        ("{small} - ({E})", 1),
-        ("({E}) * {factor}", 1),
-        ("({E}) // {factor}", 1),
-        ("({E}) % {factor}", 1),
-        ("({E}) * ({E})", 1),
-        ("abs({E})", 1),
-        ("({E}) + ({N})", 1),
-        ("({E}) - ({N})", 1),
+        ("{P}", 0),
+        ("{P} + {small}", 1),
+        ("{P} - {small}", 1),
+        ("{small} - {P}", 1),
+    ),
+    "P": (
+        ("v * {factor}", 1),
+        ("v * v", 1),
+        ("abs(v)", 1),
     ),
     "T": (
-        ("({E}) > {limit}", 1),
-        ("({E}) < {limit}", 1),
-        ("({E}) % 2 == {bit}", 1),
-        ("({E}) > ({N})", 1),
-        ("({E}) < ({N})", 1),
+        ("v > {limit}", 1),
+        ("v < {limit}", 1),
+        ("v % 2 == {bit}", 1),
+    ),
+    "O": (
+        ("sorted({O})", 1),
+        ("({O})[::-1]", 1),
+        ("({O})[1:]", 1),
+        ("({O})[:-1]", 1),
+        ("({O})[:2]", 1),
+        ("({O})[::2]", 1),
     ),
 }
-_LEAVES = {"L": "x", "E": "v"}
-_NUMBERS = {"small": range(1, 6), "factor": range(2, 4), "limit": range(-2, 3, 2), "bit": range(2)}
+_LEAVES = {"L": "x", "O": "x", "P": "v"}
+_NOTHING = {**_LEAVES, "E": "v", "T": "v == v"}  # what stands in the place of a part that is left out
+_NUMBERS = {"small": range(1, 10), "factor": range(2, 4), "limit": range(-4, 5, 2), "bit": range(2)}
 _PART = re.compile(r"\{(\w+)\}")
 
 
@@ -308,34 +306,23 @@ class Term:
         found = iter(self.parts)
         return _PART.sub(lambda _: next(found).text, self.rule)
 
-    @property
-    def is_map(self) -> bool:
-        """Whether it is a comprehension that changes the elements."""
-        return self.rule.startswith("[{E}")
-
 
 def function(rng: random.Random, level: int, split: str) -> str:
     """A random function of `level` operations, of which none can be left out, as an expression over x."""
     while True:
-        term, answer = _draft(rng, level, split)
+        term = grow(rng, rng.choice("LLLN"), level)
+        answer = None if term is None else _told(term.text)
+        if term is None or answer is None or split_of(answer) != split:
+            continue
         if all(behaviour(less.text)[0] != answer for less in simpler(term)):
             return normal(term.text)
 
 
-def draft(rng: random.Random, level: int, split: str) -> str:
-    """Like `function`, but an operation may be of no use: cheaper to draw, for the base model's training."""
-    return normal(_draft(rng, level, split)[0].text)
-
-
-def _draft(rng: random.Random, level: int, split: str) -> tuple[Term, str]:
-    while True:
-        term = grow(rng, rng.choice("LLN"), level)
-        found = None if term is None else _hidden_outputs(term.text)[0]
-        if term is None or found is None or not _telling(found):
-            continue
-        answer = _digest(repr(found))
-        if split_of(answer) == split:
-            return term, answer
+@lru_cache(maxsize=65536)
+def _told(text: str) -> str | None:
+    """The behaviour of an expression, None where it is not telling."""
+    found, _ = _hidden_outputs(text)
+    return None if found is None or not _telling(found) else _digest(repr(found))
 
 
 def _telling(found: list[Value]) -> bool:
@@ -356,6 +343,8 @@ def grow(rng: random.Random, kind: str, operations: int) -> Term | None:
     rule, cost = rng.choice(_RULES[kind])
     names = _PART.findall(rule)
     places = [i for i, name in enumerate(names) if name not in _NUMBERS]
+    if operations < cost or (operations > cost and not places):
+        return None
     shares = dict.fromkeys(places, 0)
     for _ in range(operations - cost):
         shares[rng.choice(places)] += 1
@@ -368,20 +357,18 @@ def grow(rng: random.Random, kind: str, operations: int) -> Term | None:
         if part is None:
             return None
         parts.append(part)
-    term = Term(kind, rule, tuple(parts))
-    inner = term.parts[-1] if rule.endswith("{L}]") else None
-    # Of two maps in a row one would do, and so would a shorter text.
-    return None if term.is_map and inner is not None and inner.is_map else term
+    return Term(kind, rule, tuple(parts))
 
 
 def simpler(term: Term) -> Iterator[Term]:
-    """The term with something left out: a part within it of the same kind in its place, or a test that always holds."""
+    """The term with something left out: a part within it of the same kind in its place, or nothing."""
     yield from _within(term, term.kind)
     for i, part in enumerate(term.parts):
-        if part.kind == "T":
-            yield replace(term, parts=(*term.parts[:i], Term("T", "v == v"), *term.parts[i + 1 :]))
-        for less in simpler(part):
-            yield replace(term, parts=(*term.parts[:i], less, *term.parts[i + 1 :]))
+        less = [*simpler(part)]
+        if part.parts or part.text not in _NOTHING.values():
+            less += [Term(part.kind, _NOTHING[part.kind])] if part.kind in _NOTHING else []
+        for instead in less:
+            yield replace(term, parts=(*term.parts[:i], instead, *term.parts[i + 1 :]))
 
 
 def _within(term: Term, kind: str) -> Iterator[Term]:
