@@ -219,6 +219,7 @@ def run(*arguments: str | Path) -> int:
     return int(done.value.code or 0)
 
 
+@pytest.mark.slow
 def test_the_command_on_a_samples_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, output = tmp_path / "samples.jsonl", tmp_path / "run"
     write_samples(path)
@@ -248,6 +249,7 @@ def test_the_command_on_a_samples_file(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "again" / "report.html").read_text() == page
 
 
+@pytest.mark.slow
 def test_the_command_draws_from_a_model_and_goes_on(tmp_path: Path) -> None:
     arguments = ["coscale", "--model", "countdown-base", "--prompts", 6, "--temperature", 0.5, 1.0]
     arguments += ["--sampling.max-new-tokens", 12, "--output", tmp_path]
