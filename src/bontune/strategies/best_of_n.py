@@ -180,19 +180,28 @@ def _rank(group: Scored, *, shifted: bool = False) -> _Ranked:
     rewards, counts = group.rewards.gather(-1, order), None if group.complete else group.counts
     if shifted:
         rewards = rewards - rewards[:, :1]
-    prompts, responses = scores.shape
-    block = torch.zeros_like(order)
-    torch.cumsum(scores[:, 1:] != scores[:, :-1], -1, out=block[:, 1:])
-    last = block[:, -1]
-    fewest, most = last.aminmax() if prompts > 1 else (last, last)
-    if int(fewest) == responses - 1:
-        bounds = torch.arange(responses + 1, device=order.device).expand(prompts, -1)
-        return _Ranked(order, rewards, None, bounds, torch.ones_like(scores), rewards, counts)
-    blocks = int(most) + 1
-    total = scores.new_zeros(prompts, blocks).scatter_add_(-1, block, rewards)
-    bounds = torch.searchsorted(block, torch.arange(blocks + 1, device=order.device).repeat(prompts, 1))
-    size = torch.sub(bounds[:, 1:], bounds[:, :-1]).clamp_(min=1).double()
+    block, bounds, size = _blocks(scores)
+    if block is None:
+        return _Ranked(order, rewards, None, bounds, size, rewards, counts)
+    total = torch.zeros_like(size).scatter_add_(-1, block, rewards)
     return _Ranked(order, rewards, block, bounds, size, total, counts)
+
+
+def _blocks(scores: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """The tie block of each sorted score [P, M], None without ties; bounds [P, K + 1] and sizes [P, K] of the blocks."""
+    prompts, responses = scores.shape
+    if prompts == 1:  # one call does it, which a batch does not have
+        _, block, sizes = torch.unique_consecutive(scores[0], return_inverse=True, return_counts=True)
+        block, bounds = block.unsqueeze(0), _prefix(sizes.unsqueeze(0))
+        return (None if len(sizes) == responses else block), bounds, sizes.double().unsqueeze(0)
+    block = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
+    torch.cumsum(scores[:, 1:] != scores[:, :-1], -1, out=block[:, 1:])
+    fewest, most = block[:, -1].aminmax()
+    places = torch.arange(int(most) + 2, device=scores.device).expand(prompts, -1).contiguous()
+    if int(fewest) == responses - 1:
+        return None, places, torch.ones_like(scores)
+    bounds = torch.searchsorted(block, places)
+    return block, bounds, torch.sub(bounds[:, 1:], bounds[:, :-1]).clamp_(min=1).double()
 
 
 def _spread(ranked: _Ranked, values: Tensor) -> Tensor:
@@ -265,7 +274,7 @@ def _subset_sums(ranked: _Ranked, budget: int) -> Tensor:
     """
     tables = _tables(ranked, budget)
     own, mass = _steps(tables).div_(ranked.size)
-    mass = mass * ranked.total
+    mass.mul_(ranked.total)
     others = _prefix(mass.flip(-1))[:, :-1].flip(-1)
     if (
         ranked.block is not None
@@ -277,10 +286,10 @@ def _subset_sums(ranked: _Ranked, budget: int) -> Tensor:
 
 def _centre(sums: Tensor, ranked: _Ranked, budget: int) -> Tensor:
     """(s_i - mean_j s_j)/(1 - N/M); exactly 0 where all sums are 0."""
-    count = _counts(ranked)
-    if ranked.counts is not None:
-        decided = torch.arange(sums.shape[-1], device=sums.device) < count
-        sums = torch.where(decided, sums, 0.0)
+    if ranked.counts is None:
+        return (sums - sums.mean(-1, keepdim=True)).div_(1 - budget / sums.shape[-1])
+    count = ranked.counts.unsqueeze(-1).double()
+    sums = torch.where(torch.arange(sums.shape[-1], device=sums.device) < count, sums, 0.0)
     return (sums - sums.sum(-1, keepdim=True).div_(count)).div_(1 - budget / count)
 
 
@@ -295,14 +304,15 @@ def _marginal(ranked: _Ranked, budget: int) -> Tensor:
         return ranked.rewards / count
     scale = budget / (count - budget + 1)  # C(M, N - 1)/C(M, N)
     ratios = _marginal_tables(ranked, budget)
-    top, tied = _steps(ratios).div_(ranked.size)
+    lower = ratios[..., :-1]
+    top, tied = torch.sub(ratios[..., 1:], lower).div_(ranked.size)
     # Both by the same operations on a block's size and on its total: where all rewards are 1, they cancel exactly.
     both = torch.stack((ranked.size, ranked.total))
     moved = _prefix(both * top)[..., :-1]
     if ranked.block is not None:
-        rest = ranked.size - 1
-        tied = tied.sub_(ratios[0, :, :-1]).clamp_(min=0).mul_(rest > 0)
-        moved = moved.addcmul(both, tied.div_(rest.clamp_(min=1))).gather(-1, ranked.block.expand(2, -1, -1))
+        tied.sub_(lower[0]).clamp_(min=0).div_(ranked.size - 1)
+        tied.nan_to_num_(0.0, posinf=0.0)  # of blocks of one, whose other members there are none
+        moved = moved.addcmul_(both, tied).gather(-1, ranked.block.expand(2, -1, -1))
     gained, replaced = moved
     return torch.mul(ranked.rewards, gained).sub_(replaced).mul_(scale)
 
