@@ -225,12 +225,16 @@ def _ratios(ranked: _Ranked, budget: int) -> Tensor:
     return ratios.masked_fill((ranked.counts < budget).unsqueeze(-1), torch.nan)
 
 
+def _at_bounds(ranked: _Ranked, tables: Tensor) -> Tensor:
+    """[2, P, K + 1]: the entries at the bounds of two tables [2, 1, M + 1]; without ties, all of them."""
+    tables = tables.expand(-1, ranked.bounds.shape[0], -1)
+    return tables if ranked.block is None else tables.gather(-1, ranked.bounds.expand(2, -1, -1))
+
+
 def _marginal_tables(ranked: _Ranked, budget: int) -> Tensor:
     """[2, P, K + 1]: C(bound, N - 1)/C(M, N - 1), and C(bound, N)/C(M, N) in its units, over C(M, N - 1)/C(M, N)."""
     if ranked.counts is None:
-        tables = smaller_ratios(ranked.order.shape[-1], budget, ranked.order.device)
-        tables = tables.expand(-1, ranked.bounds.shape[0], -1)
-        return tables if ranked.block is None else tables.gather(-1, ranked.bounds.expand(2, -1, -1))
+        return _at_bounds(ranked, smaller_ratios(ranked.order.shape[-1], budget, ranked.order.device))
     scale = budget / (ranked.counts.unsqueeze(-1).double() - budget + 1)
     return torch.stack((_ratios(ranked, budget - 1), _ratios(ranked, budget) / scale))
 
@@ -238,9 +242,7 @@ def _marginal_tables(ranked: _Ranked, budget: int) -> Tensor:
 def _tables(ranked: _Ranked, budget: int) -> Tensor:
     """[2, P, K + 1]: q_N, and C(bound - 1, N - 1)/C(M, N), the share of subsets below the bound with a given member."""
     if ranked.counts is None:
-        tables = member_ratios(ranked.order.shape[-1], budget, ranked.order.device)
-        tables = tables.expand(-1, ranked.bounds.shape[0], -1)
-        return tables if ranked.block is None else tables.gather(-1, ranked.bounds.expand(2, -1, -1))
+        return _at_bounds(ranked, member_ratios(ranked.order.shape[-1], budget, ranked.order.device))
     ratios = _ratios(ranked, budget)
     return torch.stack((ratios, ratios * budget / ranked.bounds.clamp(min=1)))
 
