@@ -20,7 +20,7 @@ from transformers.optimization import get_scheduler
 
 import bontune.train.update
 from bontune.config import KLSchedule, TrainConfig
-from bontune.loop import Run, drawn_log_probs, kl_weights, prompt_batches, train, weigh
+from bontune.loop import Run, drawn_log_probs, kl_weights, prompt_batches, train, training_prompts, weigh
 from bontune.objectives import RLOO, LogPassAtN, StrategyObjective
 from bontune.records import Group, Prompt, Sampling, Scored
 from bontune.rollout import sample_groups
@@ -381,7 +381,10 @@ def test_what_could_not_be_decided_teaches_nothing() -> None:
 
 def test_every_pass_over_a_finite_task_is_a_permutation() -> None:
     config = TrainConfig(steps=6, prompts_per_step=2)
-    seen = [[p.id for p in batch] for batch in prompt_batches(Finite(), config, Accelerator(cpu=True))]
+    seen = [
+        [p.id for p in batch]
+        for batch in prompt_batches(training_prompts(Finite(), config), config, Accelerator(cpu=True))
+    ]
     assert all(len(set(batch)) == 2 for batch in seen)
     flat = [name for batch in seen for name in batch]
     assert all(sorted(flat[i : i + 4]) == ["p0", "p1", "p2", "p3"] for i in (0, 4, 8))

@@ -87,10 +87,11 @@ def train(run: Run) -> list[Metrics]:
     on the same groups where `updates_per_rollout` > 1. Writes `metrics.jsonl` and `model/` below `run.output`.
     """
     config, learner = run.config, make_learner(run)
-    description = describe_run(run)
+    pool = training_prompts(run.task, config)
+    description = describe_run(run, pool)
     history = resume(run, learner, description)
     first = len(history)
-    for step, prompts in enumerate(prompt_batches(run.task, config, learner.accelerator)):
+    for step, prompts in enumerate(prompt_batches(pool, config, learner.accelerator)):
         if step < first:
             continue
         clock = Clock()
@@ -125,10 +126,9 @@ def train(run: Run) -> list[Metrics]:
     return history
 
 
-def describe_run(run: Run) -> dict[str, Any]:
+def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What decides the course of a run: one that differs in any of it must not go on from its checkpoint."""
     config = {f"config.{name}": repr(value) for name, value in asdict(run.config).items()}
-    prompts = run.task.prompts("train", run.config.steps * run.config.prompts_per_step, run.config.seed)
     data = "".join(f"{p.id}\0{p.text}\0{p.answer}\0{dict(p.meta)!r}\0" for p in prompts)
     first = "".join(f"{p.double().sum().item()!r} {p.numel()} " for p in run.model.parameters())
     model = hashlib.blake2b(first.encode(), digest_size=8).hexdigest()
@@ -281,14 +281,21 @@ def _reference(model: Any) -> Any:
     return WithoutAdapters(model) if has_adapters(model) else copy.deepcopy(model).requires_grad_(False)
 
 
-def prompt_batches(task: Task, config: TrainConfig, accelerator: Accelerator) -> Iterator[list[Prompt]]:
-    """This process's prompts of each step; every pass over the training prompts is a new permutation."""
+def training_prompts(task: Task, config: TrainConfig) -> list[Prompt]:
+    """All that a run can draw from. Raises ValueError where they do not fill one step."""
     pool = task.prompts("train", config.steps * config.prompts_per_step, config.seed)
     if len(pool) < config.prompts_per_step:
         raise ValueError(
             f"prompts_per_step is {config.prompts_per_step}, but task {task.name!r} has only {len(pool)} "
             "training prompts"
         )
+    return pool
+
+
+def prompt_batches(
+    pool: Sequence[Prompt], config: TrainConfig, accelerator: Accelerator
+) -> Iterator[list[Prompt]]:
+    """This process's prompts of each step; every pass over the training prompts is a new permutation."""
     queue: list[Prompt] = []
     for _ in range(config.steps):
         if len(queue) < config.prompts_per_step:
