@@ -146,6 +146,12 @@ TASK_PLANS = {
         harder="countdown-6",
         max_new_tokens=12,
     ),
+    "programs": TaskPlan(
+        task="programs",
+        bases=("programs-base", "runs/bases/programs-1", "runs/bases/programs-2"),
+        harder="programs-4",
+        max_new_tokens=24,
+    ),
 }
 
 
@@ -270,7 +276,7 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
     for method in ordered:
         cells += sweep(study, task, method)
     plain = [method for method in ordered if method.by == "reward"]
-    runs = [(base, seed) for base in bases for seed in study.seeds]
+    runs = [(base, seed) for seed in study.seeds for base in bases]
     chosen = {method.name: choose(study, task, method, results) or 0.0 for method in ordered}
 
     def tuned(method: Method, base: str, seed: int) -> Policy:
