@@ -192,8 +192,9 @@ def _blocks(scores: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
     prompts, responses = scores.shape
     if prompts == 1:  # one call does it, which a batch does not have
         _, block, sizes = torch.unique_consecutive(scores[0], return_inverse=True, return_counts=True)
-        block, bounds = block.unsqueeze(0), _prefix(sizes.unsqueeze(0))
-        return (None if len(sizes) == responses else block), bounds, sizes.double().unsqueeze(0)
+        sizes = sizes.unsqueeze(0)
+        block = None if sizes.shape[1] == responses else block.unsqueeze(0)
+        return block, _prefix(sizes), sizes.double()
     block = torch.zeros(scores.shape, dtype=torch.int64, device=scores.device)
     torch.cumsum(scores[:, 1:] != scores[:, :-1], -1, out=block[:, 1:])
     fewest, most = block[:, -1].aminmax()
@@ -232,11 +233,11 @@ def _at_bounds(ranked: _Ranked, tables: Tensor) -> Tensor:
 
 
 def _marginal_tables(ranked: _Ranked, budget: int) -> Tensor:
-    """[2, P, K + 1]: C(bound, N - 1)/C(M, N - 1), and C(bound, N)/C(M, N) in its units, over C(M, N - 1)/C(M, N)."""
+    """[2, P, K + 1]: C(bound, N - 1)/C(M, N) and C(bound, N)/C(M, N)."""
     if ranked.counts is None:
         return _at_bounds(ranked, smaller_ratios(ranked.order.shape[-1], budget, ranked.order.device))
-    scale = budget / (ranked.counts.unsqueeze(-1).double() - budget + 1)
-    return torch.stack((_ratios(ranked, budget - 1), _ratios(ranked, budget) / scale))
+    scale = budget / (ranked.counts.unsqueeze(-1).double() - budget + 1)  # C(M, N - 1)/C(M, N)
+    return torch.stack((_ratios(ranked, budget - 1) * scale, _ratios(ranked, budget)))
 
 
 def _tables(ranked: _Ranked, budget: int) -> Tensor:
@@ -254,9 +255,7 @@ def _steps(at_bounds: Tensor) -> Tensor:
 
 def _prefix(values: Tensor) -> Tensor:
     """[..., K + 1]: sums of the first 0 .. K entries of [..., K]."""
-    sums = values.new_zeros(*values.shape[:-1], values.shape[-1] + 1)
-    torch.cumsum(values, -1, out=sums[..., 1:])
-    return sums
+    return torch.nn.functional.pad(values.cumsum(-1), (1, 0))
 
 
 def _selection(ranked: _Ranked, budget: int) -> Tensor:
@@ -277,11 +276,11 @@ def _subset_sums(ranked: _Ranked, budget: int) -> Tensor:
     tables = _tables(ranked, budget)
     own, mass = _steps(tables).div_(ranked.size)
     mass.mul_(ranked.total)
-    others = _prefix(mass.flip(-1))[:, :-1].flip(-1)
-    if (
-        ranked.block is not None
-    ):  # each of its ties is served as often as any other, 0 times where there is none
-        each = (tables[1, :, 1:] - own).div_((ranked.size - 1).clamp_(min=1))
+    upto = mass.cumsum(-1)
+    others = upto[:, -1:] - upto  # exactly 0 where nothing above pays
+    if ranked.block is not None:
+        # Each of its ties is served as often as any other, 0 times where there is none.
+        each = (tables[1, :, 1:] - own).div_((ranked.size - 1).clamp_min_(1))
         others, own = others.addcmul_(each, ranked.total), own.sub_(each)
     return torch.addcmul(_spread(ranked, others), _spread(ranked, own), ranked.rewards)
 
@@ -301,10 +300,8 @@ def _marginal(ranked: _Ranked, budget: int) -> Tensor:
     Where i beats the rest T of S strictly, it replaces V(T) by R_i; where it ties with the top of T, it moves
     the mean of the tied rewards. Both are differences, so a response that changes nothing has exactly weight 0.
     """
-    count = _counts(ranked)
     if budget == 1:
-        return ranked.rewards / count
-    scale = budget / (count - budget + 1)  # C(M, N - 1)/C(M, N)
+        return ranked.rewards / _counts(ranked)
     ratios = _marginal_tables(ranked, budget)
     lower = ratios[..., :-1]
     top, tied = torch.sub(ratios[..., 1:], lower).div_(ranked.size)
@@ -316,7 +313,7 @@ def _marginal(ranked: _Ranked, budget: int) -> Tensor:
         tied.nan_to_num_(0.0, posinf=0.0)  # of blocks of one, whose other members there are none
         moved = moved.addcmul_(both, tied).gather(-1, ranked.block.expand(2, -1, -1))
     gained, replaced = moved
-    return torch.mul(ranked.rewards, gained).sub_(replaced).mul_(scale)
+    return torch.mul(ranked.rewards, gained).sub_(replaced)
 
 
 def _off_policy_value(group: Scored, budget: int, log_ratios: Tensor) -> Tensor:

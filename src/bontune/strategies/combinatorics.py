@@ -42,13 +42,13 @@ def member_ratios(size: int, budget: int, device: torch.device | None = None) ->
 
 @lru_cache(maxsize=256)
 def smaller_ratios(size: int, budget: int, device: torch.device | None = None) -> Tensor:
-    """[2, 1, size + 1] float64: C(a, N - 1)/C(size, N - 1) and C(a, N)/C(size, N) (size - N + 1)/N, N = budget > 1.
+    """[2, 1, size + 1] float64: C(a, N - 1)/C(size, N) and C(a, N)/C(size, N), a = 0 .. size, N = budget > 1.
 
     Cached: read-only.
     """
     scale = budget / (size - budget + 1)  # C(size, N - 1)/C(size, N)
     return torch.stack(
-        (binomial_ratios(size, budget - 1, device), binomial_ratios(size, budget, device) / scale)
+        (binomial_ratios(size, budget - 1, device) * scale, binomial_ratios(size, budget, device))
     )
 
 
