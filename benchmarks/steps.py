@@ -30,7 +30,7 @@ from bontune.records import Prompt, Sampling, Scored
 
 TOKENS, SHARE = 24, 0.1
 TARGETS = {16: (4.0, 1.6), 128: (7.0, 2.5)}  # prompt length -> times TRL, times TRL with zero rows left out
-SETTINGS = {"0.4M": (8, 16, 4), "5M": (8, 16, 2), "30M": (4, 16, 2)}  # prompts, responses, steps
+SETTINGS = {"0.4M": (8, 16, 4), "5M": (8, 16, 4), "30M": (4, 16, 3)}  # prompts, responses, steps
 
 
 def sparse(prompts: int, responses: int, share: float = SHARE) -> Tensor:
@@ -209,7 +209,7 @@ one thread, float32.
 
 One step: at most {TOKENS} tokens drawn for each response, rewards, weights of which {1 - SHARE:.0%} are zero, one
 AdamW step. Llama with random weights, parameters {count}. CPU milliseconds, the least of the steps after
-the first (1 to 3). "Zero rows left out" is a subclass of TRL's GRPOTrainer that passes only the other responses
+the first (2 or 3). "Zero rows left out" is a subclass of TRL's GRPOTrainer that passes only the other responses
 through the policy.
 
 {table(head, measured)}

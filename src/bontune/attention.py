@@ -21,6 +21,9 @@ from torch import Tensor
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 _NAME = "bontune_shared_prompt"
 _SCORES = 2**22  # attention scores held at once: a block beyond that is computed in parts
+_ROOM = (
+    8  # tokens of a response that there is room for at first; rows further apart in memory are slower to read
+)
 _SPREAD = 1.5  # the longest sequence of a block is at most that much longer than the shortest
 
 
@@ -315,8 +318,8 @@ def _in_blocks(
 class Decoding:
     """The responses of prompts, token by token: keys and values of the prompts once, those of the responses in a buffer.
 
-    prompt_keys, prompt_values: of each layer [P, heads, L, D]; sizes: int64 [P], their lengths.
-    owner: int64 [B], ascending, the prompt of each row.
+    prompt: keys and values of each layer [P, heads, L, D]; sizes: int64 [P], their lengths.
+    owner: int64 [B], the prompt of each row.  most: tokens that a response may have.
     """
 
     def __init__(
@@ -324,19 +327,23 @@ class Decoding:
         prompt: Sequence[tuple[Tensor, Tensor]],
         sizes: Tensor,
         owner: Tensor,
+        most: int,
     ) -> None:
-        self.prompt, self.sizes, self.step = prompt, sizes, 0
+        self.prompt, self.sizes, self.most, self.step = prompt, sizes, most, 0
         self.own: list[tuple[Tensor, Tensor]] = []
         self._arrange(owner)
 
     def _arrange(self, owner: Tensor) -> None:
-        """Rows in a rectangle [prompts, most rows of one prompt]; no detour where it is full."""
+        """Rows in a rectangle [prompts, most rows of one prompt]; no detour where they fill it in their order."""
         self.owner = owner
         counts = torch.bincount(owner, minlength=len(self.sizes))
         self.widest = int(counts.max())
-        self.full = len(owner) == self.widest * len(self.sizes)
-        rank = torch.arange(len(owner), device=owner.device) - (counts.cumsum(0) - counts)[owner]
+        order, along = owner.argsort(stable=True), torch.arange(len(owner), device=owner.device)
+        rank = torch.empty_like(along)
+        rank[order] = along - (counts.cumsum(0) - counts)[owner[order]]
         self.slots = owner * self.widest + rank
+        full = len(owner) == self.widest * len(self.sizes)
+        self.full = full and bool((self.slots == along).all())
         self.positions = self.sizes[owner]
         along = torch.arange(self.prompt[0][0].shape[2], device=owner.device)
         self.along = along
@@ -344,10 +351,14 @@ class Decoding:
         self.beyond = beyond if bool(beyond.any()) else None
 
     def keep(self, rows: Tensor) -> None:
-        """Only these rows [b], ascending, go on; prompts without any leave as well."""
-        self.own = [(k[rows], v[rows]) for k, v in self.own]
-        owner = self.owner[rows]
-        left, owner = owner.unique_consecutive(return_inverse=True)
+        """Only these rows [b] go on, in this order; prompts without any leave as well. Rows that stay are not copied."""
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
+        for layer in self.own:
+            for buffer in layer:
+                used = buffer[:, :, : self.step]
+                used[moved] = used[rows[moved]]
+        self.own = [(k[: len(rows)], v[: len(rows)]) for k, v in self.own]
+        left, owner = self.owner[rows].unique(return_inverse=True)
         if len(left) < len(self.sizes):
             self.prompt = [(k[left], v[left]) for k, v in self.prompt]
             self.sizes = self.sizes[left]
@@ -366,10 +377,8 @@ class Decoding:
         if layer.index == len(self.own):
             self.own.append((key[:, :, :0], value[:, :, :0]))
         keys, values = self.own[layer.index]
-        if self.step == keys.shape[2]:  # the buffer doubles, so that each key is copied about once
-            more = (0, 0, 0, max(8, self.step))
-            keys, values = (torch.nn.functional.pad(x, more) for x in (keys, values))
-            self.own[layer.index] = keys, values
+        if self.step == keys.shape[2]:
+            keys, values = self.own[layer.index] = self._larger(keys), self._larger(values)
         keys[:, :, self.step], values[:, :, self.step] = key[:, :, 0], value[:, :, 0]
         first = 0 if layer.window is None else max(0, self.step + 1 - layer.window)
         upto = self.step + 1
@@ -378,6 +387,14 @@ class Decoding:
         shared = self._to_prompt(layer, q)
         joined = join((own[0].squeeze(3), own[1].squeeze(3)), shared)
         return joined.reshape(rows, 1, -1, size)
+
+    def _larger(self, buffer: Tensor) -> Tensor:
+        """[B, heads, T, D] with more room. It doubles, so that each key is copied about once; what is new is not written
+        to, as touching memory for the first time is slow."""
+        room = min(self.most, max(_ROOM, 2 * self.step))
+        larger = buffer.new_empty(*buffer.shape[:2], max(room, self.step + 1), buffer.shape[3])
+        larger[:, :, : self.step] = buffer
+        return larger
 
     def _to_prompt(self, layer: _Layer, q: Tensor) -> tuple[Tensor, Tensor]:
         """([B, heads, G, D], [B, heads, G]) of q [B, heads, G, 1, D]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import json
 import os
 import shutil
@@ -257,7 +258,12 @@ def make_learner(run: Run) -> Learner:
     )
     reference = _reference(model) if config.kl.start > 0 else None
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = kind(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)  # pyright: ignore
+    optimizer = kind(  # pyright: ignore[reportCallIssue]
+        trainable,
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        **_one_pass(kind, accelerator.device),
+    )
     scheduler = get_scheduler(
         config.schedule,
         optimizer,
@@ -274,6 +280,12 @@ def make_learner(run: Run) -> Learner:
         max_grad_norm=config.max_grad_norm,
         tokens_per_batch=config.tokens_per_batch,
     )
+
+
+def _one_pass(kind: type, device: torch.device) -> dict[str, bool]:
+    """Asks for the form of the optimizer that touches memory once, a third of the time, where it has one."""
+    has = device.type in ("cpu", "cuda") and "fused" in inspect.signature(kind).parameters
+    return {"fused": True} if has else {}
 
 
 def _reference(model: Any) -> Any:

@@ -168,7 +168,7 @@ def _drawing(model: Any) -> Iterator[None]:
 
 
 def _decode(
-    start: Callable[[int], _Decoder | _SharedDecoder],
+    start: Callable[[int, int], _Decoder | _SharedDecoder],
     tokenizer: Any,
     stream_keys: Sequence[int],
     first: int,
@@ -187,7 +187,7 @@ def _decode(
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
     alive = torch.arange(rows, device=device)  # the rows that are decoded
     open_ = torch.ones(rows, dtype=torch.bool, device=device)  # and have not ended
-    decoder = start(count)
+    decoder = start(count, most)
     for t in range(most):
         distribution = log_probs_of_sampling(decoder.logits, sampling)
         drawn = draw(distribution, uniforms(keys, t))
@@ -209,7 +209,7 @@ def _decode(
             if left == 0:
                 break
             if left < len(open_) * (1 - _LEAVE_SHARE):
-                kept = open_.nonzero().squeeze(-1)
+                kept = _staying(open_, left)
                 decoder.keep(kept)
                 alive, keys, open_, drawn = alive[kept], keys[kept], open_[kept], drawn[kept]
         decoder.advance(drawn)
@@ -224,28 +224,41 @@ def _decode(
     return _Drawn(count, tokens, log_probs, lengths, finished, texts)
 
 
+def _staying(open_: Tensor, left: int) -> Tensor:
+    """int64 [left]: the open rows, the last ones in the places of those that have ended, so that few move."""
+    rows = torch.arange(left, device=open_.device)
+    rows[~open_[:left]] = open_[left:].nonzero().squeeze(-1) + left
+    return rows
+
+
 def _starter(
     model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device
-) -> Callable[[int], _Decoder | _SharedDecoder]:
-    """What decodes `count` responses of each prompt; with shared attention all parts of a group use one prefill."""
+) -> Callable[[int, int], _Decoder | _SharedDecoder]:
+    """What decodes `count` responses of each prompt, of at most so many tokens; with shared attention all parts of a
+    group use one prefill."""
     if not supported(model):
         tell_fallback(model)
-        return lambda count: _Decoder(model, prompts, count, device)
+        return lambda count, most: _Decoder(model, prompts, count, device)
     layout = pack(prompts, device=device, keep=[])
     out = forward(model, layout, layout.ends)
     state = prompt_keys(layout)
-    return lambda count: _SharedDecoder(model, state, out, count)
+    return lambda count, most: _SharedDecoder(model, state, out, count, most)
 
 
 class _SharedDecoder:
     """Next-token logits [B, V] of the rows that are decoded, whose prompts' keys and values are nowhere repeated."""
 
     def __init__(
-        self, model: Any, state: tuple[list[tuple[Tensor, Tensor]], Tensor], logits: Tensor, count: int
+        self,
+        model: Any,
+        state: tuple[list[tuple[Tensor, Tensor]], Tensor],
+        logits: Tensor,
+        count: int,
+        most: int,
     ) -> None:
         owner = torch.arange(len(logits), device=logits.device).repeat_interleave(count)
         self.model, self.logits = model, logits[owner]
-        self.decoding = Decoding(*state, owner)
+        self.decoding = Decoding(*state, owner, most)
 
     def keep(self, rows: Tensor) -> None:
         """Only these rows [b] go on."""
