@@ -258,12 +258,8 @@ def make_learner(run: Run) -> Learner:
     )
     reference = _reference(model) if config.kl.start > 0 else None
     trainable = [p for p in model.parameters() if p.requires_grad]
-    optimizer = kind(  # pyright: ignore[reportCallIssue]
-        trainable,
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        **_one_pass(kind, accelerator.device),
-    )
+    options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    optimizer = kind(trainable, **options, **_one_pass(kind, accelerator.device))  # pyright: ignore
     scheduler = get_scheduler(
         config.schedule,
         optimizer,
