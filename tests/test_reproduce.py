@@ -31,6 +31,7 @@ from bontune.reproduce.cells import (
     run_cell,
     train_config,
 )
+from bontune.reproduce.course import WINDOW, courses
 from bontune.reproduce.document import write_document
 from bontune.reproduce.estimators import quality
 from bontune.reproduce.plan import (
@@ -409,3 +410,43 @@ def test_distillation_learns_from_what_best_of_n_served(tmp_path: Path) -> None:
         (text,) = distilled.references(prompt)
         assert isinstance(text, str)
     assert isinstance(config, TrainConfig)
+
+
+# Responses to a target
+
+
+def _with_course(method: str, seed: int, values: list[float]) -> tuple[Cell, dict[str, Any]]:
+    policy = Policy(task="countdown", base="countdown-base", method=method, learning_rate=1e-4, seed=seed)
+    cell = Cell(
+        section="claims", policy=policy, place=Place(task="countdown", split="test", prompts=1, responses=64)
+    )
+    course = {"pass_at_32": " ".join(f"{value:g}" for value in values)}
+    return cell, {"train": {"steps": len(values), "responses": 100 * len(values), "course": course}}
+
+
+def test_responses_to_a_target_are_counted_from_the_trailing_mean() -> None:
+    rising = [step / 40 for step in range(40)]  # mean of 12 values that end at step s: (s - 5.5)/40
+    pairs = [_with_course("rl-s", seed, [0.5] * 40) for seed in (1, 2)]
+    pairs += [_with_course("log-pass-32", seed, rising) for seed in (1, 2)]
+    found = courses([cell for cell, _ in pairs], {cell.id: result for cell, result in pairs}, 32, 0.6)
+    flat, up = found
+    assert (flat.method, flat.reached, flat.low, flat.high, flat.share) == ("rl-s", None, None, None, 0.0)
+    assert flat.values == pytest.approx([0.5] * (40 - WINDOW + 1))
+    # (s - 5.5)/40 >= 0.6 first at s = 30, when 31 steps of 100 responses are drawn.
+    assert (up.reached, up.low, up.high, up.share) == (3100, 3100, 3100, 1.0)
+    assert up.responses[0] == 100 * WINDOW
+
+
+def test_responses_to_a_target_say_how_sure_they_are() -> None:
+    pairs = [_with_course("grpo", 1, [0.4] * 30), _with_course("grpo", 2, [0.8] * 30)]
+    (found,) = courses([cell for cell, _ in pairs], {cell.id: result for cell, result in pairs}, 32, 0.6)
+    assert found.reached == 100 * WINDOW
+    assert found.low == 100 * WINDOW
+    assert found.high is None
+    assert 0.7 < found.share < 0.8  # three of the four ways to draw two runs
+
+
+def test_runs_without_a_course_are_left_out() -> None:
+    short, result = _with_course("grpo", 1, [0.4] * (WINDOW - 1))
+    base = Cell(section="claims", policy=Policy(task="countdown", base="countdown-base"), place=short.place)
+    assert courses([short, base], {short.id: result, base.id: {"train": None}}, 32, 0.1) == []

@@ -115,7 +115,12 @@ def difference_plot(
 
 
 def metric_plot(
-    series: Sequence[Series], *, y_label: str, percent: bool = False, palette: Mapping[str, str] | None = None
+    series: Sequence[Series],
+    *,
+    y_label: str,
+    x_label: str = "step",
+    percent: bool = False,
+    palette: Mapping[str, str] | None = None,
 ) -> str:
     """One training metric over the steps. Long runs show the values faintly, under their running mean."""
     with mpl.rc_context(_STYLE):
@@ -134,7 +139,7 @@ def metric_plot(
                 marker="o" if len(x) == 1 else None,
                 markersize=4,
             )
-        axes.set_xlabel("step", parse_math=False)
+        axes.set_xlabel(x_label, parse_math=False)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _value_axis(axes, y_label, percent)
         _end_labels(axes, [_with_smooth_end(line) for line in series], colour)

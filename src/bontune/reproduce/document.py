@@ -10,7 +10,8 @@ from typing import Any
 
 from bontune.evaluate import write_json
 from bontune.registry import build_objective
-from bontune.report import Series, difference_plot, frontier_plot
+from bontune.report import Series, difference_plot, frontier_plot, metric_plot
+from bontune.reproduce.course import WINDOW, courses
 from bontune.reproduce.estimators import quality
 from bontune.reproduce.markdown import COMMAND_END, cell_text, gap_text, rate, runs_text, table
 from bontune.reproduce.paper import CLAIMS, EQUATIONS, Item
@@ -142,6 +143,7 @@ def _task(
     parts.append(_sweep(study, task, results, figures))
     parts.append(_claims(task, cells, results, figures, outcomes))
     parts.append(_pairs(task, cells, results))
+    parts.append(_courses(task, cells, results, figures, outcomes))
     parts.append(_meta(task, cells, results, outcomes))
     for section, title in (
         ("harder", f"A harder variant: {task.harder}"),
@@ -244,6 +246,61 @@ def _pairs(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
     rows = [(name, *(cell_text(gaps[n]) for n in budgets)) for name, gaps in found.items()]
     head = ("pair", *(f"pass@{n}" for n in budgets))
     return _section_text(f"## {task.task}: methods against each other", "claims", rows, head)
+
+
+GAIN = 0.02  # of pass@32 over the bases, the target that `_courses` counts responses to
+
+
+def _courses(
+    task: TaskPlan,
+    cells: Sequence[Cell],
+    results: Results,
+    figures: dict[str, str],
+    outcomes: dict[str, str],
+) -> str:
+    """Responses to a target, from the training responses."""
+    bases = [
+        results[cell.id]["pass_at"]["32"]["value"]
+        for cell in cells
+        if cell.section == "base" and cell.place.split == "test"
+    ]
+    if not bases:
+        return ""
+    level = sum(bases) / len(bases)
+    found = courses([cell for cell in cells if cell.section == "claims"], results, 32, level + GAIN)
+    if not found:
+        return ""
+    rows = []
+    for item in found:
+        middle = len(item.values) // 2
+        needed = "not reached" if item.reached is None else f"{item.reached:,}"
+        outcomes["course"] = outcomes.get("course", "") + f"{task.task}, {item.method}: {needed}. "
+        between = f"{_count(item.low)} to {_count(item.high)}"
+        shares = [f"{100 * value:.1f}" for value in (item.values[0], item.values[middle], item.values[-1])]
+        rows.append((item.method, str(item.runs), *shares, needed, between, f"{100 * item.share:.0f}"))
+    series = [
+        Series(name=item.method, x=[float(x) for x in item.responses], y=list(item.values)) for item in found
+    ]
+    figures[f"{task.task}-courses"] = metric_plot(
+        series, x_label="responses drawn", y_label="pass@32", percent=True
+    )
+    first = found[0]
+    middle = first.responses[len(first.responses) // 2]
+    head = ("method", "runs", f"pass@32, % after {first.responses[0]:,}", f"after {middle:,}")
+    head = (*head, f"after {first.responses[-1]:,}", "responses to the target", "95 % of resamples of runs")
+    text = _section_text(
+        f"## {task.task}: responses to a target", "claims", rows, (*head, "reached in % of them")
+    )
+    return (
+        f"{text}\n\nOf the training responses, each step's drawn before its update, on prompts of `train` that are the "
+        f"same for all methods at the same step: mean over runs and over {WINDOW} steps. The target is "
+        f"{100 * (level + GAIN):.1f} %, {100 * GAIN:g} points above the bases on test prompts.\n\n"
+        f"![pass@32 over the responses drawn]({FOLDER}/{task.task}-courses.svg)"
+    )
+
+
+def _count(value: int | None) -> str:
+    return "never" if value is None else f"{value:,}"
 
 
 def _section(

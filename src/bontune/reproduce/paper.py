@@ -92,6 +92,12 @@ CLAIMS = (
         outcome="coscale",
     ),
     Item(
+        what="Beyond the paper: responses drawn in training until pass@32 is 2 points above the base",
+        where="`reproduce/course.py`",
+        command="bontune reproduce --only base claims",
+        outcome="course",
+    ),
+    Item(
         what="BoN-aware policies learn a meta-strategy: best responses interleaved with exploring ones",
         where="`evaluate/meta.py`",
         command="bontune reproduce --only base claims",
