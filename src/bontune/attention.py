@@ -341,7 +341,10 @@ class Decoding:
         order, along = owner.argsort(stable=True), torch.arange(len(owner), device=owner.device)
         rank = torch.empty_like(along)
         rank[order] = along - (counts.cumsum(0) - counts)[owner[order]]
-        self.slots = owner * self.widest + rank
+        self.slots = (
+            owner * self.widest + rank
+        )  # the place of each row, and the row of each place, 0 for empty ones
+        self.filled = owner.new_zeros(len(self.sizes) * self.widest).index_copy(0, self.slots, along)
         full = len(owner) == self.widest * len(self.sizes)
         self.full = full and bool((self.slots == along).all())
         self.positions = self.sizes[owner]
@@ -402,9 +405,7 @@ class Decoding:
         keys, values = self.prompt[layer.index]
         flat = q.view(rows, -1)
         if not self.full:
-            flat = flat.new_zeros(len(self.sizes) * self.widest, flat.shape[-1]).index_copy(
-                0, self.slots, flat
-            )
+            flat = flat.index_select(0, self.filled)
         grid = flat.view(len(self.sizes), self.widest, heads, per, size).permute(0, 2, 3, 1, 4)
         mask = self.beyond
         if layer.window is not None and layer.window <= self.along.shape[0] + self.step:
@@ -414,7 +415,9 @@ class Decoding:
         out, mass = attend(grid, keys, values, mask, layer.scale, layer.softcap)
         out = out.permute(0, 3, 1, 2, 4).reshape(-1, heads, per, size)
         mass = mass.permute(0, 3, 1, 2).reshape(-1, heads, per)
-        return (out, mass) if self.full else (out[self.slots], mass[self.slots])
+        if self.full:
+            return out, mass
+        return out.index_select(0, self.slots), mass.index_select(0, self.slots)
 
 
 def prompt_keys(layout: Packed) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
