@@ -16,6 +16,7 @@ from models import END, FAMILIES, tiny_model, word_tokenizer
 from bontune.policy import load_policy
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import sample_groups
+from bontune.rollout.hf import _branches
 from bontune.sampling import log_probs_of_sampling, token_log_probs
 
 TOKENIZER = word_tokenizer()
@@ -131,6 +132,37 @@ def test_responses_do_not_depend_on_the_batch(family: str) -> None:
     for prompt in PROMPTS[:3]:
         assert all_same(sample(model, [prompt]), whole)
     assert [g.prompt for g in sample(model, PROMPTS[::-1])] == PROMPTS[::-1]
+
+
+@pytest.mark.parametrize("responses", [1, 2, 3, 4])
+def test_branches_keep_responses_that_are_alike_together(responses: int) -> None:
+    """All ways in which a few responses share rows and draw one of two tokens."""
+    for row in itertools.product(range(3), repeat=responses):
+        for drawn in itertools.product(range(2), repeat=responses):
+            parents, branch = _branches(torch.tensor(row), torch.tensor(drawn), 2)
+            assert parents[branch].tolist() == list(row)
+            kinds = list(zip(row, drawn, strict=True))
+            for i, j in itertools.combinations(range(responses), 2):
+                assert (branch[i] == branch[j]) == (kinds[i] == kinds[j])
+            assert sorted(set(branch.tolist())) == list(range(len(parents)))
+            in_place = {r for r in row if r < len(parents)}
+            assert all(parents[r] == r for r in in_place)  # nothing is copied that could have stayed
+
+
+def test_responses_that_are_alike_are_computed_once() -> None:
+    model, sampling = tiny_model(), Sampling(temperature=0.3, max_new_tokens=10)
+    fed: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _, __, named: fed.append(named["input_ids"].shape[0]), with_kwargs=True
+    )
+    together = sample(model, group_size=40, sampling=sampling)
+    rows, steps = fed[1:], [int((g.lengths > t + 1).sum()) for g in together for t in range(10)]
+    assert sum(rows) < 0.6 * sum(steps)
+    for t, count in enumerate(rows):  # one row for each different beginning, and ended ones until they leave
+        starts = {(g.prompt.id, r[: t + 1]) for g in together for r in responses(g) if len(r) > t + 1}
+        assert count >= len(starts)
+    assert rows[0] == len({(g.prompt.id, r[0]) for g in together for r in responses(g) if len(r) > 1})
+    assert all_same(sample(model, group_size=40, sampling=sampling, rows_per_batch=1), together)
 
 
 @pytest.mark.parametrize("rows", [4096, 4])

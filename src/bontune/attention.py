@@ -318,8 +318,10 @@ def _in_blocks(
 class Decoding:
     """The responses of prompts, token by token: keys and values of the prompts once, those of the responses in a buffer.
 
+    Responses that are alike so far can share a row; `keep` parts them.
+
     prompt: keys and values of each layer [P, heads, L, D]; sizes: int64 [P], their lengths.
-    owner: int64 [B], the prompt of each row.  most: tokens that a response may have.
+    owner: int64 [B], the prompt of each row.  most: tokens that a response may have.  limit: rows there may ever be.
     """
 
     def __init__(
@@ -328,8 +330,9 @@ class Decoding:
         sizes: Tensor,
         owner: Tensor,
         most: int,
+        limit: int,
     ) -> None:
-        self.prompt, self.sizes, self.most, self.step = prompt, sizes, most, 0
+        self.prompt, self.sizes, self.most, self.limit, self.step = prompt, sizes, most, limit, 0
         self.own: list[tuple[Tensor, Tensor]] = []
         self._arrange(owner)
 
@@ -353,14 +356,15 @@ class Decoding:
         beyond = along >= self.sizes.unsqueeze(-1)
         self.beyond = beyond if bool(beyond.any()) else None
 
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows [b] go on, in this order; prompts without any leave as well. Rows that stay are not copied."""
+    def keep(self, rows: Tensor, limit: int) -> None:
+        """These rows [b] go on, in this order, a row once for each time it is named; others leave, and so do prompts
+        without any. Rows that stay in their places are not copied. limit: rows there may be from now on."""
         moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
         for layer in self.own:
             for buffer in layer:
                 used = buffer[:, :, : self.step]
                 used[moved] = used[rows[moved]]
-        self.own = [(k[: len(rows)], v[: len(rows)]) for k, v in self.own]
+        self.limit = limit
         left, owner = self.owner[rows].unique(return_inverse=True)
         if len(left) < len(self.sizes):
             self.prompt = [(k[left], v[left]) for k, v in self.prompt]
@@ -378,10 +382,11 @@ class Decoding:
     def attend(self, layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         rows, heads, size = key.shape[0], key.shape[1], query.shape[-1]
         if layer.index == len(self.own):
-            self.own.append((key[:, :, :0], value[:, :, :0]))
+            self.own.append((key[:0, :, :0], value[:0, :, :0]))
         keys, values = self.own[layer.index]
         if self.step == keys.shape[2]:
             keys, values = self.own[layer.index] = self._larger(keys), self._larger(values)
+        keys, values = keys[:rows], values[:rows]
         keys[:, :, self.step], values[:, :, self.step] = key[:, :, 0], value[:, :, 0]
         first = 0 if layer.window is None else max(0, self.step + 1 - layer.window)
         upto = self.step + 1
@@ -392,11 +397,12 @@ class Decoding:
         return joined.reshape(rows, 1, -1, size)
 
     def _larger(self, buffer: Tensor) -> Tensor:
-        """[B, heads, T, D] with more room. It doubles, so that each key is copied about once; what is new is not written
-        to, as touching memory for the first time is slow."""
+        """[limit, heads, T, D] with more room. It doubles, so that each key is copied about once; what is new is not
+        written to, as touching memory for the first time is slow."""
         room = min(self.most, max(_ROOM, 2 * self.step))
-        larger = buffer.new_empty(*buffer.shape[:2], max(room, self.step + 1), buffer.shape[3])
-        larger[:, :, : self.step] = buffer
+        larger = buffer.new_empty(self.limit, buffer.shape[1], max(room, self.step + 1), buffer.shape[3])
+        rows = min(len(buffer), len(self.owner))
+        larger[:rows, :, : self.step] = buffer[:rows]
         return larger
 
     def _to_prompt(self, layer: _Layer, q: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,9 @@ from bontune.teach import Lesson, assess, teach
 from bontune.verifiers.learned import LearnedVerifier, Refreshed
 
 PROMPTS_SEED = 2412  # of the prompts measured on and of the responses to them: the same for every policy
-LESSON_SEED = 7919  # a verifier is taught on prompts of its own, as far as the task has that many: programs has 1,629
+LESSON_SEED = (
+    7919  # a verifier is taught on prompts of its own, as far as the task has that many: programs has 1,629
+)
 CHECKPOINT_EVERY = 16
 SUMMARY_VERSION = 2  # of what a cell's file holds: older ones are written again from the stored responses
 

@@ -1,7 +1,8 @@
 """Rollouts with any causal language model of transformers.
 
 One prefill per prompt is shared by its group, decoding uses the key-value cache, and finished rows leave the batch.
-In the families of `attention.py` the prompt's keys and values are not even copied; others take a general path.
+In the families of `attention.py` the prompt's keys and values are not even copied, and on a CPU responses are computed
+once for as long as they are alike; others take a general path.
 Response j of a prompt is drawn from a stream of its own, so it does not depend on the other prompts, on their order, or
 on how the work is split; only rounding in the last digit of the logits does.
 """
@@ -185,11 +186,15 @@ def _decode(
     log_probs = torch.zeros(rows, most, dtype=torch.float32, device=device)
     lengths = torch.zeros(rows, dtype=torch.int64, device=device)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
-    alive = torch.arange(rows, device=device)  # the rows that are decoded
+    alive = torch.arange(rows, device=device)  # the responses that are decoded
     open_ = torch.ones(rows, dtype=torch.bool, device=device)  # and have not ended
-    decoder = start(count, most)
+    decoder = start(rows, most)
+    row: Tensor | None = torch.arange(len(stream_keys), device=device).repeat_interleave(
+        count
+    )  # None: its own
     for t in range(most):
         distribution = log_probs_of_sampling(decoder.logits, sampling)
+        distribution = distribution if row is None else distribution.index_select(0, row)
         drawn = draw(distribution, uniforms(keys, t))
         chosen = distribution.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
         tokens[alive, t] = torch.where(open_, drawn, 0)
@@ -204,15 +209,29 @@ def _decode(
         open_ = open_ & ~done
         if t + 1 == most:
             break
+        if row is not None and not decoder.shares:  # every response gets a row of its own
+            decoder.keep(row, len(row))
+            row = None
         if device.type == "cpu" or (t + 1) % _STEPS_PER_CHECK == 0:
             left = int(open_.sum())
             if left == 0:
                 break
-            if left < len(open_) * (1 - _LEAVE_SHARE):
-                kept = _staying(open_, left)
-                decoder.keep(kept)
+            if row is not None:
+                kept = open_.nonzero().squeeze(-1)
+                parents, branch = _branches(row[kept], drawn[kept], distribution.shape[-1])
+                decoder.keep(parents, left)
+                if len(parents) == left:  # none are alike any more: the responses in the order of the rows
+                    kept = kept[branch.argsort()]
+                row = None if len(parents) == left else branch
                 alive, keys, open_, drawn = alive[kept], keys[kept], open_[kept], drawn[kept]
-        decoder.advance(drawn)
+            elif left < len(open_) * (1 - _LEAVE_SHARE):
+                kept = _staying(open_, left)
+                decoder.keep(kept, left)
+                alive, keys, open_, drawn = alive[kept], keys[kept], open_[kept], drawn[kept]
+        # One token for every row: those of a row agree.
+        decoder.advance(
+            drawn if row is None else drawn.new_empty(int(row.max()) + 1).index_copy(0, row, drawn)
+        )
     if not bool(log_probs.isfinite().all()):
         raise ValueError(
             "the model's logits are not finite: its parameters, or its precision, cannot be sampled from"
@@ -222,6 +241,23 @@ def _decode(
     lengths, finished = lengths.cpu().clone(), finished.cpu().clone()
     texts = texts_of(tokenizer, tokens, lengths, sampling, ends)
     return _Drawn(count, tokens, log_probs, lengths, finished, texts)
+
+
+def _branches(row: Tensor, drawn: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
+    """Of responses with these rows [n] and next tokens [n]: the row that each new row goes on from, int64 [rows], and the
+    new row of each response, int64 [n]. A row's first branch stays in its place where it can."""
+    pairs, branch = (row * vocabulary + drawn).unique(return_inverse=True)
+    parent = pairs.div(vocabulary, rounding_mode="floor")
+    first = torch.ones_like(parent, dtype=torch.bool)
+    first[1:] = parent[1:] != parent[:-1]
+    stays = first & (parent < len(parent))
+    free = torch.ones_like(stays)
+    free[parent[stays]] = False
+    place = torch.empty_like(parent)
+    place[stays], place[~stays] = parent[stays], free.nonzero().squeeze(-1)
+    parents = torch.empty_like(parent)
+    parents[place] = parent
+    return parents, place[branch]
 
 
 def _staying(open_: Tensor, left: int) -> Tensor:
@@ -234,15 +270,15 @@ def _staying(open_: Tensor, left: int) -> Tensor:
 def _starter(
     model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device
 ) -> Callable[[int, int], _Decoder | _SharedDecoder]:
-    """What decodes `count` responses of each prompt, of at most so many tokens; with shared attention all parts of a
-    group use one prefill."""
+    """What decodes so many responses of at most so many tokens, beginning with one row for each prompt; with shared
+    attention all parts of a group use one prefill."""
     if not supported(model):
         tell_fallback(model)
-        return lambda count, most: _Decoder(model, prompts, count, device)
+        return lambda responses, most: _Decoder(model, prompts, device)
     layout = pack(prompts, device=device, keep=[])
     out = forward(model, layout, layout.ends)
     state = prompt_keys(layout)
-    return lambda count, most: _SharedDecoder(model, state, out, count, most)
+    return lambda responses, most: _SharedDecoder(model, state, out, responses, most)
 
 
 class _SharedDecoder:
@@ -253,16 +289,17 @@ class _SharedDecoder:
         model: Any,
         state: tuple[list[tuple[Tensor, Tensor]], Tensor],
         logits: Tensor,
-        count: int,
+        responses: int,
         most: int,
     ) -> None:
-        owner = torch.arange(len(logits), device=logits.device).repeat_interleave(count)
-        self.model, self.logits = model, logits[owner]
-        self.decoding = Decoding(*state, owner, most)
+        self.model, self.logits = model, logits
+        self.decoding = Decoding(*state, torch.arange(len(logits), device=logits.device), most, responses)
+        # A row costs little on an accelerator, and to see which are alike would make the host wait.
+        self.shares = logits.device.type == "cpu"
 
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows [b] go on."""
-        self.decoding.keep(rows)
+    def keep(self, rows: Tensor, limit: int) -> None:
+        """These rows [b] go on, repeated ones as often as they are named."""
+        self.decoding.keep(rows, limit)
 
     def advance(self, drawn: Tensor) -> None:
         """Feed the drawn token of each row [B]."""
@@ -272,9 +309,9 @@ class _SharedDecoder:
 class _Decoder:
     """The same for any model: with transformers' cache, the prompt's part copied for each row; without one, anew."""
 
-    def __init__(
-        self, model: Any, prompts: Sequence[tuple[int, ...]], count: int, device: torch.device
-    ) -> None:
+    shares = False  # every branch would copy the prompt's part again
+
+    def __init__(self, model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device) -> None:
         longest = max(len(p) for p in prompts)
         ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
         mask = torch.zeros_like(ids)
@@ -282,24 +319,21 @@ class _Decoder:
             ids[i, longest - len(prompt) :] = torch.tensor(prompt)
             mask[i, longest - len(prompt) :] = 1
         self.model = model
-        owner = torch.arange(len(prompts), device=device).repeat_interleave(count)
         out = model(**_inputs(ids.to(device), mask.to(device)), use_cache=True)
         cache = getattr(out, "past_key_values", None)
         self.cache = cache if hasattr(cache, "reorder_cache") else None
-        self.logits = out.logits[:, -1][owner]
-        self.mask = mask.to(device)[owner]
-        self.ids = ids.to(device)[owner] if self.cache is None else None
-        if self.cache is not None:
-            self.cache.reorder_cache(owner)  # unlike batch_select_indices, it moves recurrent states, too
+        self.logits = out.logits[:, -1]
+        self.mask = mask.to(device)
+        self.ids = ids.to(device) if self.cache is None else None
 
-    def keep(self, rows: Tensor) -> None:
-        """Only these rows [b] go on."""
+    def keep(self, rows: Tensor, limit: int) -> None:
+        """These rows [b] go on, repeated ones as often as they are named."""
         self.mask = self.mask[rows]
         if self.cache is None:
             assert self.ids is not None
             self.ids = self.ids[rows]
         else:
-            self.cache.reorder_cache(rows)
+            self.cache.reorder_cache(rows)  # unlike batch_select_indices, it moves recurrent states, too
 
     def advance(self, drawn: Tensor) -> None:
         """Feed the drawn token of each row [B]."""
