@@ -7,7 +7,8 @@ which nothing was trained or chosen on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,81 @@ from bontune.tasks import Countdown
 BUDGET = 32
 SAMPLING = Sampling(max_new_tokens=12)  # the longest legal answer has 9 tokens and an end
 OBJECTIVES = {"rl": RLOO(), "bon": LogPassAtN(BUDGET)}
+TITLES = {"rl": "for one response (RL, N = 1)", "bon": f"for best-of-{BUDGET}"}
 
 Stage = Callable[[str, int], Callable[[int], None]]
 """(title, total) -> a function to call with what was done of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What all policies of a demo share. fresh: prompts to measure on.  score: a verifier that chooses, if any."""
+
+    output: Path
+    model: str
+    seed: int
+    fresh: Sequence[Prompt]
+    responses: int
+    stage: Stage
+    score: Any = None
+
+    def fine_tuned(self, name: str, title: str, objective: Any, config: TrainConfig) -> tuple[Any, Any]:
+        """The base's model, trained, and its tokenizer."""
+        model, tokenizer = load_policy(self.model)
+        advance = self.stage(f"fine-tuning {title}", config.steps)
+        folder = self.output / f"train-{name}"
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        task = Countdown()
+        train(
+            Run(
+                config=config,
+                task=task,
+                objective=objective,
+                model=model,
+                tokenizer=tokenizer,
+                verify=task.verify,
+                score=self.score,
+                output=folder,
+                on_step=lambda metrics: advance(1),
+            )
+        )
+        return model, tokenizer
+
+    def measured(self, name: str, policy: tuple[Any, Any] | None = None) -> SampleSet:
+        """Responses of a policy, the base where none is given, to the fresh prompts."""
+        model, tokenizer = policy or load_policy(self.model)
+        path = self.output / "samples" / f"{name}.jsonl"
+        path.unlink(missing_ok=True)
+        draw = Draw(
+            name=name,
+            model=model,
+            tokenizer=tokenizer,
+            prompts=self.fresh,
+            group_size=self.responses,
+            sampling=SAMPLING,
+            verify=Countdown().verify,
+            score=self.score,
+            seed=self.seed,
+        )
+        draw_samples(draw, path, self.stage(f"measuring {name}", len(self.fresh) * self.responses))
+        return read_samples(path)
+
+    def reported(
+        self, found: Mapping[str, SampleSet], objectives: Mapping[str, Any], budget: int, started: float
+    ) -> dict[str, Any]:
+        """Writes the report; what `results.json` holds."""
+        advance = self.stage("writing the report", 1)
+        results = evaluate(
+            found,
+            self.output,
+            seed=self.seed,
+            votes=False,
+            started=started,
+            budget=budget,
+            objectives={name: repr(objective) for name, objective in objectives.items()},
+        )
+        advance(1)
+        return results
 
 
 def demo(
@@ -44,71 +117,12 @@ def demo(
     training runs draw the same number of responses, at the same learning rate.
     """
     started = time.process_time()
-    task = Countdown()
-    fresh = task.prompts("test", prompts, seed)
-    found = {"base": _measure("base", load_policy(model), fresh, responses, seed, output, stage)}
+    fresh = Countdown().prompts("test", prompts, seed)
+    trial = Trial(output=output, model=model, seed=seed, fresh=fresh, responses=responses, stage=stage)
+    config = TrainConfig(
+        steps=steps, prompts_per_step=32, group_size=64, learning_rate=1e-4, sampling=SAMPLING, seed=seed
+    )
+    found = {"base": trial.measured("base")}
     for name, objective in OBJECTIVES.items():
-        policy = load_policy(model)
-        advance = stage(f"fine-tuning {_TITLES[name]}", steps)
-        folder = output / f"train-{name}"
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-        train(
-            Run(
-                config=TrainConfig(
-                    steps=steps,
-                    prompts_per_step=32,
-                    group_size=64,
-                    learning_rate=1e-4,
-                    sampling=SAMPLING,
-                    seed=seed,
-                ),
-                task=task,
-                objective=objective,
-                model=policy[0],
-                tokenizer=policy[1],
-                verify=task.verify,
-                output=folder,
-                on_step=lambda metrics, advance=advance: advance(1),
-            )
-        )
-        found[name] = _measure(name, policy, fresh, responses, seed, output, stage)
-    advance = stage("writing the report", 1)
-    results = evaluate(
-        found,
-        output,
-        seed=seed,
-        votes=False,
-        started=started,
-        budget=BUDGET,
-        objectives={name: repr(objective) for name, objective in OBJECTIVES.items()},
-    )
-    advance(1)
-    return results
-
-
-_TITLES = {"rl": "for one response (RL, N = 1)", "bon": f"for best-of-{BUDGET}"}
-
-
-def _measure(
-    name: str,
-    policy: tuple[Any, Any],
-    prompts: Sequence[Prompt],
-    responses: int,
-    seed: int,
-    output: Path,
-    stage: Stage,
-) -> SampleSet:
-    path = output / "samples" / f"{name}.jsonl"
-    path.unlink(missing_ok=True)
-    draw = Draw(
-        name=name,
-        model=policy[0],
-        tokenizer=policy[1],
-        prompts=prompts,
-        group_size=responses,
-        sampling=SAMPLING,
-        verify=Countdown().verify,
-        seed=seed,
-    )
-    draw_samples(draw, path, stage(f"measuring {name}", len(prompts) * responses))
-    return read_samples(path)
+        found[name] = trial.measured(name, trial.fine_tuned(name, TITLES[name], objective, config))
+    return trial.reported(found, OBJECTIVES, BUDGET, started)

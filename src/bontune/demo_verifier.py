@@ -7,23 +7,19 @@ one trained for best-of-N with it choosing and the truth judging (BoN-RL-V). Set
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bontune.best import save_served
 from bontune.config import FitConfig, TrainConfig
-from bontune.demo import SAMPLING
-from bontune.evaluate import SampleSet, read_samples, write_json
-from bontune.loop import Run, train
-from bontune.measure import Draw, draw_samples, evaluate
+from bontune.demo import SAMPLING, Stage, Trial
+from bontune.evaluate import write_json
 from bontune.objectives import RLOO, BoNRL
 from bontune.policy import load_policy
-from bontune.records import Prompt
 from bontune.strategies import BestOfN
 from bontune.tasks import Countdown
-from bontune.teach import Lesson, Stage, assess, teach
+from bontune.teach import Lesson, assess, teach
 from bontune.verifiers.learned import LearnedVerifier
 
 BUDGET = 8
@@ -54,39 +50,21 @@ def demo_verifier(
     started, task = time.process_time(), Countdown()
     verifier = _teach(output, model, seed, stage, scale)
     fresh = task.prompts("test", prompts, seed)
-    found = {"base": _measure("base", load_policy(model), verifier, fresh, responses, seed, output, stage)}
-    for name, objective in OBJECTIVES.items():
-        policy, folder = load_policy(model), output / f"train-{name}"
-        (folder / "metrics.jsonl").unlink(missing_ok=True)
-        config = _scaled(CONFIGS[name], scale, seed)
-        advance = stage(f"fine-tuning {TITLES[name]}", config.steps)
-        train(
-            Run(
-                config=config,
-                task=task,
-                objective=objective,
-                model=policy[0],
-                tokenizer=policy[1],
-                verify=task.verify,
-                score=verifier,
-                output=folder,
-                on_step=lambda metrics, advance=advance: advance(1),
-            )
-        )
-        save_served(folder, BestOfN(BUDGET), SAMPLING, "../verifier")
-        found[name] = _measure(name, policy, verifier, fresh, responses, seed, output, stage)
-    advance = stage("writing the report", 1)
-    results = evaluate(
-        found,
-        output,
+    trial = Trial(
+        output=output,
+        model=model,
         seed=seed,
-        votes=False,
-        started=started,
-        budget=BUDGET,
-        objectives={name: repr(objective) for name, objective in OBJECTIVES.items()},
+        fresh=fresh,
+        responses=responses,
+        stage=stage,
+        score=verifier,
     )
-    advance(1)
-    return results
+    found = {"base": trial.measured("base")}
+    for name, objective in OBJECTIVES.items():
+        policy = trial.fine_tuned(name, TITLES[name], objective, _scaled(CONFIGS[name], scale, seed))
+        save_served(output / f"train-{name}", BestOfN(BUDGET), SAMPLING, "../verifier")
+        found[name] = trial.measured(name, policy)
+    return trial.reported(found, OBJECTIVES, BUDGET, started)
 
 
 def _scaled(config: TrainConfig, scale: float, seed: int) -> TrainConfig:
@@ -114,30 +92,3 @@ def _teach(output: Path, model: str, seed: int, stage: Stage, scale: float) -> L
     graded = judge.draw(stage("judging the verifier", len(judge.prompts) * 64), verifier)
     write_json(output / "verifier.json", assess(graded, seed=seed))
     return verifier
-
-
-def _measure(
-    name: str,
-    policy: tuple[Any, Any],
-    verifier: LearnedVerifier,
-    prompts: list[Prompt],
-    responses: int,
-    seed: int,
-    output: Path,
-    stage: Callable[[str, int], Callable[[int], None]],
-) -> SampleSet:
-    path = output / "samples" / f"{name}.jsonl"
-    path.unlink(missing_ok=True)
-    draw = Draw(
-        name=name,
-        model=policy[0],
-        tokenizer=policy[1],
-        prompts=prompts,
-        group_size=responses,
-        sampling=SAMPLING,
-        verify=Countdown().verify,
-        score=verifier,
-        seed=seed,
-    )
-    draw_samples(draw, path, stage(f"measuring {name}", len(prompts) * responses))
-    return read_samples(path)

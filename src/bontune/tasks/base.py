@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from bontune.records import Prompt, Verdict
@@ -36,3 +36,22 @@ class Task(Protocol):
     def decoys(self, prompt: Prompt) -> Sequence[str]:
         """Responses known to be wrong: empty, unfinished, quoted from the prompt, off by one."""
         ...
+
+
+def check_levels(levels: Sequence[int], known: Sequence[int]) -> None:
+    """Raise ValueError unless the levels are some of those known, each once."""
+    if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(known):
+        raise ValueError(f"levels must be different numbers from {known[0]} to {known[-1]}, got {levels!r}")
+
+
+def check_prompts(split: str, count: int | None, splits: Iterable[str]) -> int:
+    """How many prompts are asked for, 1,000 where None.
+
+    Raises ValueError on an unknown split and on a count that is no whole number above 0.
+    """
+    if split not in splits:
+        raise ValueError(f"split must be one of {', '.join(splits)}; got {split!r}")
+    count = 1000 if count is None else count
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ValueError(f"count must be a whole number above 0, or None for 1,000; got {count!r}")
+    return count

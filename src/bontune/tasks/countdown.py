@@ -18,6 +18,7 @@ from functools import lru_cache
 from itertools import chain, combinations, islice
 
 from bontune.records import Prompt, Verdict
+from bontune.tasks.base import check_levels, check_prompts
 
 NUMBERS = range(1, 13)
 TARGETS = range(1, 100)
@@ -47,10 +48,7 @@ class Countdown:
     levels: tuple[int, ...] = (3, 4, 5)
 
     def __post_init__(self) -> None:
-        if not self.levels or len(set(self.levels)) < len(self.levels) or not set(self.levels) <= set(LEVELS):
-            raise ValueError(
-                f"levels must be different numbers from {LEVELS[0]} to {LEVELS[-1]}, got {self.levels!r}"
-            )
+        check_levels(self.levels, LEVELS)
 
     @property
     def name(self) -> str:
@@ -65,11 +63,7 @@ class Countdown:
         `count` where a level has none left, or beyond 100,000.
         Raises ValueError on an unknown split and on a count that is no whole number above 0.
         """
-        if split not in _SHARES:
-            raise ValueError(f"split must be one of {', '.join(_SHARES)}; got {split!r}")
-        count = 1000 if count is None else count
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"count must be a whole number above 0, or None for 1,000; got {count!r}")
+        count = check_prompts(split, count, _SHARES)
         streams = [_distinct(split, level, seed) for level in self.levels]
         # Rounds of one puzzle of every level, up to the first level that runs out.
         rounds = zip(*streams, strict=False)

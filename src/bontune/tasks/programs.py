@@ -26,6 +26,7 @@ from functools import lru_cache
 from itertools import islice
 
 from bontune.records import Prompt, Verdict
+from bontune.tasks.base import check_levels, check_prompts
 from bontune.tasks.expressions import LONGEST, Program, Refused, Value, compile_expression, outputs
 
 HEAD = "f = lambda x:"
@@ -69,10 +70,7 @@ class Programs:
     levels: tuple[int, ...] = (2, 3)
 
     def __post_init__(self) -> None:
-        if not self.levels or len(set(self.levels)) < len(self.levels) or not set(self.levels) <= set(LEVELS):
-            raise ValueError(
-                f"levels must be different numbers from {LEVELS[0]} to {LEVELS[-1]}, got {self.levels!r}"
-            )
+        check_levels(self.levels, LEVELS)
 
     @property
     def name(self) -> str:
@@ -86,11 +84,7 @@ class Programs:
         once. A level that has none left is passed over, and there are at most 100,000 prompts.
         Raises ValueError on an unknown split and on a count that is no whole number above 0.
         """
-        if split not in _SHARES:
-            raise ValueError(f"split must be one of {', '.join(_SHARES)}; got {split!r}")
-        count = 1000 if count is None else count
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"count must be a whole number above 0, or None for 1,000; got {count!r}")
+        count = check_prompts(split, count, _SHARES)
         return list(islice(_distinct(split, self.levels, seed), min(count, MOST_PROMPTS)))
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
