@@ -40,7 +40,7 @@ from bontune.store import open_store, policy_hash
 from bontune.train.shard import is_sharded, shard, whole_tensor
 
 STEPS = 4
-TIMEOUT = 300
+TIMEOUT = 600  # seconds, of a busy machine
 
 
 class Uneven:
@@ -126,6 +126,31 @@ def hashes(_: Path) -> dict[str, Any]:
     before = policy_hash(model, word_tokenizer())
     make_learner(split_run(model))
     return {"before": before, "after": policy_hash(model, word_tokenizer()), "split": is_sharded(model)}
+
+
+def different(_: Path) -> dict[str, Any]:
+    """Processes that begin with different weights."""
+    with pytest.raises(ValueError, match="theirs differ") as refused:
+        make_learner(split_run(tiny_model(seed=int(os.environ["RANK"]))))
+    return {"refused": str(refused.value)}
+
+
+def at_once(_: Path) -> dict[str, Any]:
+    """How many of six layers a process held whole at a time: while responses were drawn, and while it learned."""
+    model = tiny_model(num_hidden_layers=6)
+    layers = list(model.model.layers)
+    drawing, learning = [], []
+
+    def look(*_: Any) -> None:
+        whole = sum(not isinstance(next(layer.parameters()), DTensor) for layer in layers)
+        (drawing if torch.is_inference_mode_enabled() else learning).append(whole)
+
+    run = split_run(model, steps=1)
+    for layer in layers:
+        layer.mlp.register_forward_hook(look)
+        layer.mlp.register_full_backward_hook(look)
+    train(run)
+    return {"drawing": drawing, "learning": learning}
 
 
 def low_precision(_: Path) -> dict[str, Any]:
@@ -215,7 +240,7 @@ def going_on(folder: Path) -> dict[str, Any]:
     return {"refused": str(refused.value)}
 
 
-SCENARIOS = (agreement, hashes, low_precision, saved, going_on)
+SCENARIOS = (agreement, hashes, different, at_once, low_precision, saved, going_on)
 
 
 def program(folder: str) -> None:
@@ -231,13 +256,13 @@ def program(folder: str) -> None:
 
 
 @contextmanager
-def two_processes(*command: str) -> Iterator[list[subprocess.Popen[str]]]:
+def two_processes(*command: str, **more: str) -> Iterator[list[subprocess.Popen[str]]]:
     """The same command twice, as `torchrun --nproc_per_node 2` starts it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    given |= {"ACCELERATE_USE_CPU": "true", "TOKENIZERS_PARALLELISM": "false"}
+    given |= {"ACCELERATE_USE_CPU": "true", "TOKENIZERS_PARALLELISM": "false"} | more
     running = [
         subprocess.Popen(
             [sys.executable, *command],
@@ -256,8 +281,8 @@ def two_processes(*command: str) -> Iterator[list[subprocess.Popen[str]]]:
             process.wait()
 
 
-def ended_well(*command: str) -> None:
-    with two_processes(*command) as running:
+def ended_well(*command: str, **more: str) -> None:
+    with two_processes(*command, **more) as running:
         said = [process.communicate(timeout=TIMEOUT)[1] for process in running]
         assert [process.returncode for process in running] == [0, 0], said[0][-3000:] + said[1][-3000:]
 
@@ -303,6 +328,19 @@ def test_the_policys_hash_is_that_of_the_whole(found: list[dict[str, Any]]) -> N
     for process in found:
         assert process["hashes"]["split"]
         assert process["hashes"]["after"] == process["hashes"]["before"] == found[0]["hashes"]["before"]
+
+
+@pytest.mark.slow
+def test_learning_holds_few_layers_whole_and_drawing_all(found: list[dict[str, Any]]) -> None:
+    for process in found:
+        assert set(process["at_once"]["drawing"]) == {6}
+        assert set(process["at_once"]["learning"]) <= {1, 2}  # the next one is fetched ahead
+        assert len(process["at_once"]["learning"]) >= 12
+
+
+@pytest.mark.slow
+def test_processes_that_begin_differently_are_refused(found: list[dict[str, Any]]) -> None:
+    assert all("fsdp_cpu_ram_efficient_loading" in process["different"]["refused"] for process in found)
 
 
 @pytest.mark.slow
@@ -360,9 +398,12 @@ def test_a_lost_part_is_named(found: list[dict[str, Any]]) -> None:
 
 @pytest.mark.slow
 def test_a_killed_process_of_the_command_is_gone_on_from(tmp_path: Path) -> None:
-    """SIGKILL of one in the middle: the other ends by itself, and the same command ends as an undisturbed one."""
+    """SIGKILL of one in the middle: the other ends by itself, and the same command ends as an undisturbed one.
 
-    def command(name: str) -> list[str]:
+    That one is split because of what `accelerate launch` sets for an FSDP configuration.
+    """
+
+    def command(name: str, *option: str) -> list[str]:
         few = [
             "--steps",
             "6",
@@ -373,12 +414,14 @@ def test_a_killed_process_of_the_command_is_gone_on_from(tmp_path: Path) -> None
             "--sampling.max-new-tokens",
             "8",
         ]
-        more = ["--checkpoint-every", "2", "--shard", "--output", str(tmp_path / name)]
+        more = ["--checkpoint-every", "2", *option, "--output", str(tmp_path / name)]
         return ["-m", "bontune.cli", "train", *few, *more]
 
-    ended_well(*command("undisturbed"))
+    fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
+    ended_well(*command("undisturbed"), **fsdp)
+    assert (tmp_path / "undisturbed" / "checkpoints" / "part-1").exists()
     lines = tmp_path / "killed" / "metrics.jsonl"
-    with two_processes(*command("killed")) as running:
+    with two_processes(*command("killed", "--shard")) as running:
         started = time.monotonic()
         while not (lines.exists() and len(lines.read_text().splitlines()) >= 3):
             assert time.monotonic() - started < TIMEOUT
@@ -388,7 +431,7 @@ def test_a_killed_process_of_the_command_is_gone_on_from(tmp_path: Path) -> None
         running[0].communicate(timeout=TIMEOUT)
         assert running[0].returncode != 0
     assert not (tmp_path / "killed" / "model").exists()
-    ended_well(*command("killed"))
+    ended_well(*command("killed", "--shard"))
     assert result(tmp_path / "killed") == result(tmp_path / "undisturbed")
 
 
@@ -397,6 +440,8 @@ def test_what_cannot_be_split_is_refused_with_a_remedy(monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match=r"there is one: start several, with `accelerate launch"):
         make_learner(run_of(model, shard=True))
     assert not is_sharded(model)
+    with pytest.raises(ValueError, match=r"rows and columns.*take AdamW"):
+        make_learner(run_of(model, shard=True, optimizer="Adafactor"))
     two: Any = SimpleNamespace(num_processes=2)
     quantized: Any = SimpleNamespace(is_quantized=True)
     with pytest.raises(ValueError, match="leave out load_in_4bit, or shard"):

@@ -272,6 +272,10 @@ def make_learner(run: Run) -> Learner:
     stays = getattr(run.model, "is_quantized", False) or wants_shards(config)
     model = without_dropout(run.model if stays else run.model.to(accelerator.device))
     reference = _reference(model) if config.kl.start > 0 else None
+    if wants_shards(config) and kind is torch.optim.Adafactor:
+        raise ValueError(
+            "optimizer = 'Adafactor' needs whole rows and columns, not parts: take AdamW, or no shard"
+        )
     for module in (model, reference) if wants_shards(config) else ():
         if isinstance(module, torch.nn.Module):
             shard(module, accelerator)

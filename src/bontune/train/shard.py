@@ -77,6 +77,13 @@ def _check(model: Any, accelerator: Accelerator) -> None:
         )
     if getattr(model, "is_quantized", False):
         raise ValueError("shard = True cannot split weights of 4 bits: leave out load_in_4bit, or shard")
+    sums = repr([parameter.detach().double().sum().item() for parameter in model.parameters()])
+    if any(others != sums for others in gather_object([sums])):
+        raise ValueError(
+            "shard = True takes a part of the model from each process, and theirs differ: load the same weights in all "
+            "of them, new adapters with the same seed, and before the first Accelerator() where "
+            "fsdp_cpu_ram_efficient_loading is true, which otherwise gives them to one process alone"
+        )
 
 
 def _layers(model: Any) -> list[Any]:
