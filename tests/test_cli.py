@@ -114,6 +114,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         **SAMPLING,
         "--seed": 0,
         "--mixed-precision": None,
+        "--shard": False,
         "--tokens-per-batch": 16_384,
         "--rows-per-batch": 4096,
         "--undecided-limit": 0.5,

@@ -91,6 +91,9 @@ class TrainConfig:
     seed: int = 0
     mixed_precision: Literal["no", "bf16"] | None = None
     """bf16: multiply in bfloat16 and keep float32 weights. Left out: as `accelerate launch` says, else no."""
+    shard: bool = False
+    """Split parameters, gradients and optimizer state over the processes of the run (FSDP 2), for models that one device
+    cannot train. While responses are drawn, each process holds the whole parameters."""
     tokens_per_batch: int = 16_384
     """Response tokens of one forward and backward pass: bounds memory whatever the group size."""
     rows_per_batch: int = 4096

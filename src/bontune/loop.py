@@ -42,6 +42,17 @@ from bontune.train.checkpoint import (
     save_checkpoint,
     trained_state,
 )
+from bontune.train.shard import (
+    is_sharded,
+    join_parts,
+    newest_of_all,
+    own_folder,
+    parts,
+    shard,
+    wants_shards,
+    whole,
+    whole_tensor,
+)
 from bontune.train.update import Learner, UpdateStats, log_probs, update, without_dropout
 
 Metrics = dict[str, Any]
@@ -89,7 +100,7 @@ def train(run: Run) -> list[Metrics]:
     """
     config, learner = run.config, make_learner(run)
     pool = training_prompts(run.task, config)
-    description = describe_run(run, pool)
+    description = describe_run(run, pool) | parts(run.model, learner.accelerator)
     history = resume(run, learner, description)
     first = len(history)
     for step, prompts in enumerate(prompt_batches(pool, config, learner.accelerator)):
@@ -98,7 +109,8 @@ def train(run: Run) -> list[Metrics]:
         clock = Clock()
         with clock("rollout"), learner.accelerator.autocast():
             origin = origin_of(run, step)
-            groups = rollout(run, origin, prompts, step)
+            with whole(run.model):
+                groups = rollout(run, origin, prompts, step)
         with clock("score"):
             graded = judged_or_kept(run.store, origin, groups, run.verify, run.score)
             scored = Scored.stack(graded)
@@ -131,7 +143,7 @@ def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What decides the course of a run: one that differs in any of it must not go on from its checkpoint."""
     config = {f"config.{name}": repr(value) for name, value in asdict(run.config).items()}
     data = "".join(f"{p.id}\0{p.text}\0{p.answer}\0{dict(p.meta)!r}\0" for p in prompts)
-    first = "".join(f"{p.double().sum().item()!r} {p.numel()} " for p in run.model.parameters())
+    first = "".join(f"{whole_tensor(p).double().sum().item()!r} {p.numel()} " for p in run.model.parameters())
     model = hashlib.blake2b(first.encode(), digest_size=8).hexdigest()
     return config | {
         "objective": repr(run.objective),
@@ -156,6 +168,8 @@ def resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metr
     """
     if run.checkpoint_every is None or run.output is None:
         return []
+    if is_sharded(run.model):  # each has its own, and they come to an agreement
+        return _resume(run, learner, description)
     with (
         learner.accelerator.main_process_first()
     ):  # others find what it leaves, and no file it is still writing
@@ -164,14 +178,15 @@ def resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metr
 
 def _resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metrics]:
     assert run.output is not None
-    found, damaged = load_newest(run.output / "checkpoints")
+    folder, writes = own_folder(run.output / "checkpoints", run.model, learner.accelerator)
+    found, damaged = (newest_of_all if is_sharded(run.model) else load_newest)(folder)
     for fault in damaged:
         print(f"bontune: checkpoint {fault}", file=sys.stderr)
     if found is None:
         if damaged:
             raise ValueError(f"no checkpoint below {run.output} is whole; start anew with another output")
-        if learner.accelerator.is_main_process:  # so that a kill before the next one can be gone on from, too
-            save_checkpoint(run.output / "checkpoints", 0, _state(run, learner, [], description))
+        if writes:  # so that a kill before the next one can be gone on from, too
+            save_checkpoint(folder, 0, _state(run, learner, [], description))
         return []
     if changed := differences(found["description"], description):
         raise ValueError(f"{run.output} holds another run: {'; '.join(changed)}. Choose another output")
@@ -202,8 +217,9 @@ def keep(run: Run, learner: Learner, history: list[Metrics], description: dict[s
         last = len(history) == run.config.steps
         if stopping or last or len(history) % run.checkpoint_every == 0:
             state = _state(run, learner, history, description)
-            if learner.accelerator.is_main_process:
-                save_checkpoint(run.output / "checkpoints", len(history), state)
+            folder, writes = own_folder(run.output / "checkpoints", run.model, learner.accelerator)
+            if writes:
+                save_checkpoint(folder, len(history), state)
     if stopping and len(history) < run.config.steps:
         raise Stopped(f"stopped after step {len(history)} of {run.config.steps}")
 
@@ -242,24 +258,30 @@ def make_learner(run: Run) -> Learner:
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise ValueError(f"optimizer must name a class of torch.optim, got {config.optimizer!r}")
     accelerator = Accelerator(mixed_precision=config.mixed_precision)
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
         raise ValueError(
-            f"bontune train holds the whole model in every process and cannot be launched with "
-            f"{accelerator.distributed_type.value}. Train adapters (lora_rank, load_in_4bit), or go by way of TRL, "
-            "whose trainer shards: docs/integrations.md, with recipes/accelerate/fsdp2.yaml or deepspeed_zero2.yaml"
+            "bontune train splits models by FSDP and cannot be launched with DEEPSPEED: launch it with "
+            "recipes/accelerate/fsdp2.yaml or another FSDP configuration, or set shard (--shard). By way of TRL, whose "
+            "trainer knows DeepSpeed, see docs/integrations.md"
         )
     if config.prompts_per_step % accelerator.num_processes:
         raise ValueError(
             f"prompts_per_step = {config.prompts_per_step} must be a multiple of the number of processes, "
             f"{accelerator.num_processes}: a group is never split"
         )
-    model = without_dropout(
-        run.model if getattr(run.model, "is_quantized", False) else run.model.to(accelerator.device)
-    )
+    stays = getattr(run.model, "is_quantized", False) or wants_shards(config)
+    model = without_dropout(run.model if stays else run.model.to(accelerator.device))
     reference = _reference(model) if config.kl.start > 0 else None
+    if wants_shards(config) and kind is torch.optim.Adafactor:
+        raise ValueError(
+            "optimizer = 'Adafactor' needs whole rows and columns, not parts: take AdamW, or no shard"
+        )
+    for module in (model, reference) if wants_shards(config) else ():
+        if isinstance(module, torch.nn.Module):
+            shard(module, accelerator)
     trainable = [p for p in model.parameters() if p.requires_grad]
     options = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    optimizer = kind(trainable, **options, **_one_pass(kind, accelerator.device))  # pyright: ignore
+    optimizer = kind(trainable, **options, **_one_pass(kind, model, accelerator.device))  # pyright: ignore
     scheduler = get_scheduler(
         config.schedule,
         optimizer,
@@ -278,9 +300,10 @@ def make_learner(run: Run) -> Learner:
     )
 
 
-def _one_pass(kind: type, device: torch.device) -> dict[str, bool]:
+def _one_pass(kind: type, model: Any, device: torch.device) -> dict[str, bool]:
     """Asks for the form of the optimizer that touches memory once, a third of the time, where it has one."""
     has = device.type in ("cpu", "cuda") and "fused" in inspect.signature(kind).parameters
+    has = has and (kind in (torch.optim.Adam, torch.optim.AdamW) or not is_sharded(model))
     return {"fused": True} if has else {}
 
 
@@ -544,6 +567,8 @@ def stop_if_hopeless(run: Run, history: Sequence[Metrics], graded: Sequence[Grad
 
 def save(run: Run, learner: Learner, history: Sequence[Metrics]) -> None:
     """The tuned model as a plain transformers folder, below `output/model`; there as a whole or not at all."""
+    if run.output is not None:
+        join_parts(run.model, keep=learner.accelerator.is_main_process)
     if run.output is not None and learner.accelerator.is_main_process:
         writing, place = run.output / ".model-writing", run.output / "model"
         shutil.rmtree(writing, ignore_errors=True)

@@ -79,7 +79,7 @@ def load_policy(
         raise ValueError(
             f"model {str(name)!r} lacks {len(missing)} of the weights of a causal language model, such as {missing[0]!r}"
         )
-    if dtype is None and device is None and model.dtype in (torch.float16, torch.bfloat16):
+    if dtype is None and model.dtype in (torch.float16, torch.bfloat16):
         model = model.float() if not torch.cuda.is_available() else model
     if quantization is None:  # otherwise it is where it must be
         model = model.to(torch.device(device or own_device()))  # pyright: ignore
@@ -99,14 +99,17 @@ def on_device(verifier: LearnedVerifier) -> LearnedVerifier:
     return verifier
 
 
-def load_trainable(name: str | Path, config: ModelConfig, *, seed: int = 0) -> tuple[Any, Any]:
+def load_trainable(
+    name: str | Path, config: ModelConfig, *, seed: int = 0, device: str | None = None
+) -> tuple[Any, Any]:
     """(model, tokenizer) as `load_policy`, with the adapters, precision and checkpointing that `config` asks for.
 
-    seed: of new adapters. Raises ValueError where a library that `config` needs is not installed.
+    seed: of new adapters.  device: this process's own where None.
+    Raises ValueError where a library that `config` needs is not installed.
     """
     quantization = _four_bits() if config.load_in_4bit else None
     dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    model, tokenizer = load_policy(name, dtype=dtype, quantization=quantization)
+    model, tokenizer = load_policy(name, dtype=dtype, device=device, quantization=quantization)
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ValueError(f"gradient_checkpointing: models of type {model.config.model_type!r} have none")

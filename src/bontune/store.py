@@ -90,6 +90,10 @@ def policy_hash(model: Any, tokenizer: Any) -> str:
         return hashlib.sha256(str(model.fingerprint).encode()).hexdigest()[:32]
     found = hashlib.sha256(_tokenizer_digest(tokenizer))
     for name, tensor in model.state_dict().items():
+        if hasattr(
+            tensor, "full_tensor"
+        ):  # a part of one that is split over processes, which come here together
+            tensor = tensor.full_tensor()
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()[:32]

@@ -38,6 +38,7 @@ from bontune.store import Store, open_store
 from bontune.strategies import Strategy
 from bontune.teach import Drift
 from bontune.tracking import tracked
+from bontune.train.shard import wants_shards
 from bontune.verifiers.learned import LearnedVerifier, Refreshed
 
 
@@ -55,7 +56,8 @@ def run(command: cli.Train) -> None:
     if is_endpoint(command.model):
         raise ValueError("--model: a model behind a server cannot be trained, only sampled and measured")
     check_folder(command.output, command)
-    model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed)
+    device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
+    model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
     engine = _engine(command, model)
     refreshed = _refreshed(score, command)
     drift = (

@@ -44,15 +44,18 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     return path
 
 
-def load_newest(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+def load_newest(folder: Path, upto: int | None = None) -> tuple[dict[str, Any] | None, list[str]]:
     """(state of the newest checkpoint that is whole, what was wrong with those passed over); None where there is none.
 
+    upto: passes over those after more steps.
     A damaged one is set aside under the ending .damaged, so that it is neither used nor lost.
     """
     damaged = []
     for leftover in folder.glob(".writing-*"):  # of a kill in the middle of writing
         leftover.unlink(missing_ok=True)
     for path in sorted(folder.glob("step-*.ckpt"), reverse=True):
+        if upto is not None and int(path.stem.removeprefix("step-")) > upto:
+            continue
         fault, data = _read(path)
         if fault is None:
             return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True), damaged

@@ -19,6 +19,7 @@ from bontune.attention import forward, supported, tell_fallback
 from bontune.attention import pack as pack_tokens
 from bontune.records import Group, Sampling
 from bontune.sampling import cache_argument, token_log_probs
+from bontune.train.shard import in_step, is_sharded, whole, whole_tensor
 
 LOGITS_PER_BATCH = 2**27  # of one micro-batch; with their gradient 1 GiB in float32
 
@@ -215,9 +216,9 @@ def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Ten
 
     share_prompt computes each prompt once and lets gradients of all its responses flow through that one pass; a model
     without a key-value cache repeats it for every response, and so does one whose layers are computed again in the
-    backward pass.
+    backward pass, or whose passes must be as many in every process.
     """
-    share_prompt = share_prompt and not recomputes(model)
+    share_prompt = share_prompt and not recomputes(model) and not is_sharded(model)
     device = next(model.parameters()).device
     prompt_ids, prompt_mask = _left_padded(rows.prompts, device)
     owner, tokens = rows.owner.to(device), rows.tokens.to(device)
@@ -272,7 +273,7 @@ def log_probs(learner: Learner, groups: Sequence[Group]) -> Tensor:
     ones = torch.ones(len(groups), groups[0].size, dtype=torch.float64)
     rows, index = pack(groups, ones, keep_all=True)
     parts = []
-    with torch.no_grad(), learner.accelerator.autocast():
+    with torch.no_grad(), learner.accelerator.autocast(), whole(learner.model):
         for part in _batches(learner, rows):
             predicted = predictions(learner.model, part)
             parts.append(_sequence_log_probs(predicted, part, learner.sampling).cpu())
@@ -290,14 +291,19 @@ def update(
     rows, _ = pack(groups, weights, kl)
     total = prompts or len(groups)
     _zero_gradients(learner)
+    parts = _batches(learner, rows)
+    refer = [learner.reference is not None and bool((part.kl != 0).any()) for part in parts]
+    if is_sharded(learner.model):
+        refer = in_step(refer)
+        parts += [_nothing(groups[0])] * (len(refer) - len(parts))
     kl_sum, ratio_sum = 0.0, 0.0
-    for part in _batches(learner, rows):
-        loss, part_kl, ratio = _loss(learner, part)
+    for part, with_reference in zip(parts, refer, strict=True):
+        loss, part_kl, ratio = _loss(learner, part, with_reference)
         learner.accelerator.backward(loss / total)
         kl_sum, ratio_sum = kl_sum + part_kl, ratio_sum + ratio
     _sum_over_processes(learner)
     found = learner.accelerator.clip_grad_norm_(learner.model.parameters(), learner.max_grad_norm)
-    norm = 0.0 if found is None else float(found)
+    norm = 0.0 if found is None else float(whole_tensor(found))
     applied = norm == norm and norm != float("inf")
     if applied:
         learner.optimizer.step()
@@ -340,13 +346,27 @@ def without_dropout(model: Any) -> Any:
     return model
 
 
-def _loss(learner: Learner, rows: Rows) -> tuple[Tensor, float, float]:
+def _nothing(group: Group) -> Rows:
+    """A short pass of weight zero, for a process that has no more rows while others have."""
+    zero = torch.zeros(1, dtype=torch.float64)
+    return Rows(
+        prompts=(group.prompt_tokens[-1:],),
+        owner=torch.zeros(1, dtype=torch.int64),
+        tokens=group.tokens[:1, :1],
+        lengths=torch.ones(1, dtype=torch.int64),
+        weight=zero,
+        kl=zero,
+        old=torch.full((1,), torch.inf),  # so that its ratio is 0, too
+    )
+
+
+def _loss(learner: Learner, rows: Rows, with_reference: bool) -> tuple[Tensor, float, float]:
     with learner.accelerator.autocast():
         predicted = predictions(learner.model, rows)
     new = _sequence_log_probs(predicted, rows, learner.sampling)
     ratio = (new.detach() - rows.old.to(new)).exp().sum().item()
     loss = -(rows.weight.to(new) * new).sum()
-    if learner.reference is None or not bool((rows.kl != 0).any()):
+    if not with_reference:
         return loss, 0.0, ratio
     kl = _kl_to_reference(learner, rows, predicted)
     chosen = rows.kl.to(kl)
@@ -405,7 +425,7 @@ def _zero_gradients(learner: Learner) -> None:
 
 
 def _sum_over_processes(learner: Learner) -> None:
-    if learner.accelerator.num_processes > 1:
+    if learner.accelerator.num_processes > 1 and not is_sharded(learner.model):  # whose backward passes do
         for parameter in learner.model.parameters():
             if parameter.requires_grad:
                 parameter.grad = learner.accelerator.reduce(parameter.grad, "sum")
