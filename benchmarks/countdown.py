@@ -40,7 +40,6 @@ from bontune.tasks import Countdown
 
 BUDGET = 32
 RATE = 1e-4
-BASE_TIMES = 4  # so many times the responses for the base
 RESAMPLES = 4000
 EARLY = (2, 4)  # steps judged beside every --every-th: most is won in the first few
 
@@ -78,9 +77,19 @@ Point = dict[str, Any]
 """step; responses and cpu (seconds) so far; right: right responses of each judged prompt; of: out of how many."""
 
 
-def right(model: Any, tokenizer: Any, prompts: Sequence[Prompt], responses: int) -> list[int]:
+def right(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], responses: int, first_index: int = 0
+) -> list[int]:
     """Right responses of each prompt; always the same random streams."""
-    groups = sample_groups(model, tokenizer, prompts, group_size=responses, sampling=SAMPLING, seed=12345)
+    groups = sample_groups(
+        model,
+        tokenizer,
+        prompts,
+        group_size=responses,
+        first_index=first_index,
+        sampling=SAMPLING,
+        seed=12345,
+    )
     verify = Countdown().verify
     return Scored.stack([grade(g, verify, None) for g in groups]).rewards.sum(-1).int().tolist()
 
@@ -109,16 +118,19 @@ class Judge:
             self.points.append(point | {"right": counts, "of": self.args.responses})
 
 
-def base(args: argparse.Namespace) -> Point:
-    """The base, which every run starts from, judged once, with more responses: its error would be in every gain."""
-    count = BASE_TIMES * args.responses
-    path = args.runs / f"base-{args.prompts}x{count}.json"
+def base(args: argparse.Namespace) -> tuple[Point, Point]:
+    """The base, which every run starts from, on the streams of every judgement, and on three times as many others."""
+    path = args.runs / f"base-{args.prompts}x{args.responses}.json"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         model, tokenizer = load_policy("countdown-base")
         prompts = Countdown().prompts("tune", args.prompts, 0)
-        path.write_text(json.dumps(right(model, tokenizer, prompts, count)))
-    return {"step": 0, "responses": 0, "cpu": 0.0, "right": json.loads(path.read_text()), "of": count}
+        same = right(model, tokenizer, prompts, args.responses)
+        others = right(model, tokenizer, prompts, 3 * args.responses, args.responses)
+        path.write_text(json.dumps({"same": same, "others": others}))
+    found = json.loads(path.read_text())
+    same = {"right": found["same"], "of": args.responses}
+    return same, {"right": found["others"], "of": 3 * args.responses}
 
 
 def config_of(setting: Setting, seed: int, steps: int) -> TrainConfig:
@@ -215,11 +227,15 @@ def trl_course(setting: Setting, seed: int, args: argparse.Namespace) -> list[Po
     return judge.points
 
 
-def kept(name: str, seed: int, args: argparse.Namespace, make: Callable[[], list[Point]]) -> list[Point]:
-    """The course below --runs, which is made where it is not there yet."""
+def kept(
+    name: str, seed: int, args: argparse.Namespace, make: Callable[[], list[Point]]
+) -> list[Point] | None:
+    """The course below --runs, which is made where it is not there yet; None there with --only-kept."""
     shape = f"{args.steps}-{args.every}-{args.prompts}x{args.responses}"
     plain = "".join(c if c.isalnum() or c in "@-." else "-" for c in name)
     path = args.runs / f"{plain}-{seed}-{shape}.json"
+    if not path.exists() and args.only_kept:
+        return None
     if not path.exists():
         points = make()
         args.runs.mkdir(parents=True, exist_ok=True)
@@ -231,41 +247,53 @@ def kept(name: str, seed: int, args: argparse.Namespace, make: Callable[[], list
     return json.loads(path.read_text())
 
 
-def course(name: str, setting: Setting, seed: int, args: argparse.Namespace) -> list[Point]:
+def course(name: str, setting: Setting, seed: int, args: argparse.Namespace) -> list[Point] | None:
     make = trl_course if setting.objective is None else bontune_course
     return kept(name, seed, args, lambda: make(setting, seed, args))
 
 
+def gains(start: tuple[Point, Point], points: Sequence[Point], budget: int = BUDGET) -> np.ndarray:
+    """[J, P] gain of each judgement of a run in pass@N of each prompt, over the base.
+
+    The judgements' streams were lucky or not for the base, too, and while the policy is near the base the luck is the
+    same. It is taken out as a control variate: the base on these streams less the base on others, whose expectation is
+    0, times the slope that leaves the least variance over the prompts.
+    """
+    same, others = (pass_at(point, budget) for point in start)
+    luck = same - others
+    changes = np.stack([pass_at(point, budget) for point in points]) - others
+    centred = luck - luck.mean()
+    slopes = changes @ centred / max(float(centred @ centred), 1e-12)
+    return changes - np.outer(slopes, luck)
+
+
 @dataclass(frozen=True, slots=True)
 class Courses:
-    """The runs of one setting, averaged over seeds: J judgements, the first of them of the base.
+    """The runs of one setting, averaged over seeds: J judgements, and the start before them.
 
-    passed: [J, P] pass@32 of each judged prompt.  one: [J] mean pass@1.  cpu, responses: [J], spent until then.
+    gain, one: [1 + J, P] gain of each judged prompt in pass@32 and in pass@1.  cpu, responses: [1 + J], until then.
     """
 
-    passed: np.ndarray
+    gain: np.ndarray
     one: np.ndarray
     cpu: np.ndarray
     responses: np.ndarray
 
     @classmethod
-    def of(cls, start: Point, runs: Sequence[Sequence[Point]]) -> Courses:
+    def of(cls, start: tuple[Point, Point], runs: Sequence[Sequence[Point]]) -> Courses:
         count = min(len(points) for points in runs)
-        runs = [[start, *points[:count]] for points in runs]
+        runs = [points[:count] for points in runs]
 
-        def mean(get: Callable[[Point], Any]) -> np.ndarray:
-            return np.mean([[get(point) for point in points] for points in runs], axis=0)
+        def mean(get: Callable[[Sequence[Point]], Any]) -> np.ndarray:
+            found = np.mean([get(points) for points in runs], axis=0)
+            return np.concatenate([np.zeros_like(found[:1]), found])
 
         return cls(
-            mean(pass_at),
-            mean(lambda p: np.mean(p["right"]) / p["of"]),
-            mean(lambda p: p["cpu"]),
-            mean(lambda p: p["responses"]),
+            mean(lambda points: gains(start, points)),
+            mean(lambda points: gains(start, points, 1)),
+            mean(lambda points: [p["cpu"] for p in points]),
+            mean(lambda points: [p["responses"] for p in points]),
         )
-
-    def gains(self, resampled: np.ndarray) -> np.ndarray:
-        """[B, J] mean gain in pass@32 over the base, for prompts drawn [B, P] times each."""
-        return resampled @ (self.passed - self.passed[0]).T / resampled.sum(1, keepdims=True)
 
 
 def crossing(gains: np.ndarray, spent: np.ndarray, gain: float) -> np.ndarray:
@@ -322,21 +350,21 @@ HEAD = [
 def row(name: str, runs: Sequence[Sequence[Point]], args: argparse.Namespace) -> list[str]:
     start = base(args)
     together = Courses.of(start, runs)
-    drawn = resamples(together.passed.shape[1])
-    gains = together.gains(drawn)
+    drawn = resamples(together.gain.shape[1])
+    gained = drawn @ together.gain.T / drawn.sum(1, keepdims=True)
     each = [Courses.of(start, [points]) for points in runs]
-    singly = [crossing(c.gains(drawn[:1]), c.cpu, args.gain)[0] for c in each]
+    singly = [crossing(c.gain.mean(1)[None], c.cpu, args.gain)[0] for c in each]
     steps = min(points[-1]["step"] for points in runs)
     return [
         name,
         f"{len(runs)}",
-        ranged(crossing(gains, together.cpu, args.gain)),
+        ranged(crossing(gained, together.cpu, args.gain)),
         ", ".join(number(value) for value in singly),
-        ranged(crossing(gains, together.responses, args.gain)),
+        ranged(crossing(gained, together.responses, args.gain)),
         f"{steps}",
         f"{together.cpu[-1] / steps:.2f}",
-        points_of(gains[:, -2:].mean(1)),
-        f"{100 * (together.one[-2:].mean() - together.one[0]):+.1f}",
+        points_of(gained[:, -2:].mean(1)),
+        f"{100 * together.one[-2:].mean():+.1f}",
     ]
 
 
@@ -348,8 +376,9 @@ def rows(settings: dict[str, Setting], args: argparse.Namespace) -> list[list[st
     for seed in range(args.seeds):
         for name, setting in chosen.items():
             if setting.objective is not None or seed < args.trl_seeds:
-                runs[name].append(course(name, setting, seed, args))
-    return [row(name, found, args) for name, found in runs.items()]
+                found = course(name, setting, seed, args)
+                runs[name] += [] if found is None else [found]
+    return [row(name, found, args) for name, found in runs.items() if found]
 
 
 def section(args: argparse.Namespace) -> str:
@@ -359,13 +388,15 @@ def section(args: argparse.Namespace) -> str:
 
 `python benchmarks/countdown.py` writes this section. Countdown, the shipped base, {args.steps} steps of 32 prompts x 64
 responses, AdamW at 1e-4 for all, not tuned for each; one thread; float32. pass@32 on {args.prompts} prompts of the "tune"
-split x {args.responses} responses, always the same streams, judged every {args.every} steps, which is not counted.
-The course between two judgements is taken as straight. Seeds are averaged. In brackets: 95 % over the judged prompts
-(bootstrap, paired with the base, {RESAMPLES:,} resamples); they do not cover the seeds.
+split x {args.responses} responses, judged after 2 and 4 steps and then every {args.every}, which is not counted;
+always the same streams, whose luck with the base is taken out as a control variate. The course between two judgements
+is taken as straight, seeds are averaged. In brackets: 95 % over the judged prompts (bootstrap, paired with the base,
+{RESAMPLES:,} resamples); they do not cover the seeds. "never": not within these steps.
 
 {table(head, weights)}
 
-Several updates per rollout, with the exact weights of the ratios since it was drawn (`updates_per_rollout`):
+Several updates per rollout, with the exact weights of the ratios since it was drawn (`updates_per_rollout`), the ratios
+clipped to 1/1.5 and 1.5:
 
 {table(head, updates)}
 """
@@ -375,11 +406,12 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--output", type=Path, help="a Markdown page whose block is replaced")
     parser.add_argument("--runs", type=Path, default=Path("runs/bench-countdown"), help="where runs are kept")
+    parser.add_argument("--only-kept", action="store_true", help="make no run; say what is there")
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--every", type=int, default=8, help="steps between judgements")
     parser.add_argument("--prompts", type=int, default=300, help="prompts to judge on")
     parser.add_argument("--responses", type=int, default=64, help="responses to each of them")
-    parser.add_argument("--gain", type=float, default=0.03, help="the target, above the base's pass@32")
+    parser.add_argument("--gain", type=float, default=0.02, help="the target, above the base's pass@32")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--trl-seeds", type=int, default=1, help="how many of them with TRL's trainer, too")
     parser.add_argument(

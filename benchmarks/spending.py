@@ -10,6 +10,7 @@ division (q of 0 and 1: skipping) it is not. Runs are kept as those of benchmark
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -68,7 +69,7 @@ class Spending:
         return weights / chances.unsqueeze(-1) if self.weighted else weights
 
 
-PLAIN = Spending(16, (1.0,))
+WHOLE = Spending(64, (1.0,))
 # Least noise times responses for log pass@32 with the base's success rates: q proportional to the root of E[sum w^2].
 TOPPING = Spending(16, (1.0, 1.0, 0.4, 0.15, 0.05))
 SKIPPING = Spending(16, (1.0, 1.0, 1.0, 0.0), weighted=False)
@@ -95,6 +96,61 @@ def share_of_gradient(objective: Objective, spending: Spending, size: int, succe
             if going > 0:
                 spent += probability * float(going * (spending.weigh(weights, going) * gradient).sum())
     return spent / whole
+
+
+def chances_of(count: int, rates: Tensor) -> Tensor:
+    """[G, count + 1] float64: probability of 0 .. count right responses at each success rate [G]."""
+    right = torch.arange(count + 1, dtype=torch.float64)
+    ways = torch.tensor([math.log(math.comb(count, k)) for k in range(count + 1)], dtype=torch.float64)
+    rates = rates.unsqueeze(-1)
+    return (ways + right * rates.log() + (count - right) * (-rates).log1p()).exp()
+
+
+def success_rates(right: Sequence[int], of: int) -> tuple[Tensor, Tensor]:
+    """A grid of success rates, and the share of prompts at each that makes these counts most likely (by EM)."""
+    grid = torch.cat([torch.tensor([1e-4, 3e-4, 1e-3, 2e-3]), torch.logspace(-2.4, -0.02, 60)]).double()
+    likely = chances_of(of, grid)[:, torch.tensor(right)].T
+    shares = torch.full_like(grid, 1 / len(grid))
+    for _ in range(2000):
+        shares = (likely * shares / (likely @ shares).unsqueeze(-1)).mean(0)
+    return grid, shares
+
+
+def least_product(seen: Tensor, squares: Tensor, fixed: int, drawn: int) -> float:
+    """Squared weights times responses, over that of complete groups, with the best chance q for each outcome seen.
+
+    seen: [K], its probability.  squares: [K], its part of E[sum w^2].  fixed: responses drawn in any case; drawn: with
+    the chance. The best q is proportional to the root of the squares at each outcome, and at most 1.
+    """
+    roots = (squares / seen.clamp(min=1e-300)).sqrt()
+    products = []
+    for scale in torch.logspace(-3, 4, 400, dtype=torch.float64) / roots.max():
+        q = (scale * roots).clamp(1e-3, 1.0)
+        products.append(float((squares / q).sum() * (fixed + drawn * (seen * q).sum())))
+    return min(products) / float(squares.sum() * (fixed + drawn))
+
+
+def promise_rows(right: Sequence[int], of: int, size: int = 64) -> list[list[str]]:
+    """What topping up, and skipping by earlier responses to the same prompt, could save with these success rates."""
+    rates, shares = success_rates(right, of)
+    grid = torch.arange(size) < torch.arange(size + 1).unsqueeze(-1)
+    rows = []
+    for name, setting in countdown.WEIGHTS.items():
+        if setting.objective is None:
+            continue
+        by_count = setting.objective(Scored(grid.double())).square().sum(-1)
+        cells = []
+        for first in (8, 16, 32):
+            early, late = chances_of(first, rates), chances_of(size - first, rates)
+            after = torch.stack([late @ by_count[e : e + size - first + 1] for e in range(first + 1)], -1)
+            squares = shares @ (early * after)
+            cells.append(least_product(shares @ early, squares, first, size - first))
+        whole = chances_of(size, rates) @ by_count
+        for before in (64, 192):
+            earlier = chances_of(before, rates)
+            cells.append(least_product(shares @ earlier, shares @ (earlier * whole.unsqueeze(-1)), 0, size))
+        rows.append([name, *(f"{cell:.2f}" for cell in cells)])
+    return rows
 
 
 def join(first: Group, rest: Group) -> Group:
@@ -136,6 +192,8 @@ def spend(
 
     first, early = draw(prompts, spending.first, 0)
     chances = spending.chances(early)
+    if spending.first == size:
+        return first, early, torch.ones_like(chances), early.numel()
     coins = torch.rand(len(prompts), generator=torch.Generator().manual_seed(seed * 1_000_003 + step))
     going = (coins < chances).nonzero().squeeze(-1)
     rest, late = draw([prompts[i] for i in going.tolist()], size - spending.first, spending.first)
@@ -196,7 +254,7 @@ def noise_rows(count: int) -> list[list[str]]:
     """Noise of a step's gradient, and noise times cost, over that of complete groups on the same prompts."""
     objective, rows = LogPassAtN(32), []
     reference: tuple[float, float, float] | None = None
-    for name, spending in {"complete groups": PLAIN, "topped up, weighted": TOPPING}.items():
+    for name, spending in {"complete groups": WHOLE, "topped up, weighted": TOPPING}.items():
         found, responses, seconds = gradients(objective, spending, count)
         noise = float(found.var(0).sum())
         reference = reference or (noise, responses, seconds)
@@ -232,6 +290,10 @@ def main() -> int:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     print(table(["weights", "groups", *(f"p = {p}" for p in (0.005, 0.02, 0.05, 0.1, 0.3))], bias_rows()))
+    same, others = countdown.base(args)
+    right = [a + b for a, b in zip(same["right"], others["right"], strict=True)]
+    head = ["weights", "first 8", "first 16", "first 32", "again, 64", "again, 192"]
+    print("\n" + table(head, promise_rows(right, same["of"] + others["of"])))
     head = ["groups", "responses a step", "CPU s a step", "noise", "noise x responses", "noise x CPU s"]
     print("\n" + table(head, noise_rows(args.noise_steps)))
     objective = LogPassAtN(32)
@@ -239,9 +301,10 @@ def main() -> int:
     for name, spending in {"topped up, weighted": TOPPING, "skipped": SKIPPING}.items():
         runs = []
         for seed in range(args.seeds):
-            make = lambda s=spending, seed=seed: course(objective, s, seed, args)  # noqa: E731
-            runs.append(countdown.kept(f"log pass@32, {name}", seed, args, make))
-        rows.append(countdown.row(f"log pass@32, {name}", runs, args))
+            make = functools.partial(course, objective, spending, seed, args)
+            found = countdown.kept(f"log pass@32, {name}", seed, args, make)
+            runs += [] if found is None else [found]
+        rows += [countdown.row(f"log pass@32, {name}", runs, args)] if runs else []
     print("\n" + table([cell.format(gain=100 * args.gain) for cell in countdown.HEAD], rows))
     return 0
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -86,15 +87,16 @@ def test_without_the_division_it_does_not(objective: Any, success: float, spendi
 
 
 def test_share_of_gradient_of_weighted_groups_is_one(spending: Any) -> None:
-    for rule in (spending.TOPPING, spending.PLAIN):
-        assert spending.share_of_gradient(LogPassAtN(32), rule, 64, 0.1) == pytest.approx(1, rel=1e-12)
+    assert spending.share_of_gradient(LogPassAtN(32), spending.TOPPING, 64, 0.1) == pytest.approx(
+        1, rel=1e-12
+    )
 
 
 def test_finished_groups_are_those_drawn_at_once(spending: Any) -> None:
     model, tokenizer = load_policy("countdown-base")
     prompts = Countdown().prompts("train", 6, 0)
     groups, rewards, chances, drawn = spending.spend(
-        model, tokenizer, prompts, spending.PLAIN, 24, seed=3, step=5
+        model, tokenizer, prompts, spending.Spending(16, (1.0,)), 24, seed=3, step=5
     )
     at_once = sample_groups(
         model, tokenizer, prompts, group_size=24, sampling=SAMPLING, seed=3, policy_step=5
@@ -114,6 +116,35 @@ def test_finished_groups_are_those_drawn_at_once(spending: Any) -> None:
     assert [g.texts for g in groups] == unsolved
     assert 0 < len(unsolved) < 6
     assert drawn == 6 * 16 + len(unsolved) * 8
+
+
+def test_what_choosing_can_save(spending: Any) -> None:
+    """Nothing where outcomes say nothing, half where half of the groups hold all; less with a fixed part."""
+    even = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    assert spending.least_product(even, even, 16, 48) == pytest.approx(1, rel=1e-2)
+    one = torch.tensor([0.0, 3.0], dtype=torch.float64)
+    assert spending.least_product(even, one, 0, 64) == pytest.approx(0.5, rel=1e-2)
+    assert spending.least_product(even, one, 16, 48) == pytest.approx((16 + 24) / 64, rel=1e-2)
+
+
+def test_success_rates_give_back_the_counts(spending: Any) -> None:
+    right = [0] * 30 + [6, 7, 5, 6] + [32] * 10
+    rates, shares = spending.success_rates(right, 64)
+    assert float((rates * shares).sum()) == pytest.approx(sum(right) / len(right) / 64, rel=0.02)
+    assert float(shares[rates < 0.01].sum()) == pytest.approx(30 / 44, abs=0.01)
+    assert float(spending.chances_of(64, rates)[10].sum()) == pytest.approx(1, rel=1e-9)
+
+
+def test_the_luck_of_the_judged_streams_is_no_gain(spending: Any) -> None:
+    """The base itself gains nothing, and a course reaches a target on the straight line between its judgements."""
+    countdown = sys.modules["countdown"]
+    same = {"right": [3, 0, 1, 9], "of": 64}
+    others = {"right": [4, 2, 1, 20], "of": 192}
+    assert abs(countdown.gains((same, others), [same])).max() < 1e-9
+    better = {"right": [9, 9, 9, 9], "of": 64}
+    assert countdown.gains((same, others), [better]).mean() > 0.1
+    course = np.array([[0.0, 0.01, 0.03], [0.0, 0.01, 0.01]])
+    assert countdown.crossing(course, np.array([0.0, 10.0, 20.0]), 0.02).tolist() == [15.0, np.inf]
 
 
 @pytest.mark.parametrize(
