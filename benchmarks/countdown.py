@@ -391,10 +391,11 @@ def section(args: argparse.Namespace) -> str:
 
 `python benchmarks/countdown.py` writes this section. Countdown, the shipped base, {args.steps} steps of 32 prompts x 64
 responses, AdamW at 1e-4 for all, not tuned for each; one thread; float32; PyTorch {torch.__version__}, TRL {trl}.
-pass@32 on {args.prompts} prompts of the "tune" split x {args.responses} responses, judged after 2 and 4 steps and then every
-{args.every}, which is not counted; always the same streams, whose luck with the base is taken out as a control variate. The course between two judgements
-is taken as straight, seeds are averaged. In brackets: 95 % over the judged prompts (bootstrap, paired with the base,
-{RESAMPLES:,} resamples); they do not cover the seeds. "never": not within these steps.
+pass@32 on {args.prompts} prompts of the "tune" split x {args.responses} responses, judged after 2 and 4 steps and
+then every {args.every}, which is not counted; always the same streams, whose luck with the base is taken out as a
+control variate. The course between two judgements is taken as straight, seeds are averaged. In brackets: 95 % over the
+judged prompts (bootstrap, paired with the base, {RESAMPLES:,} resamples); they do not cover the seeds.
+"never": not within these steps.
 
 {table(head, weights)}
 
