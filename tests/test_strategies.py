@@ -338,6 +338,20 @@ def test_groups_that_teach_nothing_weigh_exactly_nothing(
         assert bool((strategy(budget).weights(group, "marginal") == 0).all())
 
 
+@pytest.mark.parametrize("strategy", [PassAtK, MaxAtK, BestOfN])
+@pytest.mark.parametrize(("size", "budget"), [(6, 4), (16, 16), (64, 32), (256, 128)])
+def test_off_policy_wrong_responses_weigh_exactly_nothing(strategy: Callable, size: int, budget: int) -> None:
+    """As on-policy: a wrong response never changes what the others earn, whatever the ratios."""
+    generator = torch.Generator().manual_seed(size)
+    rewards = (torch.rand(8, size, generator=generator) < min(0.3, 4 / size)).double()
+    log_ratios = (0.4 * torch.randn(8, size, generator=generator, dtype=torch.float64)).clamp(-0.4, 0.4)
+    weights = strategy(budget).weights(Scored(rewards), "marginal", log_ratios=log_ratios)
+    few = (rewards == 1) & (rewards.sum(-1, keepdim=True) <= size - budget)
+    assert bool((weights[rewards == 0] == 0).all())
+    assert bool((weights[few] > 0).all())
+    assert size == budget or bool(few.any())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_ratios_of_one_are_on_policy(name: str) -> None:
     make, _ = STRATEGIES[name]

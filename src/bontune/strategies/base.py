@@ -71,11 +71,11 @@ class Strategy:
         share = self.budget / counts
         if baseline == "centred":
             without = (value.unsqueeze(-1) - slope) / (1 - share)
-            return finish(slope - ratios.exp() * share * without, group, self.budget + 1)
+            return finish(_difference(slope, ratios.exp() * share * without), group, self.budget + 1)
         smaller = replace(self, budget=self.budget - 1)
         value, smaller_slope = _value_and_slope(smaller, group, ratios)
         without = (value.unsqueeze(-1) - smaller_slope) / (1 - smaller.budget / counts)
-        return finish(slope - ratios.exp() * share * without, group, self.budget)
+        return finish(_difference(slope, ratios.exp() * share * without), group, self.budget)
 
     def with_budget(self, budget: int) -> Self:
         """The same strategy for another N."""
@@ -129,6 +129,16 @@ def finish(weights: Tensor, group: Scored, needed: int) -> Tensor:
         return weights
     usable = group.decided & (group.counts >= needed).unsqueeze(-1)
     return torch.where(usable, weights, 0.0)
+
+
+def _difference(slope: Tensor, baseline: Tensor) -> Tensor:
+    """[P, M]: slope - baseline, and exactly 0 where no more than the rounding of sums over M responses is left.
+
+    Off-policy, a response that changes nothing would otherwise weigh 1e-14 or so, and cost a backward pass.
+    """
+    found = slope - baseline
+    rounding = 64 * slope.shape[-1] * torch.finfo(slope.dtype).eps
+    return torch.where(found.abs() > rounding * slope.abs(), found, 0.0)
 
 
 def _value_and_slope(strategy: Strategy, group: Scored, log_ratios: Tensor) -> tuple[Tensor, Tensor]:
