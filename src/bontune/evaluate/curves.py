@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -204,6 +205,17 @@ def difference(
     )
 
 
+def _counts(generator: np.random.Generator, rows: int, resamples: int) -> np.ndarray:
+    """float64 [resamples, rows]: how often each row comes in each resample."""
+    return generator.multinomial(rows, np.full(rows, 1 / rows), size=resamples).astype(np.float64)
+
+
+@lru_cache(maxsize=2)
+def _first_counts(rows: int, resamples: int, seed: int) -> np.ndarray:
+    """The same from a new generator, kept: drawing them is most of the cost, and tables ask for the same again."""
+    return _counts(np.random.default_rng(seed), rows, resamples)
+
+
 def bootstrap(
     values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +237,7 @@ def bootstrap(
     step = max(1, _CHUNK // rows)
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
-        counts = generator.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
+        counts = _first_counts(rows, size, seed) if size == resamples else _counts(generator, rows, size)
         with np.errstate(invalid="ignore"):  # a resample without any known row has no mean
             means[start : start + size] = (counts @ filled) / (counts @ known_f)
     tails = [(1 - level) / 2, (1 + level) / 2]
