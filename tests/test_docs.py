@@ -8,12 +8,15 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
 from bontune import cli
+from bontune.reproduce.document import write_document
+from bontune.reproduce.plan import Study
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -193,3 +196,26 @@ def test_recipes_in_the_page_say_what_the_recipes_say() -> None:
     for name, gigabytes, hours in rows:
         text = " ".join((ROOT / "recipes" / name).read_text().replace("#", " ").split())
         assert re.search(rf"measurement: {gigabytes} GB, {hours} hour", text), name
+
+
+def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
+    """Every number of the study's pages comes from the committed counts, and the figures are there."""
+    results = DOCS / "reproduction" / "results.json"
+    (tmp_path / "reproduction").mkdir()
+    shutil.copy(results, tmp_path / "reproduction")
+    sizes = json.loads(results.read_text())["study"]
+    write_document(replace(Study(), test=tuple(sizes["test"])), {}, tmp_path)
+    for name in ("reproduction.md", "paper-map.md"):
+        assert (tmp_path / name).read_text() == (DOCS / name).read_text(), name
+    figures = {path.name for path in (tmp_path / "reproduction").glob("*.svg")}
+    assert figures
+    assert figures <= {path.name for path in (DOCS / "reproduction").glob("*.svg")}
+
+
+def test_claims_of_the_readme_are_those_of_the_study() -> None:
+    """Numbers with an interval in the README stand in the study as they are."""
+    study = (DOCS / "reproduction.md").read_text()
+    claims = re.findall(r"[▲▼○] [+−]\d+\.\d \[[+−]\d+\.\d, [+−]\d+\.\d\]", (ROOT / "README.md").read_text())
+    assert claims
+    for claim in claims:
+        assert claim in study, claim

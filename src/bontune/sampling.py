@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,9 +100,3 @@ def _mix(x: Tensor) -> Tensor:
 def _shift_right(x: Tensor, by: int) -> Tensor:
     """Logical shift of int64."""
     return (x >> by) & ((1 << (64 - by)) - 1)
-
-
-def cache_argument(model: Any) -> str:
-    """The name by which the model's forward takes its key-value cache: transformers renamed it in 5.24."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
-    return "cache" if "cache" in inspect.signature(type(inner).forward).parameters else "past_key_values"

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from bontune.attention import Decoding, forward, pack, prompt_keys, supported, tell_fallback
+from bontune.model_inputs import cache_argument, left_padded, positions
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
-from bontune.sampling import cache_argument, draw, log_probs_of_sampling, response_keys, stream_key, uniforms
+from bontune.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
 _LEAVE_SHARE = 0.05  # ended rows leave the cache once they are this share of it: copying costs too
 _STEPS_PER_CHECK = 8  # on an accelerator, where asking whether rows have ended makes the host wait
@@ -312,19 +313,14 @@ class _Decoder:
     shares = False  # every branch would copy the prompt's part again
 
     def __init__(self, model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device) -> None:
-        longest = max(len(p) for p in prompts)
-        ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-        mask = torch.zeros_like(ids)
-        for i, prompt in enumerate(prompts):
-            ids[i, longest - len(prompt) :] = torch.tensor(prompt)
-            mask[i, longest - len(prompt) :] = 1
+        ids, mask = left_padded(prompts, device)
         self.model = model
-        out = model(**_inputs(ids.to(device), mask.to(device)), use_cache=True)
+        out = model(**_inputs(ids, mask), use_cache=True)
         cache = getattr(out, "past_key_values", None)
         self.cache = cache if hasattr(cache, "reorder_cache") else None
         self.logits = out.logits[:, -1]
-        self.mask = mask.to(device)
-        self.ids = ids.to(device) if self.cache is None else None
+        self.mask = mask
+        self.ids = ids if self.cache is None else None
 
     def keep(self, rows: Tensor, limit: int) -> None:
         """These rows [b] go on, repeated ones as often as they are named."""
@@ -351,11 +347,10 @@ class _Decoder:
 
 def _inputs(ids: Tensor, mask: Tensor) -> dict[str, Any]:
     """Model inputs; the mask is left out where nothing is padded, which is faster."""
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
     return {
         "input_ids": ids,
         "attention_mask": None if bool(mask.all()) else mask,
-        "position_ids": positions,
+        "position_ids": positions(mask),
     }
 
 

@@ -17,8 +17,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bontune.attention import forward, supported, tell_fallback
 from bontune.attention import pack as pack_tokens
+from bontune.model_inputs import cache_argument, left_padded, positions
 from bontune.records import Group, Sampling
-from bontune.sampling import cache_argument, token_log_probs
+from bontune.sampling import token_log_probs
 from bontune.train.shard import in_step, is_sharded, whole, whole_tensor
 
 LOGITS_PER_BATCH = 2**27  # of one micro-batch; with their gradient 1 GiB in float32
@@ -220,18 +221,18 @@ def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Ten
     """
     share_prompt = share_prompt and not recomputes(model) and not is_sharded(model)
     device = next(model.parameters()).device
-    prompt_ids, prompt_mask = _left_padded(rows.prompts, device)
+    prompt_ids, prompt_mask = left_padded(rows.prompts, device)
     owner, tokens = rows.owner.to(device), rows.tokens.to(device)
     inputs = tokens[:, :-1]
     mask = torch.cat([prompt_mask[owner], torch.ones_like(inputs)], dim=1)
-    positions = _positions(mask)
+    places = positions(mask)
     # Without padding before the tokens, causality alone says what each of them may see, which is faster.
     padded = not bool(prompt_mask.all())
     if share_prompt:
         out = model(
             input_ids=prompt_ids,
             attention_mask=prompt_mask if padded else None,
-            position_ids=_positions(prompt_mask),
+            position_ids=positions(prompt_mask),
             use_cache=True,
             logits_to_keep=1,
         )
@@ -243,7 +244,7 @@ def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Ten
             out = model(
                 input_ids=inputs,
                 attention_mask=mask if padded else None,
-                position_ids=positions[:, prompt_ids.shape[1] :],
+                position_ids=places[:, prompt_ids.shape[1] :],
                 **{cache_argument(model): cache},
                 use_cache=True,
             )
@@ -251,7 +252,7 @@ def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Ten
     out = model(
         input_ids=torch.cat([prompt_ids[owner], inputs], dim=1),
         attention_mask=mask if padded else None,
-        position_ids=positions,
+        position_ids=places,
         use_cache=False,
     )
     return out.logits[:, prompt_ids.shape[1] - 1 :]
@@ -396,20 +397,6 @@ def _kl_to_reference(learner: Learner, rows: Rows, predicted: Sequence[Predictio
         per_token = (policy.exp() * (policy - reference)).sum(-1)
         total = total.index_add(0, ours.row[chosen], per_token)
     return total
-
-
-def _left_padded(prompts: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor]:
-    longest = max(len(p) for p in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for i, prompt in enumerate(prompts):
-        ids[i, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[i, longest - len(prompt) :] = 1
-    return ids.to(device), mask.to(device)
-
-
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def _zero_gradients(learner: Learner) -> None:

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
 from bontune.config import FitConfig
+from bontune.model_inputs import cache_argument
 from bontune.records import Graded, Prompt
-from bontune.sampling import cache_argument
 
 SETTINGS = "verifier.json"
 
