@@ -15,7 +15,7 @@ from bontune.reproduce.course import WINDOW, courses
 from bontune.reproduce.estimators import quality
 from bontune.reproduce.markdown import COMMAND_END, cell_text, gap_text, rate, runs_text, table
 from bontune.reproduce.paper import CLAIMS, EQUATIONS, Item
-from bontune.reproduce.plan import BASE, METHODS, SECTIONS, Cell, Results, Study, TaskPlan, plan
+from bontune.reproduce.plan import BASE, METHODS, SECTIONS, Cell, Results, Study, TaskPlan, plan, quick
 from bontune.reproduce.scaling import scaling_section, without_paths
 from bontune.reproduce.tables import Comparison, at_best_temperature, between, compare, swept
 
@@ -68,8 +68,10 @@ def write_document(
 def _options(study: Study) -> str:
     """What the commands in the document need beside --only, so that they measure what the document shows."""
     prompts, responses = study.test
-    same = study.test == Study().test
-    return " --docs docs" + ("" if same else f" --prompts {prompts} --responses {responses}")
+    short = study.methods == quick(Study()).methods
+    usual = quick(Study()) if short else Study()
+    sizes = "" if study.test == usual.test else f" --prompts {prompts} --responses {responses}"
+    return (" --quick" if short else " --docs docs") + sizes
 
 
 def _sizes(study: Study) -> dict[str, Any]:
