@@ -296,7 +296,8 @@ def _courses(
     return (
         f"{text}\n\nOf the training responses, each step's drawn before its update, on prompts of `train` that are the "
         f"same for all methods at the same step: mean over runs and over {WINDOW} steps. The target is "
-        f"{100 * (level + GAIN):.1f} %, {100 * GAIN:g} points above the bases on test prompts.\n\n"
+        f"{100 * (level + GAIN):.1f} %, {100 * GAIN:g} points above the bases on test prompts; where `train` "
+        "is harder than `test` it may be out of reach, and only the columns compare.\n\n"
         f"![pass@32 over the responses drawn]({FOLDER}/{task.task}-courses.svg)"
     )
 
