@@ -632,6 +632,10 @@ def test_a_closed_pipe_is_no_fault_to_report() -> None:
         assert process.wait(60) == 1
 
 
+def heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_interrupted_and_run_again(tmp_path: Path) -> None:
@@ -644,13 +648,18 @@ def test_interrupted_and_run_again(tmp_path: Path) -> None:
         "    return Countdown().verify(prompt, text)\n"
     )
     line = command(*arguments, "--verifier", "waits:verify")
-    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+    # What runs in the background of a shell ignores Ctrl-C, and so would its children.
+    settings = {"stderr": subprocess.PIPE, "text": True, "cwd": tmp_path, "preexec_fn": heed_interrupts}
+    with subprocess.Popen(line, **settings) as process:
         path = tmp_path / "samples.jsonl"
         until = time.monotonic() + 60
         while not path.exists() and time.monotonic() < until and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        try:
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
         assert process.stderr is not None
         said = process.stderr.read()
     assert "interrupted; run the same command again to go on" in said
