@@ -25,7 +25,7 @@ from common import table
 from torch import Tensor
 
 from bontune.demo import SAMPLING
-from bontune.loop import Run, make_learner, prompt_batches, training_prompts
+from bontune.loop import Run, join, make_learner, prompt_batches, training_prompts
 from bontune.objectives import RLOO, LogPassAtN
 from bontune.policy import load_policy
 from bontune.records import Group, Prompt, Scored
@@ -151,23 +151,6 @@ def promise_rows(right: Sequence[int], of: int, size: int = 64) -> list[list[str
             cells.append(least_product(shares @ earlier, shares @ (earlier * whole.unsqueeze(-1)), 0, size))
         rows.append([name, *(f"{cell:.2f}" for cell in cells)])
     return rows
-
-
-def join(first: Group, rest: Group) -> Group:
-    """One group of both, in the order drawn."""
-    width = max(first.tokens.shape[1], rest.tokens.shape[1])
-
-    def stack(a: Tensor, b: Tensor) -> Tensor:
-        return torch.cat([torch.nn.functional.pad(x, (0, width - x.shape[1])) for x in (a, b)])
-
-    return replace(
-        first,
-        texts=first.texts + rest.texts,
-        tokens=stack(first.tokens, rest.tokens),
-        lengths=torch.cat([first.lengths, rest.lengths]),
-        log_probs=stack(first.log_probs, rest.log_probs),
-        finished=torch.cat([first.finished, rest.finished]),
-    )
 
 
 def spend(

@@ -407,7 +407,7 @@ def _weigh_experts(
     scores = torch.tensor([_expert_score(run, expert) for expert in experts], dtype=torch.float64)
     expert_log_probs = log_probs(learner, experts).squeeze(-1)
     expert, group_weights = run.objective.with_experts(scored, scores, expert_log_probs)
-    joined = [_join(group, expert) for group, expert in zip(groups, experts, strict=True)]
+    joined = [join(group, expert) for group, expert in zip(groups, experts, strict=True)]
     return joined, torch.cat([group_weights, expert.unsqueeze(-1)], dim=-1)
 
 
@@ -437,8 +437,8 @@ def _expert_score(run: Run, expert: Group) -> float:
     return judge(expert.prompt, expert.texts[0], run.verify).reward or 0.0
 
 
-def _join(group: Group, other: Group) -> Group:
-    """One group with the responses of both."""
+def join(group: Group, other: Group) -> Group:
+    """One group with the responses of both, in this order."""
     width = max(group.tokens.shape[1], other.tokens.shape[1])
 
     def stack(a: Tensor, b: Tensor) -> Tensor:
