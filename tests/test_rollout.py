@@ -15,8 +15,9 @@ from models import END, FAMILIES, tiny_model, word_tokenizer
 
 from bontune.policy import load_policy
 from bontune.records import Group, Prompt, Sampling
-from bontune.rollout import sample_groups
+from bontune.rollout import products, sample_groups
 from bontune.rollout.hf import _branches
+from bontune.rollout.products import fixed_weights
 from bontune.sampling import log_probs_of_sampling, token_log_probs
 
 TOKENIZER = word_tokenizer()
@@ -117,6 +118,83 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
         model.model.norm.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="not finite"):
         sample(model)
+
+
+# Weights laid out once, on a CPU.
+
+
+@pytest.fixture
+def all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers of any size are laid out; otherwise only large ones, where it pays."""
+    monkeypatch.setattr(products, "_LEAST", 1)
+
+
+def laid_out(model: Any) -> int:
+    return sum("forward" in vars(module) for module in model.modules())
+
+
+def with_adapters(model: Any) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    return adapted
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gpt2"])
+def test_weights_laid_out_once_give_the_same(all_layers: None, family: str, adapters: bool) -> None:
+    model = tiny_model(family, tie_word_embeddings=family == "gemma2")
+    model = with_adapters(model) if adapters else model
+    with fixed_weights(model):
+        assert laid_out(model) >= 15  # seven of each layer, and the head
+    sampling = Sampling(max_new_tokens=8)
+    groups = sample(model, sampling=sampling)
+    assert laid_out(model) == 0
+    assert_log_probs(model, groups, sampling)
+
+
+def test_weights_are_laid_out_anew_for_each_rollout(all_layers: None) -> None:
+    model, sampling = tiny_model(), Sampling(max_new_tokens=8)
+    before = sample(model, sampling=sampling)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    after = sample(model, sampling=sampling)
+    assert not all_same(before, after)
+    assert_log_probs(model, after, sampling)
+
+
+def test_weights_are_left_alone_where_that_is_not_for_them(
+    all_layers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model()
+    with fixed_weights(model):
+        layer = model.model.layers[0].mlp.down_proj
+        inner = layer.forward
+        with fixed_weights(model):  # a layer whose forward is another one already keeps it
+            assert layer.forward is inner
+        assert layer.forward is inner
+    with torch.autocast("cpu", torch.bfloat16), fixed_weights(model):
+        assert laid_out(model) == 0
+    monkeypatch.setattr(products, "_MOST", 1000)
+    with fixed_weights(model):
+        assert laid_out(model) == 0
+    low = tiny_model().to(torch.bfloat16)
+    with fixed_weights(low):
+        assert laid_out(low) == 0
+
+
+def test_layers_get_their_own_forward_back_after_an_error(all_layers: None) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        sample(model)
+    assert laid_out(model) == 0
 
 
 # Independence of the batch.

@@ -153,17 +153,46 @@ def test_impossible_tokens_are_never_drawn(uniform: float) -> None:
         assert mask[drawn]
 
 
+@pytest.mark.parametrize("size", [129, 320, 1000])
+@pytest.mark.parametrize("uniform", [LOWEST, 0.25, 0.5, 0.75, HIGHEST])
+def test_impossible_tokens_are_never_drawn_from_a_large_vocabulary(uniform: float, size: int) -> None:
+    """Also where whole blocks are impossible, the first and the last ones among them."""
+    generator = torch.Generator().manual_seed(size)
+    for count in (1, 2, 5):
+        for _ in range(20):
+            possible = torch.randperm(size, generator=generator)[:count]
+            logits = torch.full((size,), -torch.inf).index_fill(0, possible, 0.0)
+            drawn = int(
+                draw(logits.log_softmax(-1).unsqueeze(0), torch.tensor([uniform], dtype=torch.float64))
+            )
+            assert drawn in possible.tolist()
+
+
 def test_the_ends_draw_the_first_and_the_last_possible_token() -> None:
     log_probs = torch.tensor([[-torch.inf, 0.3, 0.7, 0.1, -torch.inf]]).log_softmax(-1)
     ends = torch.tensor([[LOWEST], [HIGHEST]], dtype=torch.float64)
     assert [int(draw(log_probs, u)) for u in ends] == [1, 3]
+    logits = torch.full((1, 500), -torch.inf)
+    logits[0, [70, 75, 460]] = torch.tensor([0.3, 0.7, 0.1])
+    assert [int(draw(logits.log_softmax(-1), u)) for u in ends] == [70, 460]
 
 
-def test_draw_is_the_inverse_transform() -> None:
+@pytest.mark.parametrize("size", [5, 128, 129, 640, 1000])
+def test_draw_is_the_inverse_transform(size: int) -> None:
     """Evenly spaced uniforms give every token its share, to within one draw at each end."""
     probs = torch.tensor([0.1, 0.0, 0.45, 0.05, 0.4])
+    if size > 5:
+        generator = torch.Generator().manual_seed(size)
+        probs = torch.rand(size, generator=generator) * (torch.rand(size, generator=generator) < 0.7)
+        probs /= probs.sum()
     u = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    drawn = draw(probs.log().expand(10_000, 5), u)
-    counts = torch.bincount(drawn, minlength=5).double()
-    assert bool(((counts - probs.double() * 10_000).abs() <= 1).all())
+    drawn = draw(probs.log().expand(10_000, size), u)
+    counts = torch.bincount(drawn, minlength=size).double()
+    assert bool(((counts - probs.double() * 10_000).abs() <= 1.01).all())
     assert bool((drawn.diff() >= 0).all())
+
+
+def test_rows_without_numbers_give_some_token_of_the_vocabulary() -> None:
+    for size in (5, 1000):
+        drawn = draw(torch.full((2, size), torch.nan), torch.tensor([0.2, 0.9], dtype=torch.float64))
+        assert bool(((drawn >= 0) & (drawn < size)).all())

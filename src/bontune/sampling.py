@@ -74,11 +74,29 @@ def draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
     An impossible token is never drawn, also where rounding carries the target to the very end. Rows that hold NaN give
     some token, so that the caller can tell by its log-probability.
     """
-    cumulative = log_probs.double().exp().cumsum(-1)
-    total = cumulative[:, -1:].contiguous()
-    drawn = torch.searchsorted(cumulative, uniform.unsqueeze(-1) * total, right=True)
-    last = torch.searchsorted(cumulative, total).clamp(max=log_probs.shape[-1] - 1)
-    return torch.minimum(drawn, last).squeeze(-1)
+    probs = log_probs.exp()
+    if probs.shape[-1] <= 2 * _BLOCK:
+        cumulative = probs.double().cumsum(-1)
+        return _pick(cumulative, uniform * cumulative[:, -1])[0]
+    # First a block of tokens, then one of its tokens: adding up all of a vocabulary in order is slow.
+    blocks = torch.nn.functional.pad(probs, (0, -probs.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
+    cumulative = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
+    block, rest = _pick(cumulative, uniform * cumulative[:, -1])
+    within = blocks[torch.arange(len(block), device=block.device), block].double().cumsum(-1)
+    return (block * _BLOCK + _pick(within, rest)[0]).clamp(max=probs.shape[-1] - 1)
+
+
+_BLOCK = 64  # tokens
+
+
+def _pick(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """int64 [B]: the first place whose cumulative mass [B, n] is above target [B], at most the last place with a mass of
+    its own; float64 [B]: what the target is above the mass before it."""
+    above = torch.searchsorted(cumulative, target.unsqueeze(-1), right=True)
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
+    place = torch.minimum(above, last).clamp(max=cumulative.shape[-1] - 1)
+    before = torch.nn.functional.pad(cumulative, (1, 0)).gather(-1, place)
+    return place.squeeze(-1), target - before.squeeze(-1)
 
 
 def _wrap(value: int) -> int:

@@ -21,6 +21,7 @@ from bontune.attention import Decoding, forward, pack, prompt_keys, supported, t
 from bontune.model_inputs import cache_argument, left_padded, positions
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
+from bontune.rollout.products import fixed_weights
 from bontune.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
 _LEAVE_SHARE = 0.05  # ended rows leave the cache once they are this share of it: copying costs too
@@ -65,20 +66,21 @@ def sample_groups(
         )
     device = next(model.parameters()).device
     groups: dict[int, Group] = {}
-    for chunk in _chunks(encoded, max(1, rows_per_batch // group_size)):
-        keys = [stream_key(seed, policy_step, prompts[i].id) for i in chunk]
-        with _drawing(model):
-            start = _starter(model, [encoded[i] for i in chunk], device)
-            parts = [
-                _decode(start, tokenizer, keys, first, count, sampling, ends, device)
-                for first, count in _spans(first_index, group_size, rows_per_batch)
-            ]
-        for row, i in enumerate(chunk):
-            groups[i] = _group(
-                prompts[i], encoded[i], [part.of(row) for part in parts], policy_step, sampling
-            )
-            if on_group is not None:
-                on_group(groups[i])
+    with fixed_weights(model):
+        for chunk in _chunks(encoded, max(1, rows_per_batch // group_size)):
+            keys = [stream_key(seed, policy_step, prompts[i].id) for i in chunk]
+            with _drawing(model):
+                start = _starter(model, [encoded[i] for i in chunk], device)
+                parts = [
+                    _decode(start, tokenizer, keys, first, count, sampling, ends, device)
+                    for first, count in _spans(first_index, group_size, rows_per_batch)
+                ]
+            for row, i in enumerate(chunk):
+                groups[i] = _group(
+                    prompts[i], encoded[i], [part.of(row) for part in parts], policy_step, sampling
+                )
+                if on_group is not None:
+                    on_group(groups[i])
     return [groups[i] for i in range(len(prompts))]
 
 

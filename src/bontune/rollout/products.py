@@ -1,0 +1,50 @@
+"""Faster products with weights that do not change: on a CPU, laid out for oneDNN once and used for every token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.backends import mkldnn
+
+_LEAST = 2**17  # weights of a layer: with fewer, the call costs more than the layout saves
+_MOST = 2**28  # weights in all: the layout is a copy of them
+
+
+@contextmanager
+def fixed_weights(model: nn.Module) -> Iterator[None]:
+    """Inside, the large linear layers of a float32 model on a CPU multiply by a copy of their weights in oneDNN's layout.
+
+    The same products, to rounding; a weight that changes inside would not be seen. Nothing happens to other models,
+    to layers with a forward of their own, under autocast, and where PyTorch comes without oneDNN.
+    """
+    layers = _layers(model)
+    for layer in layers:
+        layer.forward = _by_onednn(layer)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _layers(model: nn.Module) -> list[Any]:
+    if not mkldnn.is_available() or torch.is_autocast_enabled("cpu"):
+        return []
+    layers = [module for module in model.modules() if type(module) is nn.Linear and _suits(module)]
+    return layers if sum(layer.weight.numel() for layer in layers) <= _MOST else []
+
+
+def _suits(layer: nn.Linear) -> bool:
+    weight = layer.weight
+    plain = type(weight) is nn.Parameter and weight.dtype == torch.float32 and weight.device.type == "cpu"
+    return plain and weight.numel() >= _LEAST and "forward" not in vars(layer)
+
+
+def _by_onednn(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+    kernels = torch.ops.mkldnn  # those that torch.compile puts in the place of linear layers
+    weight, bias = kernels._reorder_linear_weight(layer.weight.detach()), layer.bias
+    return lambda x: kernels._linear_pointwise(x, weight, bias, "none", [], "")
