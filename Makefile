@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-trl-oldest test-verl test-vllm unit lint base base-seeds bench bench-gpu
+.PHONY: setup demo test test-trl-oldest test-deepspeed test-verl test-vllm unit lint base base-seeds bench bench-gpu
 .PHONY: faults docs dist clean
 
 setup: .venv/installed
@@ -30,6 +30,18 @@ test-trl-oldest: .venv-trl-oldest/installed
 	$(PYTHON) -m venv .venv-trl-oldest
 	.venv-trl-oldest/bin/python -m pip install --quiet --constraint constraints.txt \
 		--editable '.[peft,trl]' 'trl==1.0.0' requests 'pytest>=8'
+	touch $@
+
+# TRL's trainer over DeepSpeed, two processes on a CPU, in an environment of its own: it compiles when it is first used.
+test-deepspeed: .venv-deepspeed/installed
+	.venv-deepspeed/bin/python -m pytest tests/test_integration_deepspeed.py
+
+.venv-deepspeed/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt \
+		--editable '.[peft,trl]' setuptools wheel ninja 'pytest>=8'
+	DS_ACCELERATOR=cpu .venv-deepspeed/bin/python -m pip install --quiet --constraint constraints.txt \
+		--no-build-isolation 'deepspeed>=0.19'
 	touch $@
 
 # verl needs an older transformers, and an older antlr4 for math-verify; TransferQueue and the next three are what its
@@ -107,4 +119,4 @@ faults: setup
 	BONTUNE_KILLS=50 BONTUNE_FLIPS=100 $(BIN)/python -m pytest -s tests/test_store.py tests/test_checkpoint.py tests/test_verifier_code.py tests/test_verifier_math.py
 
 clean:
-	rm -rf .venv .venv-trl-oldest .venv-verl .venv-vllm runs dist build  # build/ holds the documentation
+	rm -rf .venv .venv-trl-oldest .venv-deepspeed .venv-verl .venv-vllm runs dist build  # build/ holds the documentation
