@@ -1,4 +1,4 @@
-"""TRL's trainer with a strategy, its model split by DeepSpeed over two processes (gloo); `make test-deepspeed` runs it."""
+"""TRL's trainer with a strategy, its model split by DeepSpeed over two processes (`make test-deepspeed`)."""
 
 from __future__ import annotations
 
