@@ -21,7 +21,8 @@ from bontune.report import (
     time_plot,
     write_report,
 )
-from bontune.report.page import headline, verdict
+from bontune.report.markup import verdict
+from bontune.report.page import headline
 from bontune.report.plots import inline, spread
 from bontune.report.run import read_run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bontune.report import plots
-from bontune.report.page import Figures, document, write_page
+from bontune.report.markup import Figures, document, write_page
 from bontune.report.plots import Series
 
 RULES = {

@@ -6,60 +6,39 @@ forbids itself to load or run anything (Content-Security-Policy).
 
 from __future__ import annotations
 
-import html
 import json
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bontune.report import plots
-from bontune.report.plots import Series
+from bontune.report.markup import (
+    Figures,
+    document,
+    duration,
+    escape,
+    known,
+    listed,
+    long_text,
+    or_zero,
+    points,
+    policy_name,
+    rate,
+    short,
+    signed_points,
+    signed_raw,
+    verdict,
+    with_interval,
+    write_page,
+)
+from bontune.report.plots import Series, is_rate
 from bontune.report.run import Interval, Run, column, flatten, number, read_run
-from bontune.report.style import CSS
+from bontune.report.training import trained, training
 
 FEW_PROMPTS = 30  # below it, percentile intervals over prompts are clearly too narrow
-SHOWN_EXAMPLES, SHOWN_RESPONSES, SHOWN_CHARACTERS = 24, 5, 3000
+SHOWN_EXAMPLES, SHOWN_RESPONSES = 24, 5
 HIDDEN_RESPONSES = 60
-SHOWN_METRICS = 24
-
-_DARK = {  # the palette of `plots`, lighter, for a dark ground
-    "#767676": "#a5adb6",
-    "#d9720a": "#f59b42",
-    "#0b6fb8": "#5fb2f2",
-    "#009e73": "#35c49b",
-    "#b4559e": "#dd8ecb",
-    "#a07d00": "#d3b13c",
-    "#56a5dc": "#86c5f0",
-    "#c0392b": "#f07f72",
-    "#5b5bd6": "#a0a0f5",
-}
-_METRICS = (  # (pattern of the key, label); the order is that of the panels
-    (r"reward(_mean)?|mean_reward", "mean reward of the responses"),
-    (r"pass_at[._/]?(\d+)", "pass@{0} on training prompts"),
-    (r"best_of[._/]?(\d+)", "best-of-{0} on training prompts"),
-    (r"value|objective", "value of the objective"),
-    (r"entropy", "entropy, nats per response"),
-    (r"distinct(_share)?", "distinct responses"),
-    (r"kl", "KL to the policy at the start, nats"),
-    (r"grad(ient)?_norm", "gradient norm"),
-    (r"zero_weight(_share|_responses)?", "responses with weight 0"),
-    (r"zero_weight_groups", "groups without any weight"),
-    (r"rows_updated", "responses with a backward pass"),
-    (r"unfinished_share", "responses cut by the length limit"),
-    (r"undecided_share", "responses not decided"),
-    (r"loss", "loss"),
-    (r"ratio", "mean ratio to the drawing policy"),
-    (r"clipped_share", "ratios clipped"),
-    (r"kl_coefficient", "KL coefficient"),
-    (r"lr|learning_rate", "learning rate"),
-)
-_NOT_DRAWN = re.compile(
-    r"(global_)?step|epoch|seed|samples|responses|prompts|tokens|policy_step|time(stamp)?|.*\btotal"
-)
-_TIME = re.compile(r"(?:time|timing|seconds)[._/](.+)|(.+?)[._/](?:seconds|time)")
-_CPU_TIME = re.compile(r"cpu_seconds[._/].+")  # beside wall seconds of the same stages, says little more
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
@@ -71,15 +50,6 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     """
     run_dir = Path(run_dir)
     return write_page(render(read_run(run_dir)), run_dir if output is None else Path(output))
-
-
-def write_page(text: str, output: Path) -> Path:
-    """Write `report.html` into a folder, as a whole or not at all."""
-    output.mkdir(parents=True, exist_ok=True)
-    path, draft = output / "report.html", output / ".report.html.tmp"
-    draft.write_bytes(text.encode("utf-8", "replace"))
-    draft.replace(path)
-    return path
 
 
 def render(run: Run) -> str:
@@ -94,7 +64,7 @@ def render(run: Run) -> str:
         _differences(run, draw),
         _levels(run, draw),
         _meta(run, draw),
-        _training(run, draw),
+        training(run, draw),
         _examples(run, palette),
         _words(run),
         _setup(run),
@@ -102,21 +72,11 @@ def render(run: Run) -> str:
     return document(f"{run.name}: bontune report", "\n".join(section for section in sections if section))
 
 
-def document(title: str, body: str) -> str:
-    """A complete page that may load and run nothing, with the style sheet. title is text, body is HTML."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
-        'img-src data:">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_escape(title)}</title>\n<style>{_css()}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
 def headline(run: Run) -> str:
     """The result in a sentence per policy, computed from the numbers, as plain text."""
     budget = run.budget
     if not run.policies:
-        return _trained(run)
+        return trained(run)
     if not budget:
         return "No value of N is common to all policies."
     found = {name: row[budget] for name, row in run.differences("pass_at").items() if budget in row}
@@ -124,78 +84,37 @@ def headline(run: Run) -> str:
         parts = []
         for name, item in run.policies.items():
             value, low, high = column(item, "pass_at")[budget]
-            between = f" (95\u00a0% interval {_rate(low)} to {_rate(high)})" if _known(low, high) else ""
-            parts.append(f"{name} solves {_rate(value)} of the prompts{between}")
+            between = f" (95\u00a0% interval {rate(low)} to {rate(high)})" if known(low, high) else ""
+            parts.append(f"{name} solves {rate(value)} of the prompts{between}")
         responses = "one response" if budget == 1 else f"{budget} responses"
-        return f"With {responses} per prompt, {_listed(parts)}."
+        return f"With {responses} per prompt, {listed(parts)}."
     return f"pass@{budget}: {_compare(found, run.reference)}."
 
 
-def _trained(run: Run) -> str:
-    """The course of the reward, for a run without an evaluation."""
-    parts = []
-    for name, rows in run.metrics.items():
-        line = _metric(name, rows, "reward")
-        if line is None:
-            parts.append(f"{name}, {len(rows)} steps")
-            continue
-        few = max(1, len(line.y) // 10)
-        start, end = sum(line.y[:few]) / few, sum(line.y[-few:]) / few
-        steps = f"{few} steps" if few > 1 else "step"
-        last = f"{few}" if few > 1 else "one"
-        parts.append(
-            f"{name}, mean reward {start:.3g} in the first {steps}, {end:.3g} in the last {last} of {len(rows)}"
-        )
-    return f"Training only, not evaluated: {'; '.join(parts)}."
-
-
-def verdict(difference: Interval) -> int:
-    """1 above, -1 below, 0 where the interval includes zero or there is none: no difference shown."""
-    _, low, high = difference
-    if not _known(low, high) or low <= 0 <= high:
-        return 0
-    return 1 if low > 0 else -1
-
-
-class Figures:
-    """Draws figures for the page: inline, with ids of their own and colours as style variables."""
-
-    def __init__(self, palette: Mapping[str, str]) -> None:
-        self.palette = palette
-        self.count = 0
-        self.variables = {colour: f"var({_variable(colour)})" for colour in _DARK} | {plots.INK: "var(--ink)"}
-
-    def __call__(self, svg: str, description: str, caption: str = "") -> str:
-        self.count += 1
-        body = plots.inline(svg, f"f{self.count}", self.variables)
-        body = body.replace("<svg", f'<svg role="img" aria-label="{_escape(description)}"', 1)
-        return f"<figure>{body}{f'<figcaption>{caption}</figcaption>' if caption else ''}</figure>"
-
-
 def _head(run: Run) -> str:
-    parts = [f"<h1>{_escape(run.name)}</h1>", f'<p class="lead">{_escape(headline(run))}</p>']
+    parts = [f"<h1>{escape(run.name)}</h1>", f'<p class="lead">{escape(headline(run))}</p>']
     single = {name: row[1] for name, row in run.differences("pass_at").items() if 1 in row}
     if single and run.budget != 1:
-        parts.append(f"<p>{_escape(f'pass@1: {_compare(single, run.reference)}.')}</p>")
+        parts.append(f"<p>{escape(f'pass@1: {_compare(single, run.reference)}.')}</p>")
     for key in list(run.kinds)[1:]:
         found = {name: row[run.budget] for name, row in run.differences(key).items() if run.budget in row}
         if found:
             kind = run.kinds[key].replace("N", str(run.budget))
-            parts.append(f"<p>{_escape(f'{kind}: {_compare(found, run.reference)}.')}</p>")
+            parts.append(f"<p>{escape(f'{kind}: {_compare(found, run.reference)}.')}</p>")
     facts = [
         f"{run.prompts:,} prompts" if run.prompts else "",
         f"{run.group_size:,} responses each from every policy" if run.group_size else "",
-        _duration(number(run.results.get("cpu_seconds"))),
+        duration(number(run.results.get("cpu_seconds"))),
     ]
     parts.append(
-        f'<p class="soft">{_escape(", ".join(fact for fact in facts if fact))}.</p>' if any(facts) else ""
+        f'<p class="soft">{escape(", ".join(fact for fact in facts if fact))}.</p>' if any(facts) else ""
     )
     if 0 < run.prompts < FEW_PROMPTS:
         parts.append(
             f'<p class="warn">Only {run.prompts} {"prompt" if run.prompts == 1 else "prompts"}: intervals from so '
             "few are too narrow, and a difference may be shown that is not there.</p>"
         )
-    parts += [f'<p class="soft">{_escape(note)}</p>' for note in run.notes]
+    parts += [f'<p class="soft">{escape(note)}</p>' for note in run.notes]
     return "\n".join(part for part in parts if part)
 
 
@@ -212,14 +131,14 @@ def _overview(run: Run, palette: Mapping[str, str]) -> str:
             if n in present:
                 columns.append((kind.replace("N", str(n)), _cell(key, n)))
     for key, label in (("distinct", "distinct<br>responses"), ("entropy", "entropy,<br>nats")):
-        if any(_known(number(item.get(key))) for item in policies.values()):
+        if any(known(number(item.get(key))) for item in policies.values()):
             columns.append((label, _plain_number(key)))
     if any("score_auc" in item for item in policies.values()):
         columns.append(("score<br>AUC", _auc))
     columns.append(("undecided", _undecided))
     head = "".join(f"<th>{label}</th>" for label, _ in columns)
     rows = "".join(
-        f"<tr><th>{_name(name, palette)}</th>{''.join(f'<td>{cell(item)}</td>' for _, cell in columns)}</tr>"
+        f"<tr><th>{policy_name(name, palette)}</th>{''.join(f'<td>{cell(item)}</td>' for _, cell in columns)}</tr>"
         for name, item in policies.items()
     )
     return (
@@ -235,12 +154,12 @@ def _left_out(run: Run) -> str:
         excluded = item.get("excluded")
         counts = excluded.get("pass_at") if isinstance(excluded, Mapping) else None
         count = number(counts.get(str(run.budget))) if isinstance(counts, Mapping) else math.nan
-        if _known(count):
+        if known(count):
             sentences.append(
                 f"{name}: {count:.0f} {'prompt has' if count == 1 else 'prompts have'} fewer than {run.budget} "
                 f"decided responses and {'is' if count == 1 else 'are'} not in pass@{run.budget}."
             )
-    return "".join(f'<p class="soft">{_escape(sentence)}</p>' for sentence in sentences)
+    return "".join(f'<p class="soft">{escape(sentence)}</p>' for sentence in sentences)
 
 
 def _curves(run: Run, draw: Figures) -> str:
@@ -251,7 +170,7 @@ def _curves(run: Run, draw: Figures) -> str:
         series = [_series(name, found) for name, item in run.policies.items() if (found := column(item, key))]
         if not series:
             continue
-        percent = _is_rate(series)
+        percent = is_rate(series)
         label = {
             "pass_at": "pass@N: at least one of N is right",
             "best_of": "best-of-N: the highest-scored one is right",
@@ -260,7 +179,7 @@ def _curves(run: Run, draw: Figures) -> str:
         if not percent:
             label = f"{kind}: expected reward"
         svg = plots.curve_plot(series, y_label=label, percent=percent, palette=draw.palette)
-        figures.append(draw(svg, f"{kind} against N for {_listed([line.name for line in series])}"))
+        figures.append(draw(svg, f"{kind} against N for {listed([line.name for line in series])}"))
     table = _curve_table(run, draw.palette)
     return (
         "<h2>Success against the number of responses</h2>"
@@ -277,7 +196,7 @@ def _curve_table(run: Run, palette: Mapping[str, str]) -> str:
         found = {name: values for name, values in found.items() if values}
         budgets = _doubling(found.values())
         if budgets:
-            tables.append(_table(kind, budgets, found, palette, _with_interval))
+            tables.append(_table(kind, budgets, found, palette, with_interval))
     return f"<details><summary>The curves as numbers</summary>{''.join(tables)}</details>"
 
 
@@ -288,16 +207,16 @@ def _differences(run: Run, draw: Figures) -> str:
         if not found:
             continue
         series = [_series(name, values) for name, values in found.items()]
-        percent = _is_rate([_series("", column(item, key)) for item in run.policies.values()])
+        percent = is_rate([_series("", column(item, key)) for item in run.policies.values()])
         svg = plots.difference_plot(series, reference=run.reference, percent=percent, palette=draw.palette)
         figure = draw(svg, f"difference in {kind} to {run.reference} against N")
-        cell = _signed_cell if percent else _signed_cell_raw
+        cell = signed_points if percent else signed_raw
         table = _table(kind, _doubling(found.values()), found, draw.palette, cell)
-        parts.append(f'<h3>{_escape(kind)}</h3><div class="plots">{figure}<div>{table}</div></div>')
+        parts.append(f'<h3>{escape(kind)}</h3><div class="plots">{figure}<div>{table}</div></div>')
     if not parts:
         return ""
     return (
-        f"<h2>Differences to {_escape(run.reference)}</h2>"
+        f"<h2>Differences to {escape(run.reference)}</h2>"
         f'<p class="soft">Paired by prompt: both policies answer the same prompts, and each resample draws the same '
         "prompts for both. ▲ above and ▼ below: the 95 % interval leaves out zero. ○ no difference shown: it "
         "includes zero. An interval holds for one N at a time, and for this training run: another seed may train "
@@ -326,7 +245,7 @@ def _levels(run: Run, draw: Figures) -> str:
         return ""
     last = run.budget if run.budget in common else max(common)
     sizes = {
-        level: max(int(_or_zero(item[level].get("prompts"))) for item in found.values() if level in item)
+        level: max(int(or_zero(item[level].get("prompts"))) for item in found.values() if level in item)
         for level in names
     }
     figures = []
@@ -376,7 +295,7 @@ def _meta(run: Run, draw: Figures) -> str:
             levels, x_label=_META[key], percent=key != "distinct_right", palette=draw.palette
         )
         figures.append(draw(svg, f"{_META[key]} by difficulty"))
-    head = "".join(f"<th>{_name(name, draw.palette)}</th>" for name in found)
+    head = "".join(f"<th>{policy_name(name, draw.palette)}</th>" for name in found)
     rows = "".join(
         f"<tr><td>{label}</td>"
         + "".join(
@@ -390,7 +309,7 @@ def _meta(run: Run, draw: Figures) -> str:
     return (
         f'<h2>Best response and exploring ones</h2><p class="soft">Of {size} responses to each prompt: how many are '
         "the one the policy gives most often, and what the others are worth. Rows of the figures are difficulty: the "
-        f"success of one response of {_escape(run.reference)}, in its other responses, and in brackets the number of "
+        f"success of one response of {escape(run.reference)}, in its other responses, and in brackets the number of "
         f'prompts.</p><div class="plots">{"".join(figures)}</div><div class="scroll"><table class="overview"><thead><tr>'
         f"<th>all prompts</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
     )
@@ -403,56 +322,10 @@ def _interval_of(row: Mapping[str, Any], key: str) -> Interval:
 
 def _meta_cell(item: Interval, key: str) -> str:
     value, low, high = item
-    if not _known(value):
+    if not known(value):
         return ""
-    show = _rate if key.endswith(("mass", "right")) and key != "distinct_right" else lambda v: f"{v:.2f}"
-    return f"{show(value)}" + (f" <small>{show(low)} to {show(high)}</small>" if _known(low, high) else "")
-
-
-def _training(run: Run, draw: Figures) -> str:
-    if not run.metrics:
-        return ""
-    keys = list(dict.fromkeys(key for rows in run.metrics.values() for row in rows for key in row))
-    stages = {key: stage for key in keys if (stage := _stage(key))}
-    keys = [key for key in keys if key not in stages and not _CPU_TIME.fullmatch(key)]
-    drawn, constant = [], []
-    for key in sorted(keys, key=_metric_order):
-        if _NOT_DRAWN.fullmatch(key):
-            continue
-        series = [line for name, rows in run.metrics.items() if (line := _metric(name, rows, key))]
-        values = {value for line in series for value in line.y if math.isfinite(value)}
-        if len(values) > 1:
-            drawn.append((key, series))
-        elif values:
-            constant.append(f"{key} = {_short(values.pop())}")
-    figures = []
-    for key, series in drawn[:SHOWN_METRICS]:
-        percent = bool(re.search(r"share|fraction|pass_at|zero_weight", key)) and _is_rate(series)
-        svg = plots.metric_plot(series, y_label=_metric_label(key), percent=percent, palette=draw.palette)
-        figures.append(draw(svg, f"{_metric_label(key)} during training"))
-    notes = []
-    if len(drawn) > SHOWN_METRICS:
-        more = ", ".join(key for key, _ in drawn[SHOWN_METRICS:])
-        notes.append(f"Not drawn: {more}.")
-    if constant:
-        notes.append(f"The same at every step: {', '.join(constant)}.")
-    splits = {
-        name: {
-            stage: sum(value for row in rows if _known(value := number(row.get(key))))
-            for key, stage in stages.items()
-        }
-        for name, rows in run.metrics.items()
-    }
-    time = ""
-    if any(sum(split.values()) > 0 for split in splits.values()):
-        time = "<h3>Where the time went</h3>" + draw(plots.time_plot(splits), "time per stage of training")
-    if not figures and not time:
-        return ""
-    return (
-        f'<h2>Training</h2><div class="plots small">{"".join(figures)}</div>'
-        + "".join(f'<p class="soft">{_escape(note)}</p>' for note in notes)
-        + time
-    )
+    show = rate if key.endswith(("mass", "right")) and key != "distinct_right" else lambda v: f"{v:.2f}"
+    return f"{show(value)}" + (f" <small>{show(low)} to {show(high)}</small>" if known(low, high) else "")
 
 
 def _examples(run: Run, palette: Mapping[str, str]) -> str:
@@ -478,10 +351,10 @@ def _example(item: Mapping[str, Any], palette: Mapping[str, str]) -> str:
         *(name for name in policies if name not in palette),
     ]
     level = item.get("level")
-    chip = f'<span class="chip">{_escape(str(level))}</span>' if level is not None else ""
+    chip = f'<span class="chip">{escape(str(level))}</span>' if level is not None else ""
     cells = "".join(f"<div>{_responses(name, policies[name], palette)}</div>" for name in names)
     return (
-        f'<div class="example"><div class="prompt">{chip}<div class="text">{_text(item["prompt"])}</div></div>'
+        f'<div class="example"><div class="prompt">{chip}<div class="text">{long_text(item["prompt"])}</div></div>'
         f'<div class="columns" style="--n: {max(1, len(names))}">{cells}</div></div>'
     )
 
@@ -496,12 +369,12 @@ def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[st
             row["response"],
             -math.inf if math.isnan(reward) else reward,
         )  # NaN would not merge with itself
-        counts[key] = counts.get(key, 0) + max(1, int(_or_zero(row.get("count"))))
+        counts[key] = counts.get(key, 0) + max(1, int(or_zero(row.get("count"))))
     order = sorted(counts.items(), key=lambda entry: -entry[1])
     total = sum(counts.values())
     right = sum(count for (_, reward), count in order if reward >= 1)
     lines = [
-        f'<li>{_mark(reward)}<span class="text">{_text(text)}</span>'
+        f'<li>{_mark(reward)}<span class="text">{long_text(text)}</span>'
         f"{f'<span class=times>×{count}</span>' if count > 1 else ''}</li>"
         for (text, reward), count in order
     ]
@@ -515,10 +388,8 @@ def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[st
             f'<ul class="responses">{"".join(hidden)}</ul>{tail}</details>'
         )
     different = f", {len({text for text, _ in counts})} different" if total > 1 else ""
-    return (
-        f'<div class="who">{_name(name, palette)} <span class="soft">{right} of {total} right{different}</span></div>'
-        + body
-    )
+    who = f'{policy_name(name, palette)} <span class="soft">{right} of {total} right{different}</span>'
+    return f'<div class="who">{who}</div>{body}'
 
 
 def _mark(reward: float) -> str:
@@ -528,7 +399,7 @@ def _mark(reward: float) -> str:
         return '<span class="mark right" title="right">✓</span>'
     if reward <= 0:
         return '<span class="mark wrong" title="wrong">✗</span>'
-    return f'<span class="mark other" title="reward">{_short(reward)}</span>'
+    return f'<span class="mark other" title="reward">{short(reward)}</span>'
 
 
 def _words(run: Run) -> str:
@@ -565,12 +436,12 @@ def _words(run: Run) -> str:
             "percentage points: from 70\u00a0% to 75\u00a0% is 5 points",
         ),
         (
-            any(_known(number(item.get("distinct"))) for item in policies),
+            any(known(number(item.get("distinct"))) for item in policies),
             "distinct",
             f"different texts among {among} to one prompt",
         ),
         (
-            "entropy" in keys or any(_known(number(item.get("entropy"))) for item in policies),
+            "entropy" in keys or any(known(number(item.get("entropy"))) for item in policies),
             "entropy",
             "how uncertain the policy is of its response; 0 nats: it always says the same",
         ),
@@ -587,7 +458,7 @@ def _words(run: Run) -> str:
         ),
     ]
     body = "".join(
-        f"<dt>{_escape(word)}</dt><dd>{_escape(meaning)}</dd>" for used, word, meaning in words if used
+        f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for used, word, meaning in words if used
     )
     return f"<h2>Words</h2><dl>{body}</dl>" if body else ""
 
@@ -596,7 +467,7 @@ def _setup(run: Run) -> str:
     if not run.config:
         return ""
     rows = "".join(
-        f"<tr><td>{_escape(key)}</td><td>{_text(value if isinstance(value, str) else json.dumps(value))}</td></tr>"
+        f"<tr><td>{escape(key)}</td><td>{long_text(value if isinstance(value, str) else json.dumps(value))}</td></tr>"
         for key, value in flatten(run.config).items()
     )
     return (
@@ -614,7 +485,7 @@ def _table(
 ) -> str:
     """Rows are N, columns policies."""
     wide = ' class="overview"' if len(found) > 2 else ""  # intervals under the values
-    head = "".join(f"<th>{_name(name, palette)}</th>" for name in found)
+    head = "".join(f"<th>{policy_name(name, palette)}</th>" for name in found)
     rows = "".join(
         f"<tr><td>{n}</td>"
         + "".join(f"<td>{cell(values[n]) if n in values else ''}</td>" for values in found.values())
@@ -622,7 +493,7 @@ def _table(
         for n in budgets
     )
     return (
-        f'<div class="scroll"><table{wide}><thead><tr><th title="{_escape(kind)}">N</th>{head}</tr></thead>'
+        f'<div class="scroll"><table{wide}><thead><tr><th title="{escape(kind)}">N</th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
@@ -630,7 +501,7 @@ def _table(
 def _cell(key: str, n: int) -> Callable[[Mapping[str, Any]], str]:
     def cell(item: Mapping[str, Any]) -> str:
         values = column(item, key)
-        return _with_interval(values[n]) if n in values else ""
+        return with_interval(values[n]) if n in values else ""
 
     return cell
 
@@ -638,7 +509,7 @@ def _cell(key: str, n: int) -> Callable[[Mapping[str, Any]], str]:
 def _plain_number(key: str) -> Callable[[Mapping[str, Any]], str]:
     def cell(item: Mapping[str, Any]) -> str:
         value = number(item.get(key))
-        return f"{value:.1f}" if _known(value) else ""
+        return f"{value:.1f}" if known(value) else ""
 
     return cell
 
@@ -646,49 +517,25 @@ def _plain_number(key: str) -> Callable[[Mapping[str, Any]], str]:
 def _auc(item: Mapping[str, Any]) -> str:
     found = item.get("score_auc")
     value = number(found.get("value")) if isinstance(found, Mapping) else math.nan
-    return f"{value:.2f}" if _known(value) else ""
+    return f"{value:.2f}" if known(value) else ""
 
 
 def _undecided(item: Mapping[str, Any]) -> str:
     count, total = number(item.get("undecided")), number(item.get("responses"))
-    if not _known(count):
+    if not known(count):
         return ""
-    share = f" <small>{_rate(count / total)}</small>" if _known(total) and total > 0 and count else ""
+    share = f" <small>{rate(count / total)}</small>" if known(total) and total > 0 and count else ""
     return f"{count:,.0f}{share}"
-
-
-def _with_interval(item: Interval) -> str:
-    value, low, high = item
-    show = _rate if 0 <= value <= 1 else _short
-    between = f" <small>{show(low)} to {show(high)}</small>" if _known(low, high) else ""
-    return f"{show(value)}{between}"
-
-
-def _signed_cell(item: Interval) -> str:
-    return _difference_cell(item, _points)
-
-
-def _signed_cell_raw(item: Interval) -> str:
-    return _difference_cell(item, lambda value: f"{value:+.3g}")
-
-
-def _difference_cell(item: Interval, show: Callable[[float], str]) -> str:
-    value, low, high = item
-    sign = {1: "▲", -1: "▼", 0: "○"}[verdict(item)]
-    between = f" <small>{show(low)} to {show(high)}</small>" if _known(low, high) else ""
-    return f"{sign} {show(value)}{between}"
 
 
 def _compare(found: Mapping[str, Interval], reference: str) -> str:
     parts = []
     for name, item in found.items():
         value, low, high = item
-        between = (
-            f"95\u00a0% interval {_points(low)} to {_points(high)}" if _known(low, high) else "no interval"
-        )
+        between = f"95\u00a0% interval {points(low)} to {points(high)}" if known(low, high) else "no interval"
         if verdict(item) == 0:
             parts.append(
-                f"no difference shown between {name} and {reference} ({_points(value)} points, {between})"
+                f"no difference shown between {name} and {reference} ({points(value)} points, {between})"
             )
         else:
             side = "above" if value > 0 else "below"
@@ -707,112 +554,7 @@ def _series(name: str, values: Mapping[int, Interval]) -> Series:
     )
 
 
-def _metric(name: str, rows: Sequence[Mapping[str, Any]], key: str) -> Series | None:
-    """One metric of one policy over its steps; None where it has no numbers."""
-    points = []
-    for i, row in enumerate(rows):
-        value, step = row.get(key), number(row.get("step", row.get("global_step", i)))
-        value = float(value) if isinstance(value, bool) else number(value)
-        if _known(value):
-            points.append((i if math.isnan(step) else step, value))
-    return Series(name=name, x=[x for x, _ in points], y=[y for _, y in points]) if points else None
-
-
-def _stage(key: str) -> str:
-    """The stage whose seconds a metric holds, "" if it does not hold any."""
-    match = _TIME.fullmatch(key)
-    stage = (match[1] or match[2]) if match else ""
-    return "" if stage in ("total", "wall", "cpu", "elapsed", "step", "all") else stage.replace("_", " ")
-
-
-def _metric_order(key: str) -> tuple[int, list[tuple[int, int | str]]]:
-    place = next((i for i, (pattern, _) in enumerate(_METRICS) if re.fullmatch(pattern, key)), len(_METRICS))
-    parts: list[tuple[int, int | str]] = [
-        (0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"([0-9]+)", key)
-    ]
-    return place, parts
-
-
-def _metric_label(key: str) -> str:
-    for pattern, label in _METRICS:
-        if match := re.fullmatch(pattern, key):
-            return label.format(*match.groups())
-    return key.replace("_", " ").replace(".", ": ")
-
-
 def _doubling(found: Any) -> list[int]:
     """N = 1, 2, 4, ... and the largest, of those that are there."""
     present = set().union(*found)
     return [n for n in sorted(present) if n & (n - 1) == 0 or n == max(present)]
-
-
-def _is_rate(series: Sequence[Series]) -> bool:
-    return all(0 <= value <= 1 for line in series for value in line.y if math.isfinite(value))
-
-
-def _name(name: str, palette: Mapping[str, str]) -> str:
-    colour = palette.get(name)
-    swatch = f'<span class="swatch" style="background: var({_variable(colour)})"></span>' if colour else ""
-    return f"{swatch}{_escape(name)}"
-
-
-def _text(text: str) -> str:
-    """A long text, escaped and cut off; an empty one is said to be empty."""
-    if not text.strip():
-        return (
-            '<span class="empty">(empty)</span>'
-            if not text
-            else f'<span class="empty">{_escape(repr(text))}</span>'
-        )
-    rest = len(text) - SHOWN_CHARACTERS
-    more = f'<span class="empty"> … ({rest:,} more characters)</span>' if rest > 0 else ""
-    return _escape(text[:SHOWN_CHARACTERS]) + more
-
-
-def _escape(text: str) -> str:
-    """For text and for attribute values; control characters are shown as their pictures, not passed on."""
-    text = "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text)
-    return html.escape(text, quote=True)
-
-
-def _css() -> str:
-    light = " ".join(f"{_variable(colour)}: {colour};" for colour in _DARK)
-    dark = " ".join(f"{_variable(colour)}: {lighter};" for colour, lighter in _DARK.items())
-    return CSS.replace("__LIGHT__", light).replace("__DARK__", dark)
-
-
-def _variable(colour: str) -> str:
-    return f"--c{colour.removeprefix('#')}"
-
-
-def _rate(value: float) -> str:
-    return f"{100 * value:.1f}\u00a0%"
-
-
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "\u2212")
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    if not _known(seconds):
-        return ""
-    if seconds < 120:
-        return f"{seconds:.0f} CPU-seconds"
-    return f"{seconds / 60:.0f} CPU-minutes" if seconds < 7200 else f"{seconds / 3600:.1f} CPU-hours"
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
-
-
-def _known(*values: float) -> bool:
-    return all(math.isfinite(value) for value in values)
-
-
-def _or_zero(value: Any) -> float:
-    found = number(value)
-    return 0.0 if math.isnan(found) else found

@@ -446,3 +446,8 @@ def _svg(figure: Figure) -> str:
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # the page's font draws it
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return buffer.getvalue()
+
+
+def is_rate(series: Sequence[Series]) -> bool:
+    """Whether all values lie between 0 and 1."""
+    return all(0 <= value <= 1 for line in series for value in line.y if math.isfinite(value))

@@ -1,0 +1,145 @@
+"""The part of a run's page about its training, from `metrics.jsonl`: courses of the metrics, and where the time went."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bontune.report import plots
+from bontune.report.markup import Figures, escape, known, short
+from bontune.report.plots import Series, is_rate
+from bontune.report.run import Run, number
+
+SHOWN_METRICS = 24
+
+_METRICS = (  # (pattern of the key, label); the order is that of the panels
+    (r"reward(_mean)?|mean_reward", "mean reward of the responses"),
+    (r"pass_at[._/]?(\d+)", "pass@{0} on training prompts"),
+    (r"best_of[._/]?(\d+)", "best-of-{0} on training prompts"),
+    (r"value|objective", "value of the objective"),
+    (r"entropy", "entropy, nats per response"),
+    (r"distinct(_share)?", "distinct responses"),
+    (r"kl", "KL to the policy at the start, nats"),
+    (r"grad(ient)?_norm", "gradient norm"),
+    (r"zero_weight(_share|_responses)?", "responses with weight 0"),
+    (r"zero_weight_groups", "groups without any weight"),
+    (r"rows_updated", "responses with a backward pass"),
+    (r"unfinished_share", "responses cut by the length limit"),
+    (r"undecided_share", "responses not decided"),
+    (r"loss", "loss"),
+    (r"ratio", "mean ratio to the drawing policy"),
+    (r"clipped_share", "ratios clipped"),
+    (r"kl_coefficient", "KL coefficient"),
+    (r"lr|learning_rate", "learning rate"),
+)
+
+
+_NOT_DRAWN = re.compile(
+    r"(global_)?step|epoch|seed|samples|responses|prompts|tokens|policy_step|time(stamp)?|.*\btotal"
+)
+
+
+_TIME = re.compile(r"(?:time|timing|seconds)[._/](.+)|(.+?)[._/](?:seconds|time)")
+
+
+_CPU_TIME = re.compile(r"cpu_seconds[._/].+")  # beside wall seconds of the same stages, says little more
+
+
+def training(run: Run, draw: Figures) -> str:
+    """The section, "" for a run without metrics."""
+    if not run.metrics:
+        return ""
+    keys = list(dict.fromkeys(key for rows in run.metrics.values() for row in rows for key in row))
+    stages = {key: stage for key in keys if (stage := _stage(key))}
+    keys = [key for key in keys if key not in stages and not _CPU_TIME.fullmatch(key)]
+    drawn, constant = [], []
+    for key in sorted(keys, key=_metric_order):
+        if _NOT_DRAWN.fullmatch(key):
+            continue
+        series = [line for name, rows in run.metrics.items() if (line := _course(name, rows, key))]
+        values = {value for line in series for value in line.y if math.isfinite(value)}
+        if len(values) > 1:
+            drawn.append((key, series))
+        elif values:
+            constant.append(f"{key} = {short(values.pop())}")
+    figures = []
+    for key, series in drawn[:SHOWN_METRICS]:
+        percent = bool(re.search(r"share|fraction|pass_at|zero_weight", key)) and is_rate(series)
+        svg = plots.metric_plot(series, y_label=_metric_label(key), percent=percent, palette=draw.palette)
+        figures.append(draw(svg, f"{_metric_label(key)} during training"))
+    notes = []
+    if len(drawn) > SHOWN_METRICS:
+        more = ", ".join(key for key, _ in drawn[SHOWN_METRICS:])
+        notes.append(f"Not drawn: {more}.")
+    if constant:
+        notes.append(f"The same at every step: {', '.join(constant)}.")
+    splits = {
+        name: {
+            stage: sum(value for row in rows if known(value := number(row.get(key))))
+            for key, stage in stages.items()
+        }
+        for name, rows in run.metrics.items()
+    }
+    time = ""
+    if any(sum(split.values()) > 0 for split in splits.values()):
+        time = "<h3>Where the time went</h3>" + draw(plots.time_plot(splits), "time per stage of training")
+    if not figures and not time:
+        return ""
+    return (
+        f'<h2>Training</h2><div class="plots small">{"".join(figures)}</div>'
+        + "".join(f'<p class="soft">{escape(note)}</p>' for note in notes)
+        + time
+    )
+
+
+def trained(run: Run) -> str:
+    """The course of the reward, for a run without an evaluation."""
+    parts = []
+    for name, rows in run.metrics.items():
+        line = _course(name, rows, "reward")
+        if line is None:
+            parts.append(f"{name}, {len(rows)} steps")
+            continue
+        few = max(1, len(line.y) // 10)
+        start, end = sum(line.y[:few]) / few, sum(line.y[-few:]) / few
+        steps = f"{few} steps" if few > 1 else "step"
+        last = f"{few}" if few > 1 else "one"
+        parts.append(
+            f"{name}, mean reward {start:.3g} in the first {steps}, {end:.3g} in the last {last} of {len(rows)}"
+        )
+    return f"Training only, not evaluated: {'; '.join(parts)}."
+
+
+def _course(name: str, rows: Sequence[Mapping[str, Any]], key: str) -> Series | None:
+    """One metric of one policy over its steps; None where it has no numbers."""
+    points = []
+    for i, row in enumerate(rows):
+        value, step = row.get(key), number(row.get("step", row.get("global_step", i)))
+        value = float(value) if isinstance(value, bool) else number(value)
+        if known(value):
+            points.append((i if math.isnan(step) else step, value))
+    return Series(name=name, x=[x for x, _ in points], y=[y for _, y in points]) if points else None
+
+
+def _stage(key: str) -> str:
+    """The stage whose seconds a metric holds, "" if it does not hold any."""
+    match = _TIME.fullmatch(key)
+    stage = (match[1] or match[2]) if match else ""
+    return "" if stage in ("total", "wall", "cpu", "elapsed", "step", "all") else stage.replace("_", " ")
+
+
+def _metric_order(key: str) -> tuple[int, list[tuple[int, int | str]]]:
+    place = next((i for i, (pattern, _) in enumerate(_METRICS) if re.fullmatch(pattern, key)), len(_METRICS))
+    parts: list[tuple[int, int | str]] = [
+        (0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"([0-9]+)", key)
+    ]
+    return place, parts
+
+
+def _metric_label(key: str) -> str:
+    for pattern, label in _METRICS:
+        if match := re.fullmatch(pattern, key):
+            return label.format(*match.groups())
+    return key.replace("_", " ").replace(".", ": ")
