@@ -398,6 +398,51 @@ def test_a_learned_verifier_is_taught_once_and_chooses(tmp_path: Path) -> None:
     assert (tmp_path / "verifiers/countdown/countdown-base/verifier.json").stat().st_mtime_ns == stamp
 
 
+def test_halves_of_the_training_prompts_share_no_function() -> None:
+    task = load_task("programs")
+    halves = [cells_module._Half(task, half) for half in (0, 1)]
+    first, second = (
+        {p.answer for p in half.prompts("train", 200, seed)}
+        for half, seed in zip(halves, (3, 4), strict=True)
+    )
+    assert len(first) == len(second) == 200
+    assert not first & second
+    for half in halves:
+        assert half.prompts("train", 50, 3) == half.prompts("train", 200, 3)[:50]
+        assert half.prompts("tune", 20, 3) == task.prompts("tune", 20, 3)
+
+
+def test_with_few_prompts_verifier_and_policy_learn_on_different_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught, trained = [], []
+    teach, train = cells_module.teach, cells_module.train
+    monkeypatch.setattr(
+        cells_module, "teach", lambda lesson, *more: taught.extend(lesson.prompts) or teach(lesson, *more)
+    )
+
+    def watched(run: Any) -> Any:
+        trained.extend(run.task.prompts("train", 64, run.config.seed))
+        return train(run)
+
+    monkeypatch.setattr(cells_module, "train", watched)
+    study = replace(
+        tiny(),
+        tasks=(TASK_PLANS["programs"],),
+        lesson=(40, 4, 2),
+        methods=(METHODS["rl-v"],),
+        verifier_steps=1,
+    )
+    policy = Policy(task="programs", base="programs-base", method="rl-v", learning_rate=1e-4, seed=1)
+    place = Place(task="programs", split="test", prompts=2, responses=16)
+    run_cell(
+        Workshop(study=study, output=tmp_path),
+        Cell(section="verifier", policy=policy, place=place, scored=True),
+    )
+    assert len(taught) == 40
+    assert not {p.answer for p in taught} & {p.answer for p in trained}
+
+
 def test_distillation_learns_from_what_best_of_n_served(tmp_path: Path) -> None:
     study = replace(tiny(), lesson=(40, 8, 3), methods=(METHODS["bon-distilled-8"],), verifier_steps=1)
     shop = Workshop(study=study, output=tmp_path)

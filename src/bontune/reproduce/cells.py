@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 from bontune.config import FitConfig, TrainConfig
 from bontune.coscaling import co_scale
@@ -29,9 +30,7 @@ from bontune.teach import Lesson, assess, teach
 from bontune.verifiers.learned import LearnedVerifier, Refreshed
 
 PROMPTS_SEED = 2412  # of the prompts measured on and of the responses to them: the same for every policy
-LESSON_SEED = (
-    7919  # a verifier is taught on prompts of its own, as far as the task has that many: programs has 1,629
-)
+LESSON_SEED = 7919  # a verifier is taught on prompts of its own
 CHECKPOINT_EVERY = 16
 SUMMARY_VERSION = 2  # of what a cell's file holds: older ones are written again from the stored responses
 
@@ -60,10 +59,13 @@ class Workshop:
         """Every response drawn."""
         return self.output / "samples" / policy.id / f"{place.id}.jsonl"
 
+    def plan_of(self, policy: Policy) -> TaskPlan:
+        """The task's part of the study."""
+        return next(task for task in self.study.tasks if task.task == policy.task)
+
     def sampling(self, policy: Policy, temperature: float = 1.0) -> Sampling:
         """How the task's responses are drawn."""
-        longest = next(task.max_new_tokens for task in self.study.tasks if task.task == policy.task)
-        return Sampling(temperature=temperature, max_new_tokens=longest)
+        return Sampling(temperature=temperature, max_new_tokens=self.plan_of(policy).max_new_tokens)
 
     def method(self, policy: Policy) -> Method:
         """How a policy is trained."""
@@ -210,7 +212,10 @@ def _trained(shop: Workshop, policy: Policy) -> dict[str, Any] | None:
             )
         return known
     task = load_task(policy.task)
-    verifier = _verifier(shop, policy) if method.by == "verifier" else None
+    verifier = None
+    if method.by == "verifier":
+        verifier = _verifier(shop, policy)
+        task = _Half(task, 1) if shop.plan_of(policy).halves else task
     if method.experts == "best-of-n":
         assert verifier is not None
         task = _distilled(shop, policy, task, verifier, config)
@@ -270,12 +275,13 @@ def _verifier(shop: Workshop, policy: Policy) -> LearnedVerifier:
     if not (folder / "verifier.json").exists():
         started = time.process_time()
         task, (model, tokenizer) = load_task(policy.task), load_policy(policy.base)
+        taught = _Half(task, 0) if shop.plan_of(policy).halves else task
         prompts, responses, steps = shop.study.lesson
         lesson = Lesson(
             model=model,
             tokenizer=tokenizer,
             verify=task.verify,
-            prompts=task.prompts("train", prompts, LESSON_SEED),
+            prompts=taught.prompts("train", prompts, LESSON_SEED),
             group_size=responses,
             sampling=shop.sampling(base),
             seed=LESSON_SEED,
@@ -291,15 +297,14 @@ def _verifier(shop: Workshop, policy: Policy) -> LearnedVerifier:
 
 
 @dataclass(frozen=True, slots=True)
-class _Distilled:
-    """A task whose references are the responses that best-of-N of the base served."""
+class _Like:
+    """A task in all but what a subclass says."""
 
     task: Task
-    served: dict[str, str]
 
     @property
     def name(self) -> str:
-        return f"{self.task.name}-distilled"
+        return self.task.name
 
     def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
         return self.task.prompts(split, count, seed)
@@ -308,10 +313,41 @@ class _Distilled:
         return self.task.verify(prompt, response)
 
     def references(self, prompt: Prompt) -> Sequence[str]:
-        return (self.served[prompt.id],)
+        return self.task.references(prompt)
 
     def decoys(self, prompt: Prompt) -> Sequence[str]:
         return self.task.decoys(prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class _Half(_Like):
+    """A task with one half of its training prompts; which half a prompt is in depends on its reference answer alone."""
+
+    half: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}-half-{self.half}"
+
+    def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
+        if split != "train" or count is None:
+            return self.task.prompts(split, count, seed)
+        found = self.task.prompts(split, 3 * count, seed)
+        return [prompt for prompt in found if crc32(str(prompt.answer).encode()) % 2 == self.half][:count]
+
+
+@dataclass(frozen=True, slots=True)
+class _Distilled(_Like):
+    """A task whose references are the responses that best-of-N of the base served."""
+
+    served: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}-distilled"
+
+    def references(self, prompt: Prompt) -> Sequence[str]:
+        return (self.served[prompt.id],)
 
 
 def _distilled(

@@ -131,12 +131,17 @@ BASE = "base"  # the name of a policy that is not trained
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TaskPlan:
-    """A task with its base models; the learning rates are swept on the first. harder: the variant, as a task."""
+    """A task with its base models; the learning rates are swept on the first. harder: the variant, as a task.
+
+    halves: for a task with few training prompts, which a verifier would know by heart when policies are trained on them:
+        verifiers are taught on one half of them, and the policies trained with a verifier learn on the other.
+    """
 
     task: str
     bases: tuple[str, ...]
     harder: str
     max_new_tokens: int
+    halves: bool = False
 
 
 TASK_PLANS = {
@@ -151,6 +156,7 @@ TASK_PLANS = {
         bases=("programs-base", "runs/bases/programs-1", "runs/bases/programs-2"),
         harder="programs-4",
         max_new_tokens=24,
+        halves=True,
     ),
 }
 
