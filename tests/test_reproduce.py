@@ -32,8 +32,10 @@ from bontune.reproduce.cells import (
     train_config,
 )
 from bontune.reproduce.course import WINDOW, courses
+from bontune.reproduce.document import _verifier as _verifier_section
 from bontune.reproduce.document import write_document
 from bontune.reproduce.estimators import quality
+from bontune.reproduce.markdown import cell_text
 from bontune.reproduce.plan import (
     BASE,
     METHODS,
@@ -394,8 +396,22 @@ def test_a_learned_verifier_is_taught_once_and_chooses(tmp_path: Path) -> None:
     found = run_cell(shop, cell)
     assert found["best_of"]["1"]["value"] == pytest.approx(found["pass_at"]["1"]["value"], abs=1e-3)
     stamp = (tmp_path / "verifiers/countdown/countdown-base/verifier.json").stat().st_mtime_ns
-    run_cell(shop, replace(cell, policy=Policy(task="countdown", base="countdown-base")))
+    base = replace(cell, policy=Policy(task="countdown", base="countdown-base"))
+    run_cell(shop, base)
     assert (tmp_path / "verifiers/countdown/countdown-base/verifier.json").stat().st_mtime_ns == stamp
+    results = read_results(tmp_path)
+    outcomes: dict[str, str] = {}
+    text = _verifier_section(study.tasks[0], [cell, base], results, outcomes)
+    row = next(line for line in text.splitlines() if line.startswith("| rl-v |"))
+    (gap,) = compare([cell], results, "best_of")
+    assert gap.auc == found["score_auc"]["value"]
+    assert cell_text(gap.gaps[8]) in row
+    assert row.endswith(f"| {gap.auc:.3f} |" if gap.auc is not None else "|  |")
+    assert "one half" not in text
+    assert "best-of-8" in outcomes["rl-v"]
+    base_row = text.splitlines()[-1]
+    assert base_row.startswith("| countdown-base |")
+    assert f"{100 * results[base.id]['best_of']['8']['value']:.1f}" in base_row
 
 
 def test_halves_of_the_training_prompts_share_no_function() -> None:

@@ -111,7 +111,8 @@ def _introduction(study: Study, results: Results, known: Mapping[str, Any]) -> s
             "is measured on test prompts that no choice was made on, with other seeds. Prompts × responses measured: "
             f"{sizes}. Every method draws {study.steps * study.prompts_per_step * study.group_size:,} "
             f"responses in training "
-            f"({study.steps} steps × {study.prompts_per_step} prompts × {study.group_size}).",
+            f"({study.steps} steps × {study.prompts_per_step} prompts × {study.group_size}; {study.verifier_steps} steps "
+            "where a verifier takes part in training).",
             "",
             "Differences are in points, to the base of the same run, paired by prompt. Intervals are 95 %: "
             "over prompts and "
@@ -363,13 +364,48 @@ def _temperatures(task: TaskPlan, cells: Sequence[Cell], results: Results, outco
 
 
 def _verifier(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: dict[str, str]) -> str:
-    found = compare([cell for cell in cells if cell.section == "verifier"], results, "best_of")
+    """Best-of-N by the verifier of each base, and beside it how well that verifier tells responses of a policy apart."""
+    own = [cell for cell in cells if cell.section == "verifier" and cell.id in results]
+    found, passes = compare(own, results, "best_of"), compare(own, results)
+    if not found:
+        return ""
     for item in found:
         if 8 in item.gaps and METHODS[item.method].by == "verifier":
             sentence = f"{task.task}, best-of-8: {gap_text(item.gaps[8])}, {runs_text(item.gaps[8])}. "
             outcomes[item.method] = outcomes.get(item.method, "") + sentence
-    rows, head = _rows(found), _head(found, "best-of-")
-    return _section_text(f"## {task.task}: a learned verifier selects", "verifier", rows, head)
+    budgets = [n for n in SHOWN if all(n in item.gaps for item in found)]
+    rows = [
+        (
+            item.method,
+            ", ".join(f"{rate:g}" for rate in item.learning_rates),
+            str(item.gaps[1].runs),
+            *(cell_text(item.gaps[n]) for n in budgets),
+            cell_text(wide.gaps.get(32)),
+            "" if item.auc is None else f"{item.auc:.3f}",
+        )
+        for item, wide in zip(found, passes, strict=True)
+    ]
+    head = ("method", "learning rate", "runs", *(f"best-of-{n}" for n in budgets), "pass@32", "AUC")
+    bases = [
+        (
+            Path(cell.policy.base).name,
+            *(rate(results[cell.id]["best_of"].get(str(n))) for n in budgets),
+            f"{results[cell.id]['score_auc']['value']:.3f}",
+        )
+        for cell in own
+        if cell.policy.method == BASE
+    ]
+    halves = (
+        "The task has few training prompts, which a verifier would know by heart: verifiers are taught on one half of "
+        "them, methods trained with a verifier learn on the other, and the remaining methods on all. "
+    )
+    text = _section_text(f"## {task.task}: a learned verifier selects", "verifier", rows, head)
+    return (
+        f"{text}\n\nThe verifier is taught from each base's own responses and stays as it is, but for methods named "
+        f"refreshed; it chooses among the responses of each policy. {halves if task.halves else ''}AUC: the chance "
+        "that it scores a right response above a wrong one to the same prompt. The bases, by their verifiers, in %:\n\n"
+        f"{table(('base', *(f'best-of-{n}' for n in budgets), 'AUC'), bases)}"
+    )
 
 
 _META = {

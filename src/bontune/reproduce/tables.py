@@ -91,7 +91,10 @@ def t_quantile(freedom: float, level: float = LEVEL) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A method against its bases in one place. rates: mean over runs at every N.  gaps: {N: Gap} to the base."""
+    """A method against its bases in one place. rates: mean over runs at every N.  gaps: {N: Gap} to the base.
+
+    auc: of the verifier's scores within prompts, mean over runs; None without scores.
+    """
 
     method: str
     learning_rates: tuple[float, ...]
@@ -99,6 +102,7 @@ class Comparison:
     gaps: dict[int, Gap]
     distinct: float
     entropy: float | None
+    auc: float | None
 
 
 def compare(cells: Sequence[Cell], results: Results, kind: str = "pass_at") -> list[Comparison]:
@@ -121,6 +125,8 @@ def _comparison(method: str, cells: Sequence[Cell], results: Results, kind: str)
     reference = [per_prompt(dict(base), kind, budgets).numpy() for base in bases if base is not None]
     names = [cell.policy.base for cell in cells]
     entropies = [entry["entropy"] for entry in entries if entry["entropy"] is not None]
+    areas = [entry.get("score_auc", {}).get("value") for entry in entries]
+    areas = [area for area in areas if area is not None]
     return Comparison(
         method=method,
         learning_rates=tuple(sorted({cell.policy.learning_rate for cell in cells})),
@@ -131,6 +137,7 @@ def _comparison(method: str, cells: Sequence[Cell], results: Results, kind: str)
         },
         distinct=float(np.mean([entry["distinct"] for entry in entries])),
         entropy=float(np.mean(entropies)) if entropies else None,
+        auc=float(np.mean(areas)) if areas else None,
     )
 
 
