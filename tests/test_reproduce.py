@@ -406,7 +406,7 @@ def test_a_learned_verifier_is_taught_once_and_chooses(tmp_path: Path) -> None:
     (gap,) = compare([cell], results, "best_of")
     assert gap.auc == found["score_auc"]["value"]
     assert cell_text(gap.gaps[8]) in row
-    assert row.endswith(f"| {gap.auc:.3f} |" if gap.auc is not None else "|  |")
+    assert f"| {gap.auc:.3f} |" in row
     assert "one half" not in text
     assert "best-of-8" in outcomes["rl-v"]
     base_row = text.splitlines()[-1]

@@ -382,10 +382,13 @@ def _verifier(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes:
             *(cell_text(item.gaps[n]) for n in budgets),
             cell_text(wide.gaps.get(32)),
             "" if item.auc is None else f"{item.auc:.3f}",
+            f"{item.distinct:.1f}",
+            "" if item.entropy is None else f"{item.entropy:.2f}",
         )
         for item, wide in zip(found, passes, strict=True)
     ]
     head = ("method", "learning rate", "runs", *(f"best-of-{n}" for n in budgets), "pass@32", "AUC")
+    head = (*head, "different", "entropy")
     bases = [
         (
             Path(cell.policy.base).name,
