@@ -32,7 +32,6 @@ from bontune.reproduce.cells import (
     train_config,
 )
 from bontune.reproduce.course import WINDOW, courses
-from bontune.reproduce.document import _verifier as _verifier_section
 from bontune.reproduce.document import write_document
 from bontune.reproduce.estimators import quality
 from bontune.reproduce.markdown import cell_text
@@ -50,6 +49,8 @@ from bontune.reproduce.plan import (
     quick,
     sweep,
 )
+from bontune.reproduce.sections import _forms
+from bontune.reproduce.sections import _verifier as _verifier_section
 from bontune.reproduce.summary import pass_at, per_prompt, summary
 from bontune.reproduce.tables import (
     at_best_temperature,
@@ -471,6 +472,31 @@ def test_distillation_learns_from_what_best_of_n_served(tmp_path: Path) -> None:
         (text,) = distilled.references(prompt)
         assert isinstance(text, str)
     assert isinstance(config, TrainConfig)
+
+
+def test_the_two_forms_are_compared_run_by_run() -> None:
+    """Only runs of the same base and seed make a pair; both forms may stand in different sections."""
+
+    def entry(rights: list[int]) -> dict[str, Any]:
+        groups = tuple(
+            SampleGroup(prompt_id=str(i), responses=("x",) * 4, rewards=(1.0,) * n + (0.0,) * (4 - n))
+            for i, n in enumerate(rights)
+        )
+        return summary(SampleSet(source="", groups=groups))
+
+    def cell(section: str, method: str, seed: int) -> Cell:
+        policy = Policy(task="countdown", base="countdown-base", method=method, learning_rate=1e-4, seed=seed)
+        place = Place(task="countdown", split="test", prompts=3, responses=4)
+        return Cell(section=section, policy=policy, place=place)
+
+    exact = {cell("claims", "bon-rl-s-32", seed): entry([4, 2, 1 + seed]) for seed in (1, 2)}
+    variational = {cell("breadth", "bon-rl-s-variational-32", 1): entry([3, 2, 0])}
+    results = {found.id: value for found, value in (exact | variational).items()}
+    text = _forms(TASK, [*exact, *variational], results)
+    (row,) = [line for line in text.splitlines() if line.startswith("| bon-rl-s-variational-32 minus")]
+    assert "| pass@N | 1 |" in row
+    assert f"−{100 * (1 + 0 + 2) / 4 / 3:.1f} [" in row
+    assert _forms(TASK, list(exact), results) == ""
 
 
 # Responses to a target

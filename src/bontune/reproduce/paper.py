@@ -56,10 +56,28 @@ CLAIMS = (
         outcome="log-pass-32",
     ),
     Item(
-        what="RL against a learned verifier (RL-V) is hacked; BoN-RL-V raises best-of-N by that verifier",
-        where="`objectives.RLOO(by='score')`, `objectives.BoNRL`",
-        command="bontune reproduce --only verifier",
+        what="The variational form of BoN-RL-S, as the paper trains it",
+        where="`objectives.BoNRL(selector='environment', form='variational')`",
+        command="bontune reproduce --only base sweep breadth",
+        outcome="bon-rl-s-variational-32",
+    ),
+    Item(
+        what="RL for one response against a learned verifier is hacked (RL-V)",
+        where="`objectives.RLOO(by='score')`",
+        command="bontune reproduce --only sweep verifier",
+        outcome="rl-v",
+    ),
+    Item(
+        what="BoN-RL-V raises best-of-N by that verifier (exact form)",
+        where="`objectives.BoNRL(form='exact')`",
+        command="bontune reproduce --only sweep verifier",
         outcome="bon-rl-v-8",
+    ),
+    Item(
+        what="The same in its variational form",
+        where="`objectives.BoNRL(form='variational')`",
+        command="bontune reproduce --only sweep verifier",
+        outcome="bon-rl-v-variational-8",
     ),
     Item(
         what="BoN-RLB with both readings of the sign of its failure term",

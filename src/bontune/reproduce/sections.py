@@ -1,0 +1,392 @@
+"""The part of docs/reproduction.md about one task: a function for each section, from the numbers of the cells.
+
+Functions return Markdown, "" where nothing of theirs has run, and fill in figures, {name: SVG}, and outcomes, {what an
+`Item` of the paper names: a sentence}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bontune.report import Series, difference_plot, frontier_plot, metric_plot
+from bontune.reproduce.course import WINDOW, courses
+from bontune.reproduce.markdown import COMMAND_END, cell_text, gap_text, rate, runs_text, table
+from bontune.reproduce.plan import BASE, METHODS, Cell, Results, Study, TaskPlan
+from bontune.reproduce.tables import Comparison, at_best_temperature, between, compare, swept
+
+SHOWN = (1, 8, 32, 64, 128)
+FOLDER = "reproduction"
+GAIN = 0.02  # of pass@32 over the bases, the target that `_courses` counts responses to
+
+
+def task_sections(
+    study: Study,
+    task: TaskPlan,
+    cells: Sequence[Cell],
+    results: Results,
+    figures: dict[str, str],
+    outcomes: dict[str, str],
+) -> list[str]:
+    """The part of one task; fills in figures and outcomes."""
+    parts = [f"# {task.task.capitalize()}", _bases(task, cells, results)]
+    parts.append(_sweep(study, task, results, figures))
+    parts.append(_claims(task, cells, results, figures, outcomes))
+    parts.append(_pairs(task, cells, results))
+    parts.append(_courses(task, cells, results, figures, outcomes))
+    parts.append(_meta(task, cells, results, outcomes))
+    for section, title in (
+        ("harder", f"A harder variant: {task.harder}"),
+        ("breadth", "Other methods and budgets"),
+    ):
+        parts.append(_section(section, title, task, cells, results, outcomes))
+    parts.append(_temperatures(task, cells, results, outcomes))
+    parts.append(_verifier(task, cells, results, outcomes))
+    parts.append(_forms(task, cells, results))
+    return parts
+
+
+def _bases(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
+    rows = []
+    for cell in cells:
+        if cell.section == "base" and cell.place.split == "test":
+            entry = results[cell.id]
+            row = [f"{Path(cell.policy.base).name}", f"{entry['prompts']:,} × {cell.place.responses}"]
+            rows.append((*row, *(rate(entry["pass_at"].get(str(n))) for n in SHOWN)))
+    head = ("base", "prompts × responses", *(f"pass@{n}" for n in SHOWN))
+    return _section_text(f"## {task.task}: the base models", "base", rows, head)
+
+
+def _sweep(study: Study, task: TaskPlan, results: Results, figures: dict[str, str]) -> str:
+    found = swept(study, task, results)
+    if not found:
+        return ""
+    rows = [
+        (
+            item.method,
+            f"{item.learning_rate:g}{' ✓' if item.chosen else ''}",
+            f"{100 * item.one:.1f}",
+            cell_text(item.one_gap),
+            f"{100 * item.wide:.1f}",
+            cell_text(item.wide_gap),
+            f"{100 * item.target:.1f} (N = {item.budget})",
+        )
+        for item in found
+    ]
+    tune = results.get(f"base/{task.task}/{Path(task.bases[0]).name}/{BASE}/{task.task}-tune")
+    if tune is not None:
+        one, wide = (100 * tune["pass_at"][n]["value"] for n in ("1", "32"))
+        rows.insert(0, ("base", "", f"{one:.1f}", "", f"{wide:.1f}", "", ""))
+    series = []
+    for name in dict.fromkeys(item.method for item in found):
+        points = [item for item in found if item.method == name]
+        series.append(Series(name=name, x=[p.one for p in points], y=[p.wide for p in points]))
+    series = [line for line in series if METHODS[line.name].claim or len(found) < 40]
+    if tune is not None:
+        point = tune["pass_at"]
+        series.append(Series(name=BASE, x=[point["1"]["value"]], y=[point["32"]["value"]]))
+    figures[f"{task.task}-frontier"] = frontier_plot(series, x_label="pass@1", y_label="pass@32")
+    head = ("method", "learning rate", "pass@1, %", "to the base", "pass@32, %", "to the base")
+    head = (*head, "what it trains for, %")
+    text = _section_text(f"## {task.task}: the sweep of learning rates", "base sweep", rows, head)
+    return (
+        f"{text}\n\n✓: the rate that the comparisons below use. The frontier, one point per learning rate, on tune "
+        f"prompts:\n\n![pass@32 against pass@1]({FOLDER}/{task.task}-frontier.svg)"
+    )
+
+
+def _claims(
+    task: TaskPlan,
+    cells: Sequence[Cell],
+    results: Results,
+    figures: dict[str, str],
+    outcomes: dict[str, str],
+) -> str:
+    found = compare([cell for cell in cells if cell.section == "claims"], results)
+    if not found:
+        return ""
+    for item in found:
+        for n, gap in item.gaps.items():
+            if n == 32:
+                outcomes.setdefault(item.method, "")
+                outcomes[item.method] += f"{task.task}, pass@{n}: {gap_text(gap)}, {runs_text(gap)}. "
+    series = [
+        Series(
+            name=item.method,
+            x=[float(n) for n in item.gaps],
+            y=[gap.value for gap in item.gaps.values()],
+            low=[gap.low for gap in item.gaps.values()],
+            high=[gap.high for gap in item.gaps.values()],
+        )
+        for item in found
+    ]
+    figures[f"{task.task}-claims"] = difference_plot(series, reference=BASE)
+    text = _section_text(f"## {task.task}: against the base", "claims", _rows(found), _head(found))
+    return f"{text}\n\n![Difference to the base over N]({FOLDER}/{task.task}-claims.svg)"
+
+
+def _pairs(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
+    """BoN-aware methods against the ways to train for one response, and against each other."""
+    own = [cell for cell in cells if cell.section == "claims"]
+    names = list(dict.fromkeys(cell.policy.method for cell in own))
+    single = [name for name in names if METHODS[name].budget == 1]
+    aware = [name for name in names if METHODS[name].budget > 1]
+    pairs = [(a, b) for i, a in enumerate(aware) for b in (*single, *aware[i + 1 :])]
+    found = {f"{a} minus {b}": gaps for a, b in pairs if (gaps := between(own, results, a, b))}
+    budgets = [n for n in SHOWN if all(n in gaps for gaps in found.values())]
+    rows = [(name, *(cell_text(gaps[n]) for n in budgets)) for name, gaps in found.items()]
+    head = ("pair", *(f"pass@{n}" for n in budgets))
+    return _section_text(f"## {task.task}: methods against each other", "claims", rows, head)
+
+
+def _courses(
+    task: TaskPlan,
+    cells: Sequence[Cell],
+    results: Results,
+    figures: dict[str, str],
+    outcomes: dict[str, str],
+) -> str:
+    """Responses to a target, from the training responses."""
+    bases = [
+        results[cell.id]["pass_at"]["32"]["value"]
+        for cell in cells
+        if cell.section == "base" and cell.place.split == "test"
+    ]
+    if not bases:
+        return ""
+    level = sum(bases) / len(bases)
+    found = courses([cell for cell in cells if cell.section == "claims"], results, 32, level + GAIN)
+    if not found:
+        return ""
+    rows = []
+    for item in found:
+        middle = len(item.values) // 2
+        needed = "not reached" if item.reached is None else f"{item.reached:,}"
+        outcomes["course"] = outcomes.get("course", "") + f"{task.task}, {item.method}: {needed}. "
+        between = f"{_count(item.low)} to {_count(item.high)}"
+        shares = [f"{100 * value:.1f}" for value in (item.values[0], item.values[middle], item.values[-1])]
+        rows.append((item.method, str(item.runs), *shares, needed, between, f"{100 * item.share:.0f}"))
+    series = [
+        Series(name=item.method, x=[float(x) for x in item.responses], y=list(item.values)) for item in found
+    ]
+    figures[f"{task.task}-courses"] = metric_plot(
+        series, x_label="responses drawn", y_label="pass@32", percent=True
+    )
+    first = found[0]
+    middle = first.responses[len(first.responses) // 2]
+    head = ("method", "runs", f"pass@32, % after {first.responses[0]:,}", f"after {middle:,}")
+    head = (*head, f"after {first.responses[-1]:,}", "responses to the target", "95 % of resamples of runs")
+    text = _section_text(
+        f"## {task.task}: responses to a target", "claims", rows, (*head, "reached in % of them")
+    )
+    return (
+        f"{text}\n\nOf the training responses, each step's drawn before its update, on prompts of `train` that are the "
+        f"same for all methods at the same step: mean over runs and over {WINDOW} steps. The target is "
+        f"{100 * (level + GAIN):.1f} %, {100 * GAIN:g} points above the bases on test prompts; where `train` "
+        "is harder than `test` it may be out of reach, and only the columns compare.\n\n"
+        f"![pass@32 over the responses drawn]({FOLDER}/{task.task}-courses.svg)"
+    )
+
+
+def _count(value: int | None) -> str:
+    return "never" if value is None else f"{value:,}"
+
+
+def _section(
+    section: str,
+    title: str,
+    task: TaskPlan,
+    cells: Sequence[Cell],
+    results: Results,
+    outcomes: dict[str, str],
+) -> str:
+    found = compare([cell for cell in cells if cell.section == section], results)
+    if not found:
+        return ""
+    for item in found:
+        if 32 in item.gaps:
+            key = section if section == "harder" else item.method
+            outcomes[key] = (
+                outcomes.get(key, "") + f"{task.task}, {item.method}, pass@32: {gap_text(item.gaps[32])}. "
+            )
+    return _section_text(f"## {task.task}: {title}", section, _rows(found), _head(found))
+
+
+def _temperatures(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: dict[str, str]) -> str:
+    own = [cell for cell in cells if cell.section == "temperature"]
+    rows: list[tuple[str, ...]] = []
+    for temperature in sorted({cell.place.temperature for cell in own}):
+        for item in compare([cell for cell in own if cell.place.temperature == temperature], results):
+            rows.append(
+                (f"{temperature:g}", item.method, *(cell_text(item.gaps.get(n)) for n in (1, 8, 32, 64)))
+            )
+            if 32 in item.gaps:
+                sentence = f"{task.task}, T = {temperature:g}, {item.method}: {gap_text(item.gaps[32])}. "
+                outcomes["temperature"] = outcomes.get("temperature", "") + sentence
+    head = ("T", "method", "pass@1", "pass@8", "pass@32", "pass@64")
+    text = _section_text(f"## {task.task}: other temperatures", "temperature", rows, head)
+    first = [
+        cell
+        for cell in cells
+        if cell.policy.base == task.bases[0]
+        and (
+            cell.section in ("temperature", "claims")
+            or (cell.section == "base" and cell.place.split == "test")
+        )
+    ]
+    best = at_best_temperature(first, results, (1, 8, 32, 64))
+    if not text or not best:
+        return text
+    head = ("T", "method", *(f"pass@{n}" for n in next(iter(best.values()))))
+    rows = [
+        (f"{temperature:g}", method, *(cell_text(gap) for gap in gaps.values()))
+        for (method, temperature), gaps in sorted(best.items(), key=lambda item: (item[0][1], item[0][0]))
+    ]
+    return (
+        f"{text}\n\nThat compares equal temperatures. Against the base at the temperature that is best for it at each N, "
+        f"chosen on the same prompts, which favours the base:\n\n{table(head, rows)}"
+    )
+
+
+def _verifier(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: dict[str, str]) -> str:
+    """Best-of-N by the verifier of each base, and beside it how well that verifier tells responses of a policy apart."""
+    own = [cell for cell in cells if cell.section == "verifier" and cell.id in results]
+    found, passes = compare(own, results, "best_of"), compare(own, results)
+    if not found:
+        return ""
+    for item in found:
+        if 8 in item.gaps and METHODS[item.method].by == "verifier":
+            sentence = f"{task.task}, best-of-8: {gap_text(item.gaps[8])}, {runs_text(item.gaps[8])}. "
+            outcomes[item.method] = outcomes.get(item.method, "") + sentence
+    budgets = [n for n in SHOWN if all(n in item.gaps for item in found)]
+    rows = [
+        (
+            item.method,
+            ", ".join(f"{rate:g}" for rate in item.learning_rates),
+            str(item.gaps[1].runs),
+            *(cell_text(item.gaps[n]) for n in budgets),
+            cell_text(wide.gaps.get(32)),
+            "" if item.auc is None else f"{item.auc:.3f}",
+            f"{item.distinct:.1f}",
+            "" if item.entropy is None else f"{item.entropy:.2f}",
+        )
+        for item, wide in zip(found, passes, strict=True)
+    ]
+    head = ("method", "learning rate", "runs", *(f"best-of-{n}" for n in budgets), "pass@32", "AUC")
+    head = (*head, "different", "entropy")
+    bases = [
+        (
+            Path(cell.policy.base).name,
+            *(rate(results[cell.id]["best_of"].get(str(n))) for n in budgets),
+            f"{results[cell.id]['score_auc']['value']:.3f}",
+        )
+        for cell in own
+        if cell.policy.method == BASE
+    ]
+    halves = (
+        "The task has few training prompts, which a verifier would know by heart: verifiers are taught on one half of "
+        "them, methods trained with a verifier learn on the other, and the remaining methods on all. "
+    )
+    text = _section_text(f"## {task.task}: a learned verifier selects", "verifier", rows, head)
+    return (
+        f"{text}\n\nThe verifier is taught from each base's own responses and stays as it is, but for methods named "
+        f"refreshed; it chooses among the responses of each policy. {halves if task.halves else ''}AUC: the chance "
+        "that it scores a right response above a wrong one to the same prompt. The bases, by their verifiers, in %:\n\n"
+        f"{table(('base', *(f'best-of-{n}' for n in budgets), 'AUC'), bases)}"
+    )
+
+
+_FORMS = (  # (variational, exact, what is measured); both forms have a sweep of their own
+    ("bon-rl-s-variational-32", "bon-rl-s-32", "pass_at"),
+    ("bon-rl-v-variational-8", "bon-rl-v-8", "best_of"),
+    ("bon-sft-variational-8", "bon-sft-exact-8", "best_of"),
+)
+
+
+def _forms(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
+    """The variational form against the exact one, where both have run on the same base with the same seed."""
+    rows = []
+    for variational, exact, kind in _FORMS:
+        own = [
+            cell
+            for cell in cells
+            if cell.section == "verifier" or (kind == "pass_at" and cell.section in ("claims", "breadth"))
+        ]
+        gaps = between(
+            [cell for cell in own if kind in results.get(cell.id, {})], results, variational, exact, kind
+        )
+        if gaps:
+            what = "pass@N" if kind == "pass_at" else "best-of-N by the verifier"
+            cells_of = [cell_text(gaps.get(n)) for n in (1, 8, 32, 64)]
+            rows.append((f"{variational} minus {exact}", what, str(gaps[1].runs), *cells_of))
+    head = ("pair", "measured", "runs", *(f"N = {n}" for n in (1, 8, 32, 64)))
+    return _section_text(
+        f"## {task.task}: the variational form against the exact one", "breadth verifier", rows, head
+    )
+
+
+_META = {
+    "top_mass": "most frequent response, % of all",
+    "top_right": "right, %",
+    "exploring_right": "others right, %",
+    "distinct": "different",
+    "distinct_right": "different right ones",
+}
+
+
+def _meta(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: dict[str, str]) -> str:
+    """By difficulty of the prompt for the base: means over runs, side by side."""
+    rows: list[tuple[str, ...]] = []
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for cell in cells:
+        first = Path(task.bases[0]).name == Path(cell.policy.base).name
+        wanted = first and cell.section in ("base", "claims") and cell.place.split == "test"
+        if wanted and results[cell.id].get("meta"):
+            by_method.setdefault(cell.policy.method, []).append(results[cell.id]["meta"])
+    for name in dict.fromkeys(bin_ for metas in by_method.values() for meta in metas for bin_ in meta):
+        for method, metas in by_method.items():
+            shown = []
+            for column in _META:
+                values = [meta[name][column]["value"] for meta in metas if column in meta.get(name, {})]
+                scale = 1 if column in ("distinct", "distinct_right") else 100
+                shown.append(f"{scale * sum(values) / len(values):.1f}" if values else "")
+            rows.append((name, method, *shown))
+    if not rows:
+        return ""
+    whole = {row[1]: row for row in rows if row[0] == "all"}
+    shares = ", ".join(f"{name} {row[2]} %" for name, row in whole.items())
+    counts = ", ".join(f"{name} {row[5]}" for name, row in whole.items())
+    sentence = f"{task.task}: the most frequent response is {shares} of all; different ones {counts}. "
+    outcomes["meta"] = outcomes.get("meta", "") + sentence
+    head = ("pass@1 of the base", "policy", *_META.values())
+    text = _section_text(f"## {task.task}: best response and exploring ones", "base claims", rows, head)
+    return (
+        f"{text}\n\nPer prompt, of half of its responses; difficulty is the base's success in the other half."
+    )
+
+
+def _section_text(title: str, only: str, rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
+    if not rows:
+        return ""
+    return f"{title}\n\n`bontune reproduce --only {only}{COMMAND_END}`\n\n{table(head, rows)}"
+
+
+def _head(found: Sequence[Comparison], kind: str = "pass@") -> tuple[str, ...]:
+    budgets = [n for n in SHOWN if all(n in item.gaps for item in found)]
+    return ("method", "learning rate", "runs", *(f"{kind}{n}" for n in budgets), "different", "entropy")
+
+
+def _rows(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
+    budgets = [n for n in SHOWN if all(n in item.gaps for item in found)]
+    return [
+        (
+            item.method,
+            ", ".join(f"{rate:g}" for rate in item.learning_rates),
+            str(item.gaps[budgets[0]].runs),
+            *(cell_text(item.gaps[n]) for n in budgets),
+            f"{item.distinct:.1f}",
+            "" if item.entropy is None else f"{item.entropy:.2f}",
+        )
+        for item in found
+    ]
