@@ -6,6 +6,10 @@ import asyncio
 import http.client
 import json
 import re
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +30,7 @@ from bontune.policy import load_policy
 from bontune.records import Prompt, Sampling
 from bontune.rollout import endpoint
 from bontune.rollout.endpoint import connect
-from bontune.serve import Service, check_open, make_app, read_body
+from bontune.serve import Service, bind, check_open, make_app, read_body
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("starlette")
@@ -177,6 +181,7 @@ def test_drawing_in_parts_gives_the_same(parts: int) -> None:
 
 def test_models_and_health(client: Any) -> None:
     assert [model.id for model in client.models.list()] == ["tuned"]
+    assert client.models.retrieve("tuned").id == "tuned"
     connection = http.client.HTTPConnection("127.0.0.1", client.base_url.port, timeout=30)
     connection.request("GET", "/health")
     assert json.loads(connection.getresponse().read()) == {"status": "ok", "waiting": 0}
@@ -275,6 +280,8 @@ def test_a_client_that_leaves_frees_its_seat() -> None:
         ({"prompt": None}, "prompt must be a text"),
         ({"logprobs": 3}, "logprobs is not supported"),
         ({"echo": True}, "echo is not supported"),
+        ({"top_k": 5}, "top_k is fixed at 0"),
+        ({"min_p": 0.1}, "min_p is not supported"),
         ({"seed": "1"}, "seed must be a whole number"),
         ({"stream": "yes"}, "stream must be true or false"),
         ({"alternatives": 3}, "alternatives must be true or false"),
@@ -295,6 +302,7 @@ def test_what_is_served_may_be_named(client: Any) -> None:
         "max_tokens": 6,
         "logit_bias": {},
         "presence_penalty": 0,
+        "top_k": -1,  # off, as vLLM says it
     }
     assert raw(client, json.dumps({"prompt": PROMPT, **asked}).encode())[0] == 200
 
@@ -322,9 +330,11 @@ def test_wrong_messages(client: Any, messages: Any, said: str) -> None:
         (b"[1]", {}, 400),
         (b"[" * 100_000, {}, 400),
         (b"\xff", {}, 400),
+        (rb'{"prompt": "\ud800"}', {}, 400),  # half of a surrogate pair
         (b" " * 1_000_001, {}, 413),
         (b"{}", {"Content_Type": "text/plain"}, 415),  # which any web page may send
         (b"{}", {"Host": "evil.example"}, 403),
+        (b"{}", {"Host": "["}, 403),
     ],
 )
 def test_wrong_bodies_and_headers(client: Any, body: bytes, headers: dict[str, str], status: int) -> None:
@@ -343,8 +353,56 @@ def test_a_body_without_a_length_is_bounded_too() -> None:
 def test_unknown_models_and_paths(client: Any) -> None:
     with pytest.raises(openai.NotFoundError, match="there is no model 'other'; this is 'tuned'"):
         client.completions.create(model="other", prompt=PROMPT)
-    with pytest.raises(openai.NotFoundError):
+    with pytest.raises(openai.NotFoundError, match="there is no model 'org/other'; this is 'tuned'"):
+        client.models.retrieve("org/other")
+    with pytest.raises(openai.NotFoundError, match="POST /v1/embeddings is not served here: Not Found"):
         client.embeddings.create(model="tuned", input="a")
+
+
+def test_a_prompt_beyond_the_context_is_not_sent_back_whole() -> None:
+    with running() as client, pytest.raises(openai.BadRequestError, match="exceeds the model's") as refused:
+        client.completions.create(model="tuned", prompt="w1 " * 5000)
+    assert len(str(refused.value)) < 500
+
+
+def test_a_port_that_is_taken_is_told_before_anything_is_served(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        for wrong in (port, 99_999):
+            with pytest.raises(SystemExit) as left:
+                cli.main(
+                    ["serve", "--backend", "countdown-base", "--strategy", "PassAtK(2)", "--port", str(wrong)]
+                )
+            said = capsys.readouterr().err
+            assert left.value.code == 2
+            assert f"--port {wrong} cannot be listened on" in said
+            assert "serving countdown-base" not in said
+
+
+@pytest.mark.slow
+def test_the_command_answers_until_it_is_interrupted() -> None:
+    words = ["serve", "--backend", "countdown-base", "--strategy", "MajorityVote(4)", "--port", "0"]
+    serving = subprocess.Popen(
+        [sys.executable, "-m", "bontune.cli", *words], stderr=subprocess.PIPE, text=True
+    )
+    assert serving.stderr is not None
+    try:
+        said = next(line for line in serving.stderr if line.startswith("serving"))
+        found = re.fullmatch(
+            r"serving countdown-base by MajorityVote\(budget=4\) at (http://127.0.0.1:\d+/v1)\n", said
+        )
+        assert found is not None, said
+        with openai.OpenAI(base_url=found[1], api_key="none") as client:
+            choice = client.completions.create(model="countdown-base", prompt="3 5 7 = 15 :").choices[0]
+        assert choice.bontune["drawn"] == 4
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(30) == 0
+    finally:
+        serving.kill()
+        serving.wait()
+        serving.stderr.close()
 
 
 def test_beyond_the_waiting_room_requests_get_429() -> None:
@@ -469,8 +527,15 @@ def trained(tmp_path: Path) -> Path:
 def test_the_command_serves_what_was_trained_for(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    apps: list[tuple[Any, str, int]] = []
-    monkeypatch.setattr(command, "listen", lambda *arguments: apps.append(arguments))
+    apps: list[Any] = []
+    places: list[tuple[str, int]] = []
+
+    def bound(host: str, port: int) -> socket.socket:
+        places.append((host, port))
+        return bind("127.0.0.1", 0)
+
+    monkeypatch.setattr(command, "bind", bound)
+    monkeypatch.setattr(command, "listen", lambda app, place: apps.append(app))
     monkeypatch.setattr(command, "make_app", lambda service: service)
     monkeypatch.setenv("BONTUNE_API_KEY", "k-secret")
 
@@ -482,23 +547,23 @@ def test_the_command_serves_what_was_trained_for(
         return said
 
     said = run(trained, "--port", 81, "--host", "0.0.0.0", "--limits.waiting", 3)
-    service, host, port = apps.pop()
-    assert (host, port, service.name, service.key, service.hosts) == ("0.0.0.0", 81, "run", "k-secret", ())
+    service = apps.pop()
+    assert (*places, service.name, service.key, service.hosts) == (("0.0.0.0", 81), "run", "k-secret", ())
     assert service.server.strategy == MajorityVote(5)
     assert service.server.sampling == Sampling(max_new_tokens=12)
     assert service.server.answers(Prompt(id="a", text="2 3 4 = 10 :"), "2 3 4 + *") == "14"
     assert service.limits.waiting == 3
-    assert "serving run by MajorityVote(budget=5) at http://0.0.0.0:81/v1" in said
+    assert re.search(r"serving run by MajorityVote\(budget=5\) at http://0.0.0.0:\d+/v1", said)
     assert service.key not in repr(service)
     run("--backend", "countdown-base", "--strategy", "BestOfN(budget=2)", "--name", "x")
-    assert apps.pop()[0].name == "x"
+    assert apps.pop().name == "x"
     with serving(Fake(vllm=False, key="k2")) as fake:
         monkeypatch.setenv("OPENAI_API_KEY", "k2")
         said = run("--backend", f"{fake.url}#tiny", "--strategy", "BestOfN(budget=2)")
         assert "nothing scores the responses" in said
-        assert apps.pop()[0].name == "tiny"
+        assert apps.pop().name == "tiny"
         run(trained, "--backend", f"{fake.url}#tiny")
-        assert apps.pop()[0].server.model.model == "tiny"
+        assert apps.pop().server.model.model == "tiny"
     assert "give the folder of a `bontune train` run, or --backend" in run(status=2)
     assert "--strategy and --answers are for a backend alone" in run(
         trained, "--strategy", "BestOfN(budget=2)", status=2

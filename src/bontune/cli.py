@@ -118,6 +118,8 @@ class Verifier(FromFile):
 class Best:
     """Answer prompts as the tuned model is meant to serve: draw N responses, let its verifier pick one.
 
+    The folder is that of a training run:
+
         bontune best runs/bon-v "What is 6 times 7?" "And 6 plus 7?"
 
     Prompts are read from standard input, one a line, where none is given.
@@ -141,9 +143,11 @@ class Best:
 class Serve:
     """Serve what was trained for over an OpenAI-compatible API: each answer is chosen among N responses.
 
+    From the folder of a training run, from it with another engine, or without one:
+
         bontune serve runs/bon-v
-        bontune serve runs/bon-v --backend http://127.0.0.1:8001/v1#tuned       # drawn by vLLM, chosen here
-        bontune serve --backend http://127.0.0.1:8001/v1?chat#any --strategy "MajorityVote(budget=16)" --answers math
+        bontune serve runs/bon-v --backend "http://127.0.0.1:8001/v1#tuned"       # drawn by vLLM, chosen here
+        bontune serve --backend "http://127.0.0.1:8001/v1?chat#any" --strategy "MajorityVote(budget=16)" --answers math
 
     Any client of the API can ask it; `best_of` in a request is N, and `"alternatives": true` returns all N responses
     with their scores. The API key is read from --key-file or the environment variable BONTUNE_API_KEY.

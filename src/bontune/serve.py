@@ -1,9 +1,9 @@
 """An OpenAI-compatible server that answers as a policy is meant to: draw N responses, serve the one the strategy picks.
 
-POST /v1/completions and /v1/chat/completions, GET /v1/models and /health. Strategy, N and sampling are those trained
-for; a request may ask for fewer tokens (`max_tokens`), another N (`best_of`), a seed, several answers (`n`, each by N
-responses of its own), and, by the field `alternatives`, for all that was drawn. Each choice has an object `bontune` with
-its score. A stream holds comments that say how many responses are drawn, and then the answer.
+POST /v1/completions and /v1/chat/completions, GET /v1/models, /v1/models/NAME and /health. Strategy, N and sampling are
+those trained for; a request may ask for fewer tokens (`max_tokens`), another N (`best_of`), a seed, several answers (`n`,
+each by N responses of its own), and, by the field `alternatives`, for all that was drawn. Each choice has an object
+`bontune` with its score. A stream holds comments that say how many responses are drawn, and then the answer.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import hmac
 import json
 import logging
 import secrets
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +41,11 @@ _IDLE: dict[str, tuple[Any, ...]] = {
     "logit_bias": (None, {}),
     "frequency_penalty": (None, 0),
     "presence_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "min_p": (None, 0),
+    "min_tokens": (None, 0),
+    "ignore_eos": (None, False),
+    "stop_token_ids": (None, []),
     "modalities": (None, ["text"]),
 }
 
@@ -90,6 +97,7 @@ def make_app(service: Service) -> Any:
     """The application, for any ASGI server. Raises ValueError where starlette is not installed."""
     try:
         from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
         from starlette.requests import Request
         from starlette.responses import JSONResponse, Response, StreamingResponse
         from starlette.routing import Route
@@ -97,6 +105,7 @@ def make_app(service: Service) -> Any:
         raise ValueError("serving needs starlette and uvicorn: pip install 'bontune[serve]'") from fault
 
     seats = Seats(service.limits)
+    listed = {"id": service.name, "object": "model", "created": service.started, "owned_by": "bontune"}
 
     def refusal(fault: Refused) -> Response:
         kind = "server_error" if fault.status >= 500 else "invalid_request_error"
@@ -120,8 +129,16 @@ def make_app(service: Service) -> Any:
         return JSONResponse({"status": "ok", "waiting": seats.taken})
 
     async def models(request: Request) -> Response:
-        listed = {"id": service.name, "object": "model", "created": service.started, "owned_by": "bontune"}
         return JSONResponse({"object": "list", "data": [listed]})
+
+    async def model(request: Request) -> Response:
+        check_model(service, request.path_params["name"])
+        return JSONResponse(listed)
+
+    async def no_such_route(request: Request, fault: Exception) -> Response:
+        assert isinstance(fault, HTTPException)
+        said = f"{request.method} {request.url.path[:100]} is not served here: {fault.detail}"
+        return refusal(Refused(fault.status_code, said))
 
     async def complete(request: Request) -> Response:
         body = await read_body(request.headers, request.stream(), service.limits.body)
@@ -139,17 +156,29 @@ def make_app(service: Service) -> Any:
         routes=[
             Route("/health", health),
             Route("/v1/models", guarded(models)),
+            Route("/v1/models/{name:path}", guarded(model)),
             Route("/v1/completions", guarded(complete), methods=["POST"]),
             Route("/v1/chat/completions", guarded(complete), methods=["POST"]),
-        ]
+        ],
+        exception_handlers={HTTPException: no_such_route},
     )
 
 
-def listen(app: Any, host: str, port: int) -> None:
-    """Serve until interrupted."""
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens. Raises ValueError where the address cannot be had, as where a port is taken."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as fault:
+        raise ValueError(f"--host {host} --port {port} cannot be listened on: {fault}") from fault
+
+
+def listen(app: Any, place: socket.socket) -> None:
+    """Serve at a socket of `bind` until interrupted."""
     import uvicorn
 
-    uvicorn.run(app, host=host, port=port, log_level="warning", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[place])
 
 
 def check_open(host: str, key: str | None, anyone: bool) -> tuple[str, ...]:
@@ -168,13 +197,20 @@ def check_open(host: str, key: str | None, anyone: bool) -> tuple[str, ...]:
 
 def admit(service: Service, headers: Mapping[str, str]) -> None:
     """Refuse a request without the key, or by a name that is not this machine's."""
-    if service.hosts and urlsplit(f"//{headers.get('host', '')}").hostname not in service.hosts:
+    if service.hosts and _host(headers.get("host", "")) not in service.hosts:
         raise Refused(403, f"this server answers as {', '.join(service.hosts)} only")
     if service.key is None:
         return
     given = headers.get("authorization", "").removeprefix("Bearer ").strip()
     if not hmac.compare_digest(given.encode(), service.key.encode()):
         raise Refused(401, "a right API key is needed, as Authorization: Bearer KEY")
+
+
+def _host(header: str) -> str | None:
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:  # an IPv6 address that is none
+        return None
 
 
 async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], most: int) -> dict[str, Any]:
@@ -192,16 +228,17 @@ async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], mo
         raise Refused(400, "the body is not JSON") from fault
     if not isinstance(body, dict):
         raise Refused(400, "the body must be a JSON object")
+    try:
+        json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError as fault:  # JSON can spell half a surrogate pair, which no tokenizer takes
+        raise Refused(400, "the body holds half of a surrogate pair, which is no character") from fault
     return body
 
 
 def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Asked:
     """What a body asks for. Raises Refused, naming the field, for what cannot or may not be done."""
     limits, server = service.limits, service.server
-    if body.get("model") not in (None, service.name):
-        raise Refused(
-            404, f"there is no model {str(body['model'])[:100]!r}; this is {service.name!r}", "model"
-        )
+    check_model(service, body.get("model"))
     for name, idle in _IDLE.items():
         if body.get(name) not in idle:
             raise Refused(400, f"{name} is not supported", name)
@@ -218,7 +255,9 @@ def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Aske
         )
     if too_long := [p for p in prompts if len(p.text) > limits.prompt]:
         raise Refused(
-            400, f"a prompt of {len(too_long[0].text)} characters, of {limits.prompt} allowed", "prompt"
+            400,
+            f"a prompt of {len(too_long[0].text)} characters, of {limits.prompt} allowed",
+            "messages" if chat else "prompt",
         )
     seed = body.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
@@ -240,6 +279,12 @@ def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Aske
     )
 
 
+def check_model(service: Service, name: Any) -> None:
+    """Raises Refused for the name of another model; None asks for the one there is."""
+    if name not in (None, service.name):
+        raise Refused(404, f"there is no model {str(name)[:100]!r}; this is {service.name!r}", "model")
+
+
 def _check_sampling(server: Server, body: Mapping[str, Any]) -> None:
     """The distribution is the one trained for: a request may repeat it, and not change it."""
     for name in ("temperature", "top_p"):
@@ -248,6 +293,10 @@ def _check_sampling(server: Server, body: Mapping[str, Any]) -> None:
             raise Refused(
                 400, f"{name} is fixed at {served}, which this model serves with; leave it out", name
             )
+    if body.get("top_k") not in (None, server.sampling.top_k) and (
+        server.sampling.top_k or body["top_k"] != -1
+    ):
+        raise Refused(400, f"top_k is fixed at {server.sampling.top_k} (0: off); leave it out", "top_k")
     stop = body.get("stop")
     stop = [stop] if isinstance(stop, str) else stop
     if stop not in (None, [], list(server.sampling.stop)):

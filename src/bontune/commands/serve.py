@@ -12,7 +12,7 @@ from bontune.commands.inputs import load_engine
 from bontune.commands.terminal import say
 from bontune.judges import load_answers
 from bontune.registry import build_strategy
-from bontune.serve import Service, check_open, listen, make_app
+from bontune.serve import Service, bind, check_open, listen, make_app
 from bontune.strategies import MajorityVote
 
 KEY = "BONTUNE_API_KEY"
@@ -28,8 +28,10 @@ def run(command: cli.Serve) -> None:
     app = make_app(Service(server=server, name=name, limits=command.limits, key=key, hosts=hosts))
     if server.score is None and not isinstance(server.strategy, MajorityVote):
         say("nothing scores the responses, so the first of them is served: --scorer names what does")
-    say(f"serving {name} by {server.strategy!r} at http://{command.host}:{command.port}/v1")
-    listen(app, command.host, command.port)
+    with bind(command.host, command.port) as place:
+        host = f"[{command.host}]" if ":" in command.host else command.host
+        say(f"serving {name} by {server.strategy!r} at http://{host}:{place.getsockname()[1]}/v1")
+        listen(app, place)
 
 
 def _server(command: cli.Serve) -> Server:

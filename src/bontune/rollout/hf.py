@@ -105,10 +105,10 @@ def encode(
         ):  # the text is the end token, which also begins texts for some models
             ids = whole[:1]
         if not ids:
-            raise ValueError(f"prompt {prompt.id!r} has no tokens: {prompt.text!r}")
+            raise ValueError(f"prompt {prompt.id[:100]!r} has no tokens: {prompt.text[:100]!r}")
         if limit is not None and len(ids) + sampling.max_new_tokens > limit:
             raise ValueError(
-                f"prompt {prompt.id!r} has {len(ids)} tokens; with max_new_tokens = {sampling.max_new_tokens} "
+                f"prompt {prompt.id[:100]!r} has {len(ids)} tokens; with max_new_tokens = {sampling.max_new_tokens} "
                 f"that exceeds the model's context of {limit}. Shorten the prompt or lower max_new_tokens"
             )
         encoded.append(tuple(ids))
