@@ -27,7 +27,9 @@ def tracked(
         logs = [stack.enter_context(_tracker(name, output, settings)) for name in names]
 
         def send(metrics: Mapping[str, Any]) -> None:
-            numbers = dict(flat(metrics))
+            numbers = {
+                name: value for name, value in flat(metrics) if name != "step"
+            }  # a reserved name of some
             for log in logs:
                 log(numbers, int(metrics["step"]))
 
