@@ -422,6 +422,23 @@ def test_a_group_that_is_split_stops_the_training(tmp_path: Path) -> None:
         train(Record(), args, tiny_model(), kind=Shuffling, objective=PassAtK(3))
 
 
+def test_the_model_card_of_trl_names_the_objective(tmp_path: Path) -> None:
+    trainer = StrategyTrainer(
+        model=tiny_model(),
+        reward_funcs=Record().truth,
+        args=config(tmp_path),
+        objective=PassAtK(3),
+        train_dataset=dataset(),
+        processing_class=word_tokenizer(),
+    )
+    trainer.create_model_card("tuned")
+    card = (tmp_path / "README.md").read_text()
+    assert "trained with bontune, for PassAtK(budget=3)." in card
+    assert "- bontune\n" in card
+    assert "GRPO" not in card
+    assert "grpo" not in card.replace("grpo_trainer", "")
+
+
 def test_the_example_of_five_lines_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path(__file__).parents[1] / "examples")
     import trl_five_lines

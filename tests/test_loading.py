@@ -273,6 +273,12 @@ def test_train_with_adapters_then_evaluate_model_and_adapter(tmp_path: Path) -> 
     model = tmp_path / "t" / "model"
     card = (model / "README.md").read_text()
     assert "| strategy to serve with | `BestOfN(budget=32)` |" in card
+    for folder, kind in ((model, "transformers"), (model / "adapter", "peft")):
+        card = (folder / "README.md").read_text()
+        assert f"library_name: {kind}\n" in card
+        assert "| strategy to serve with | `BestOfN(budget=32)` |" in card
+        code = card.partition("```python\n")[2].partition("```")[0]
+        exec(code.replace("FOLDER", str(folder)))  # as the card says
     few = ["--prompts", 3, "--group-size", 4, "--sampling.max-new-tokens", 8, "--no-votes"]
     both = ["--model", f"merged={model}", "--model", f"adapter={model / 'adapter'}"]
     called("evaluate", *both, *few, "--output", tmp_path / "e")

@@ -28,15 +28,17 @@ def model_card(
     verifier: str | None,
     scorer: str | None,
     name: str,
+    adapter: bool = False,
 ) -> str:
     """Markdown with the header that model hubs read.
 
     base: the model it was tuned from.  verifier: the truth that was trained for.  scorer: what chooses among the N.
+    adapter: the folder holds adapters for the base, not a whole model.
     """
     sampling, tail = config.sampling, max(1, round(_SEEN * len(history)))
     on_hub = base.count("/") == 1 and not Path(base).exists()
     header = ModelCardData(
-        library_name="transformers",
+        library_name="peft" if adapter else "transformers",
         pipeline_tag="text-generation",
         tags=["bontune", "best-of-n", f"arxiv:{PAPER}"],
         base_model=base if on_hub else None,
@@ -46,7 +48,7 @@ def model_card(
         "N, responses drawn per prompt": str(strategy.budget),
         "what chooses among them": f"`{scorer}`" if scorer else "the reward itself",
         "temperature": _sampling(sampling),
-        "trained from": f"`{base}`",
+        "trained from": f"`{base}`" + (", to which these adapters are added" if adapter else ""),
         "objective": f"`{objective}`",
         "task": f"`{task}`",
         "verifier, the truth trained for": f"`{verifier}`" if verifier else "the task's own",
@@ -78,7 +80,7 @@ the step that learned from it. They are no measurement on held-out prompts: for 
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer{"  # and `pip install peft`" if adapter else ""}
 
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")

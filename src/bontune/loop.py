@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers.optimization import get_scheduler
 
 from bontune.config import Stopped, TrainConfig
-from bontune.lora import WithoutAdapters, has_adapters
+from bontune.lora import ADAPTER_CONFIG, WithoutAdapters, has_adapters
 from bontune.policy import save_policy
 from bontune.records import Graded, Group, Prompt, Scored
 from bontune.reuse import drawn_or_kept, judged_or_kept
@@ -70,7 +70,7 @@ class Run:
     should_stop: asked after every step; where it says yes, a checkpoint is written and `Stopped` raised.
     store: where every response is kept with its verdicts; steps taken again after a kill find theirs there.
     learns: what else learns during the run, such as a verifier that is refreshed: has `state_dict` and `load_state_dict`.
-    card: makes of the metrics of all steps the model card, README.md in the saved model.
+    card: makes of the metrics of all steps the model card, README.md in the saved model; told whether that is adapters.
     engine: draws the responses of every step from the model as it then is.
     """
 
@@ -88,7 +88,7 @@ class Run:
     should_stop: Callable[[], bool] = field(default=lambda: False)
     store: Store | None = None
     learns: Any = None
-    card: Callable[[Sequence[Metrics]], str] | None = None
+    card: Callable[[Sequence[Metrics], bool], str] | None = None
     engine: Engine = sample_groups
 
 
@@ -573,7 +573,9 @@ def save(run: Run, learner: Learner, history: Sequence[Metrics]) -> None:
         writing, place = run.output / ".model-writing", run.output / "model"
         shutil.rmtree(writing, ignore_errors=True)
         save_policy(run.model, run.tokenizer, writing)
-        if run.card is not None:
-            (writing / "README.md").write_text(run.card(history), encoding="utf-8")
+        for folder in (writing, writing / "adapter"):
+            if run.card is not None and folder.is_dir():
+                text = run.card(history, (folder / ADAPTER_CONFIG).is_file())
+                (folder / "README.md").write_text(text, encoding="utf-8")
         shutil.rmtree(place, ignore_errors=True)
         writing.rename(place)

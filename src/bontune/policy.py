@@ -128,6 +128,8 @@ def save_policy(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] 
     """
     if has_adapters(model):
         model = save_merged(model, folder)
+        if model is not None:
+            tokenizer.save_pretrained(folder / "adapter")
     if model is not None:
         model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
     tokenizer.save_pretrained(folder)

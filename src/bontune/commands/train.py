@@ -127,7 +127,7 @@ def _store(command: cli.Train, leads: bool) -> AbstractContextManager[Store | No
     return open_store(command.output / command.store, write=True, alone=leads)
 
 
-def _card(command: cli.Train, objective: Any, history: Sequence[Metrics]) -> str:
+def _card(command: cli.Train, objective: Any, history: Sequence[Metrics], adapter: bool) -> str:
     return model_card(
         history,
         base=command.model,
@@ -138,6 +138,7 @@ def _card(command: cli.Train, objective: Any, history: Sequence[Metrics]) -> str
         verifier=command.source.verifier,
         scorer=command.source.scorer,
         name=command.output.resolve().name,
+        adapter=adapter,
     )
 
 

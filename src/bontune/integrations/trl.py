@@ -52,6 +52,8 @@ class StrategyTrainer(GRPOTrainer):
 
     model: Any
     num_generations: Any
+    _tag_names = ["trl", "bontune"]  # noqa: RUF012 as TRL has it
+    _paper = {}  # noqa: RUF012 of GRPO, for TRL's model card; this is another method
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class StrategyTrainer(GRPOTrainer):
         args = exact_config(args, skip_zero_weights=skip_zero_weights)
         funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         self._objective = _objective(objective, args.num_generations, answers)
+        self._name = f"bontune, for {objective!r}"  # in TRL's model card
         self._answers = answers
         self._score_column = None if scorer is None else len(funcs)
         self._skip = skip_zero_weights
