@@ -17,7 +17,10 @@ from typing import Any
 
 import pytest
 
-from bontune import cli
+from bontune import BestOfN, cli
+from bontune.best import save_served
+from bontune.policy import load_policy, save_policy
+from bontune.records import Sampling
 
 SOURCE = {"--task": "countdown", "--verifier": None, "--scorer": None}
 CONFIG = {"--config": None}
@@ -59,7 +62,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--judge-prompts": 200,
         "--output": "runs/verifier",
     },
-    "best": {"--budget": None, "--temperature": None, "--all": False, "--seed": 0},
+    "best": {"--budget": None, "--temperature": None, "--scorer": None, "--all": False, "--seed": 0},
     "serve": {
         "--run": None,
         "--backend": None,
@@ -722,6 +725,24 @@ def test_a_verifier_is_taught_trained_for_and_served(run: Run) -> None:
         assert answer["score"] == max(answer["scores"])
     plain = run("best", "t", prompt, "--budget", 2)
     assert len(plain.out.splitlines()) == 1
+    assert "nothing scores" not in plain.err
+
+
+def test_best_says_where_nothing_chooses_and_takes_a_scorer(run: Run) -> None:
+    model, tokenizer = load_policy("countdown-base")
+    save_policy(model, tokenizer, Path("t/model"))
+    save_served(Path("t"), BestOfN(8), Sampling(max_new_tokens=12), None)
+    Path("ordered.py").write_text(
+        "def score(prompt, responses):\n    return [ord(text[0]) for text in responses]\n"
+    )
+    prompt = "3 5 7 = 15 :"
+    first = json.loads(run("best", "t", prompt, "--all").out)
+    assert first["text"] == first["alternatives"][0]
+    assert "nothing scores the responses" in run("best", "t", prompt).err
+    chosen = run("best", "t", prompt, "--all", "--scorer", "ordered:score")
+    text = json.loads(chosen.out)["text"]
+    assert text == max(first["alternatives"], key=lambda text: text[0]) != first["text"]
+    assert "nothing scores" not in chosen.err
 
 
 @pytest.mark.parametrize(

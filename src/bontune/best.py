@@ -17,7 +17,7 @@ from bontune.records import Group, Prompt, Sampling, Scored
 from bontune.registry import build_strategy, load_object
 from bontune.rollout import Engine, sample_groups
 from bontune.score import Score
-from bontune.strategies import Strategy
+from bontune.strategies import MajorityVote, Strategy
 from bontune.verifiers.learned import LearnedVerifier
 
 SERVED = "served.json"
@@ -54,6 +54,11 @@ class Server:
     score: Score | None = None
     answers: Answers | None = None
     engine: Engine = sample_groups
+
+    @property
+    def blind(self) -> bool:
+        """Whether nothing tells the responses apart, so that the first one is served."""
+        return self.score is None and not isinstance(self.strategy, MajorityVote)
 
     def answer(
         self,

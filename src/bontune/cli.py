@@ -133,6 +133,9 @@ class Best:
     """N, where it should differ from the one trained for."""
     temperature: float | None = None
     """Where it should differ from the one trained for."""
+    scorer: str | None = None
+    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, or
+    module:function of (prompt, responses) -> one score per response."""
     all: bool = False
     """Print all N responses with their scores as JSON lines."""
     seed: int = 0

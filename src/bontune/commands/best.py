@@ -8,11 +8,15 @@ from dataclasses import asdict
 
 from bontune import cli
 from bontune.best import load_server
+from bontune.commands.inputs import warn_blind
 
 
 def run(command: cli.Best) -> None:
     """Answer prompts by the strategy of a training run."""
-    server = load_server(command.run, budget=command.budget, temperature=command.temperature)
+    server = load_server(
+        command.run, budget=command.budget, temperature=command.temperature, scorer=command.scorer
+    )
+    warn_blind(server)
     prompts = command.prompts or tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
     for answer in server.answer(prompts, seed=command.seed):
         if command.all:

@@ -10,6 +10,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bontune import __version__, cli
+from bontune.best import Server
+from bontune.commands.terminal import say
 from bontune.evaluate import write_json
 from bontune.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
 from bontune.measure import Draw, warn_undecided
@@ -21,6 +23,12 @@ from bontune.rollout.endpoint import connect, is_endpoint
 from bontune.score import Score, Verify, judge_all, version_of
 from bontune.tasks import Task, load_task
 from bontune.verifiers.learned import LearnedVerifier
+
+
+def warn_blind(server: Server) -> None:
+    """Say so where the first response will be served, since nothing tells them apart."""
+    if server.blind:
+        say("nothing scores the responses, so the first of them is served: --scorer names what does")
 
 
 def load_source(source: cli.Source) -> tuple[Task, Verify, Score | None]:

@@ -8,12 +8,11 @@ from urllib.parse import urlsplit
 
 from bontune import cli
 from bontune.best import Server, load_scorer, load_server
-from bontune.commands.inputs import load_engine
+from bontune.commands.inputs import load_engine, warn_blind
 from bontune.commands.terminal import say
 from bontune.judges import load_answers
 from bontune.registry import build_strategy
 from bontune.serve import Service, bind, check_open, listen, make_app
-from bontune.strategies import MajorityVote
 
 KEY = "BONTUNE_API_KEY"
 
@@ -26,8 +25,7 @@ def run(command: cli.Serve) -> None:
     where = command.run or Path(urlsplit(command.backend or "").fragment or command.backend or "")
     name = command.name or where.resolve().name
     app = make_app(Service(server=server, name=name, limits=command.limits, key=key, hosts=hosts))
-    if server.score is None and not isinstance(server.strategy, MajorityVote):
-        say("nothing scores the responses, so the first of them is served: --scorer names what does")
+    warn_blind(server)
     with bind(command.host, command.port) as place:
         host = f"[{command.host}]" if ":" in command.host else command.host
         say(f"serving {name} by {server.strategy!r} at http://{host}:{place.getsockname()[1]}/v1")
