@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 import pytest
 
-from bontune import cli
+import bontune
+from bontune import cli, objectives, strategies
+from bontune.registry import OBJECTIVES, STRATEGIES
 from bontune.reproduce.document import write_document
 from bontune.reproduce.plan import Study
+from bontune.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -121,6 +126,40 @@ def test_options_that_pages_name_exist(capsys: pytest.CaptureFixture[str]) -> No
             if "bontune " in line and "python " not in line:
                 named = set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", line))
                 assert named <= shown | beside, (page.name, named - shown)
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """Names that packages export, the registries, and what the integrations define."""
+    shown = set(re.findall(r"^::: ([\w.]+)$", "\n".join(page.read_text() for page in PAGES), re.MULTILINE))
+    exported = [getattr(home, name) for home in (bontune, strategies, objectives) for name in home.__all__]
+    named = {
+        f"{item.__module__}.{item.__qualname__}"
+        for item in [*exported, *STRATEGIES.values(), *OBJECTIVES.values(), *TASKS.values()]
+        if isinstance(item, type)
+    }
+    assert len(named) > 20
+    for name in ("integrations/trl", "integrations/verl", "rollout/vllm", "rollout/endpoint"):
+        body = ast.parse((ROOT / "src" / "bontune" / f"{name}.py").read_text()).body
+        public = [part.name for part in body if isinstance(part, ast.ClassDef) and part.name[0] != "_"]
+        named |= {f"bontune.{name.replace('/', '.')}.{part}" for part in public}
+    missing = {name for name in named if not any(f"{name}.".startswith(f"{place}.") for place in shown)}
+    assert not missing
+
+
+def test_threads_that_questions_name_are_linked() -> None:
+    text = (DOCS / "faq.md").read_text()
+    links = dict(
+        re.findall(r"^\[([\w-]+#\d+)\]: (https://github.com/[\w-]+/[\w-]+/issues/\d+)$", text, re.MULTILINE)
+    )
+    assert set(re.findall(r"[A-Za-z][\w-]*#\d+", text)) == set(links)
+    assert all(link.endswith("/" + name.partition("#")[2]) for name, link in links.items())
+
+
+def test_every_extra_is_in_the_table_of_extras() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    table = (DOCS / "index.md").read_text().partition("## Extras")[2]
+    rows = [line.partition(" | ")[0] for line in table.splitlines() if line.startswith("| `")]
+    assert set(re.findall(r"`([a-z]+)`", " ".join(rows))) == set(extras)
 
 
 # Peers.
