@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -259,6 +260,12 @@ def test_help_names_every_option(name: str, run: Run) -> None:
     assert shown == {*SURFACE[name], "--help"} - {"--run"}  # which is positional
     assert ("--no-votes" in said) == (name in ("evaluate", "coscale"))
     assert "__tyro" not in said
+    lines = said.splitlines()
+    for line, following in pairwise(lines):  # as full as they can be: the source's line breaks do not show
+        indents = [len(text) - len(text[1:].lstrip()) for text in (line, following)]
+        if indents[0] == indents[1] > 8:
+            used, word = len(line[:-1].rstrip()), following[1:].split()[0]
+            assert used + 1 + len(word) > len(line) - 3, line
 
 
 def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:

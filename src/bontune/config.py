@@ -70,17 +70,22 @@ class TrainConfig:
     steps: int = 48
     """Rollouts; each is followed by `updates_per_rollout` optimizer steps."""
     prompts_per_step: int = 64
+    """Prompts of a rollout; a multiple of the number of processes."""
     group_size: int = 64
     """M, responses drawn per prompt."""
     learning_rate: float = 1e-4
+    """What matters most: compare objectives each at its own best one. The recipes for large models have 1e-6 to 1e-5."""
     schedule: str = "constant"
     """Any schedule name of transformers: constant, linear, cosine, constant_with_warmup, ..."""
     warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises from 0, for schedules that have a warm-up."""
     optimizer: str = "AdamW"
     """The name of a class in torch.optim."""
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    """Gradients with a larger norm are scaled down to it."""
     updates_per_rollout: int = 1
+    """Optimizer steps on each rollout; from the second on, weights are `off_policy`'s."""
     off_policy: str = "exact"
     """Weights of the second and later updates of a rollout: "exact" (unbiased in the ratios of the whole group)
     or "clipped" (each response's own ratio, clipped as in PPO; biased)."""
@@ -89,6 +94,7 @@ class TrainConfig:
     kl: KLSchedule = field(default_factory=KLSchedule)
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+    """Of the order of prompts, the responses, and new adapters."""
     mixed_precision: Literal["no", "bf16"] | None = None
     """bf16: multiply in bfloat16 and keep float32 weights. Left out: as `accelerate launch` says, else no."""
     shard: bool = False
@@ -123,7 +129,9 @@ class FitConfig:
     """How to train a scorer. Each step takes the responses of some prompts, right and wrong ones weighing the same."""
 
     steps: int = 300
+    """Optimizer steps."""
     prompts_per_step: int = 32
+    """Prompts whose responses one step looks at."""
     responses_per_prompt: int = 8
     """Different responses of a prompt that one step looks at, half of them right where there are enough."""
     learning_rate: float = 3e-4
