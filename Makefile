@@ -44,16 +44,14 @@ test-deepspeed: .venv-deepspeed/installed
 		--no-build-isolation 'deepspeed>=0.19'
 	touch $@
 
-# verl needs an older transformers, and an older antlr4 for math-verify; TransferQueue and the next three are what its
-# trainer imports.
+# verl needs an older transformers; TransferQueue and the next three are what its trainer imports.
 test-verl: .venv-verl/installed
 	.venv-verl/bin/python -m pytest tests/test_integration_verl.py
 
 .venv-verl/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-verl
 	.venv-verl/bin/python -m pip install --quiet --constraint constraints.txt \
-		--editable '.[verl]' 'verl==0.9.1' 'TransferQueue>=0.1.10' cachetools fastapi uvicorn \
-		'math-verify[antlr4_9_3]' 'pytest>=8'
+		--editable '.[verl,math]' 'verl==0.9.1' 'TransferQueue>=0.1.10' cachetools fastapi uvicorn 'pytest>=8'
 	touch $@
 
 # The real vLLM on a CPU, in an environment of its own: it pins other versions. torchvision, which a text model does not

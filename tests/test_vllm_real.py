@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -108,6 +109,17 @@ def test_weights_follow_where_input_and_output_embeddings_are_one() -> None:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.03)
+
+
+def test_the_example_prints_what_the_page_shows(capfd: pytest.CaptureFixture[str]) -> None:
+    root = Path(__file__).parents[1]
+    runpy.run_path(str(root / "examples" / "vllm_rollouts.py"), run_name="__main__")
+    said = capfd.readouterr().out
+    page = (root / "docs" / "serving.md").read_text()
+    shown = page.partition("    $ python examples/vllm_rollouts.py\n")[2].partition("\n\n")[0]
+    lines = [line.removeprefix("    ") for line in shown.splitlines()]
+    assert len(lines) == 10
+    assert "\n".join(lines) + "\n" in "".join(f"{line}\n" for line in said.splitlines() if line in lines)
 
 
 @pytest.fixture(scope="module")
