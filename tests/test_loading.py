@@ -308,6 +308,7 @@ def test_two_processes_of_the_command_train_what_one_does(more: list[str], tmp_p
         rows = (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(row)["responses"] for row in rows] == [32, 32]
         assert done.stderr.count("report: ") == 1  # one of them speaks
+        assert "FutureWarning" not in done.stderr
         assert (tmp_path / str(count) / "served.json").exists()
         models[count] = load_file(tmp_path / str(count) / "model" / "model.safetensors")
     base = load_policy("countdown-base")[0].state_dict()

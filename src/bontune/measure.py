@@ -7,6 +7,7 @@ import json
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -418,3 +419,5 @@ def quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    # About calls that one library makes of another: nothing that whoever reads it here can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")
