@@ -392,3 +392,12 @@ def test_an_endpoint_is_sampled_topped_up_and_measured(
     assert list(results["policies"]) == ["small", "here"]
     refused = run("train", "--model", spec, "--output", tmp_path / "t", status=2)
     assert "a model behind a server cannot be trained" in refused
+    refused = run("verifier", "--model", spec, "--output", tmp_path / "v", status=2)
+    assert "not behind a server" in refused
+    grid = ["--model", spec, "--temperature", 0.7, 1.0, *few, "--group-size", 4]
+    run("coscale", *grid, "--output", tmp_path / "c")
+    results = json.loads((tmp_path / "c/results.json").read_text())
+    assert results["coscale"]["rules"]["pass_at"].keys() == {"0.7", "1"}
+    assert "tokens" not in results["advice"]  # no tokenizer is known
+    run("coscale", *grid, "--tokenizer", "countdown-base", "--output", tmp_path / "c2")
+    assert json.loads((tmp_path / "c2/results.json").read_text())["advice"]["tokens"]

@@ -318,7 +318,7 @@ class Coscale:
     samples: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A samples file whose lines have "temperature"; may be repeated."""
     model: str | None = None
-    """A model to draw from instead."""
+    """A model to draw from instead, which may be a server, as in `bontune sample`."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     temperature: tuple[float, ...] = (0.2, 0.6, 1.0, 1.4)
     """Temperatures to draw at."""

@@ -14,12 +14,13 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from bontune import cli
-from bontune.commands.inputs import check_folder, load_source, prompts_of, total_of, write_config
+from bontune.commands.inputs import check_folder, load_engine, load_source, prompts_of, total_of, write_config
 from bontune.commands.terminal import bar, progress, stages
 from bontune.coscaling import co_scale
 from bontune.evaluate import SampleSet, read_samples
 from bontune.measure import Draw, draw_samples, warn_undecided
-from bontune.policy import load_policy, policy_path
+from bontune.policy import policy_path
+from bontune.rollout.endpoint import is_endpoint
 
 
 def run(command: cli.Coscale) -> None:
@@ -54,14 +55,15 @@ def _draw(command: cli.Coscale, where: str) -> list[SampleSet]:
         raise ValueError(f"--temperature needs two different values or more, got {command.temperature}")
     task, verify, score = load_source(command.source)
     prompts = prompts_of(task, command.split, command.prompts, command.seed)
-    model, tokenizer = load_policy(where)
+    model, tokenizer, engine = load_engine(where)
     found = []
     with progress() as bars:
         for temperature in command.temperature:
             draw = Draw(
-                name=where,
+                name=model.fingerprint if is_endpoint(where) else where,
                 model=model,
                 tokenizer=tokenizer,
+                engine=engine,
                 prompts=prompts,
                 group_size=command.group_size,
                 sampling=replace(command.sampling, temperature=temperature),
@@ -80,7 +82,7 @@ def _draw(command: cli.Coscale, where: str) -> list[SampleSet]:
 def _counter(command: cli.Coscale) -> Callable[[str], int] | None:
     """Tokens of a response, its end included; None where no tokenizer is known."""
     where = command.tokenizer or command.model
-    if where is None:
+    if where is None or (command.tokenizer is None and is_endpoint(where)):
         return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(policy_path(where))

@@ -12,12 +12,15 @@ from bontune.commands.terminal import bar, progress, say, show
 from bontune.evaluate import SampleGroup, SampleSet, write_json
 from bontune.measure import evaluate
 from bontune.policy import load_policy
+from bontune.rollout.endpoint import is_endpoint
 from bontune.teach import Lesson, assess, teach
 
 
 def run(command: cli.Verifier) -> None:
     """Teach a verifier and report how well it chooses."""
     started = time.process_time()
+    if is_endpoint(command.model):
+        raise ValueError("--model: a verifier is taught on a policy that is loaded here, not behind a server")
     task, verify, _ = load_source(command.source)
     check_folder(command.output, command)
     model, tokenizer = load_policy(command.model)
