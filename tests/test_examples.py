@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,3 +108,35 @@ def test_serving_and_measuring_an_endpoint(tmp_path: Path, capsys: pytest.Captur
     assert "12 3 1 = 36 :  best-of-32: " in said
     assert "pass@8 " in said
     assert (tmp_path / "report.html").exists()
+
+
+@pytest.mark.slow
+def test_adapters_over_two_processes(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    script = EXAMPLES / "adapters_over_processes.py"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        script,
+        "2",
+    ]
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent / "src")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        "pass@8 of the training prompts",
+        "base",
+        "adapters",
+    ]
+    assert (tmp_path / "runs/adapters/model/adapter/adapter_config.json").exists()

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from bontune import BestOfN, objectives
 from bontune.config import KLSchedule, TrainConfig
-from bontune.loop import Run, train
+from bontune.loop import Run, train, value_of
 from bontune.policy import load_policy
 from bontune.records import Prompt, Sampling, Scored
 from bontune.rollout import sample_groups
@@ -126,7 +126,19 @@ def test_every_kind_of_objective_trains(objective, more: dict, tmp_path: Path) -
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == len(history) == 2
     assert {"reward", "pass_at", "entropy", "distinct_share", "kl", "ratio", "grad_norm"} <= set(rows[0])
+    assert 0 <= rows[0]["value"] <= 1
     load_policy(tmp_path / "model")
+
+
+def test_the_value_is_that_of_the_strategy_on_the_drawn_groups() -> None:
+    """By enumeration of pairs: of two responses the one with the higher score counts. Undecided responses leave."""
+    rewards = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 1.0, 1.0]])
+    scores = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.2, 0.1], [0.0, 0.0, 0.0]])
+    decided = torch.tensor([[True, True, True], [True, True, True], [True, False, False]])
+    scored = Scored(rewards, scores, None, decided)
+    assert value_of(BestOfN(2), scored) == pytest.approx((0 + 1 / 3) / 2)  # the third has no pair
+    assert value_of(BestOfN(64), scored) == pytest.approx((0 + 0) / 2)  # at N = 3, the size of the groups
+    assert value_of(BestOfN(1), scored) == pytest.approx((1 / 3 + 2 / 3 + 1) / 3)
 
 
 def test_a_verifier_that_fails_is_undecided_not_wrong() -> None:

@@ -102,8 +102,12 @@ def _sampling(sampling: Any) -> str:
 
 
 def _means(rows: Sequence[Metrics]) -> dict[str, float]:
-    """Mean reward, and unbiased pass@N for every N that was logged (max@N where rewards are not 0 and 1)."""
-    found = {"reward of one response": [row["reward"] for row in rows]}
+    """Mean reward, the strategy's value, and unbiased pass@N for every N that was logged (max@N where rewards are not 0
+    and 1)."""
+    found = {
+        "reward of one response": [row["reward"] for row in rows],
+        "reward of the strategy's choice": [row["value"] for row in rows if "value" in row],
+    }
     for budget in rows[0]["pass_at"] if rows else ():
         found[f"pass@{budget}"] = [row["pass_at"][budget] for row in rows]
     return {name: sum(values) / len(values) for name, values in found.items() if values}

@@ -26,11 +26,12 @@ from bontune.config import Stopped, TrainConfig
 from bontune.lora import ADAPTER_CONFIG, WithoutAdapters, has_adapters
 from bontune.policy import save_policy
 from bontune.records import Graded, Group, Prompt, Scored
+from bontune.registry import served_strategy
 from bontune.reuse import drawn_or_kept, judged_or_kept
 from bontune.rollout import Engine, sample_groups
 from bontune.score import Score, Verify, judge, undecided_reasons, version_of
 from bontune.store import Origin, Store, policy_hash
-from bontune.strategies import MaxAtK, curve
+from bontune.strategies import MaxAtK, Strategy, curve
 from bontune.tasks import Task
 from bontune.train.checkpoint import (
     differences,
@@ -127,6 +128,7 @@ def train(run: Run) -> list[Metrics]:
         metrics = describe(config, graded, scored, weights, stats)
         metrics |= {
             "step": step,
+            "value": value_of(served_strategy(run.objective), scored),
             "clipped_share": clipped,
             "kl_coefficient": config.kl.at(step, config.steps),
         }
@@ -491,6 +493,16 @@ def describe(
         "kl": stats.kl,
         "ratio": stats.ratio,
     }
+
+
+def value_of(strategy: Strategy, scored: Scored) -> float:
+    """What the strategy would earn with the policy that drew, without bias; the mean over prompts that can tell it.
+
+    A strategy whose N exceeds the group is taken at the group's size.
+    """
+    if strategy.budget > scored.group_size:
+        strategy = strategy.with_budget(scored.group_size)
+    return float(strategy.value(scored).nanmean())
 
 
 class Clock:
