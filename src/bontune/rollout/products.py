@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.backends import mkldnn
 
-_LEAST = 2**17  # weights of a layer: with fewer, the call costs more than the layout saves
+_LEAST = 2**16  # weights of a layer: with fewer, the call costs more than the layout saves
 _MOST = 2**28  # weights in all: the layout is a copy of them
 
 
