@@ -286,7 +286,9 @@ def _verifier(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes:
     ]
     halves = (
         "The task has few training prompts, which a verifier would know by heart: verifiers are taught on one half of "
-        "them, methods trained with a verifier learn on the other, and the remaining methods on all. "
+        "them, methods trained with a verifier learn on the other, and the remaining methods on all. What is right for a "
+        "new prompt was wrong for every prompt that the verifier has seen, so that it can be worse than chance, an AUC "
+        "below 0.5. "
     )
     text = _section_text(f"## {task.task}: a learned verifier selects", "verifier", rows, head)
     return (
