@@ -16,6 +16,20 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from bontune.records import Prompt
 
 END = 1  # token id
+TRL_ALIKE: dict[
+    str, Any
+] = {  # settings of a GRPOConfig under which it does what bontune does, and nothing besides
+    "weight_decay": 0.0,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": 0,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "logging_strategy": "no",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+    "shuffle_dataset": False,
+}
 
 
 @dataclass(frozen=True, slots=True)

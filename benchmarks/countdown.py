@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from common import finish, table
+from common import TRL_ALIKE, finish, table
 
 from bontune.config import Stopped, TrainConfig
 from bontune.demo import SAMPLING
@@ -202,18 +202,9 @@ def trl_course(setting: Setting, seed: int, args: argparse.Namespace) -> list[Po
             max_completion_length=SAMPLING.max_new_tokens,
             learning_rate=config.learning_rate,
             lr_scheduler_type="constant",
-            weight_decay=0.0,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,
-            report_to="none",
-            logging_strategy="no",
-            save_strategy="no",
-            disable_tqdm=True,
-            shuffle_dataset=False,
+            **TRL_ALIKE,
             seed=seed,
         )
         data = [{"prompt": prompt.text, "number": i} for i, prompt in enumerate(prompts)]

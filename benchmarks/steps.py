@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import SIZES, Size, finish, llama, parameters, prompts, table, words
+from common import SIZES, TRL_ALIKE, Size, finish, llama, parameters, prompts, table, words
 from torch import Tensor
 
 from bontune.config import TrainConfig
@@ -142,21 +142,12 @@ def trl_step(
             num_generations=responses,
             max_completion_length=TOKENS,
             learning_rate=1e-5,
-            weight_decay=0.0,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
             loss_type="cispo",
             epsilon_high=1e9,
             beta=0.0,
             use_cpu=not torch.cuda.is_available(),
             bf16=dtype == torch.bfloat16,
-            gradient_checkpointing=False,
-            report_to="none",
-            logging_strategy="no",
-            save_strategy="no",
-            disable_tqdm=True,
-            shuffle_dataset=False,
+            **TRL_ALIKE,
         )
         trainer = (LeavingOut if leave_out else GRPOTrainer)(
             model=llama(size, dtype),

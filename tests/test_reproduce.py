@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -401,7 +402,7 @@ def test_a_learned_verifier_is_taught_once_and_chooses(tmp_path: Path) -> None:
     run_cell(shop, base)
     assert (tmp_path / "verifiers/countdown/countdown-base/verifier.json").stat().st_mtime_ns == stamp
     results = read_results(tmp_path)
-    outcomes: dict[str, str] = {}
+    outcomes: defaultdict[str, str] = defaultdict(str)
     text = _verifier_section(study.tasks[0], [cell, base], results, outcomes)
     row = next(line for line in text.splitlines() if line.startswith("| rl-v |"))
     (gap,) = compare([cell], results, "best_of")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +40,7 @@ def write_document(
     known = {cell.id: results[cell.id] for cell in cells if cell.id in results}
     cells = [cell for cell in cells if cell.id in known]
     figures: dict[str, str] = {}
-    outcomes: dict[str, str] = {}
+    outcomes: defaultdict[str, str] = defaultdict(str)
     parts = [_introduction(study, results, known)]
     for task in study.tasks:
         own = [cell for cell in cells if cell.policy.task == task.task]

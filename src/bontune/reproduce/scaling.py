@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ def without_paths(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def scaling_section(
-    task: str, found: Mapping[str, Any], figures: dict[str, str], outcomes: dict[str, str]
+    task: str, found: Mapping[str, Any], figures: dict[str, str], outcomes: defaultdict[str, str]
 ) -> str:
     """pass@N by temperature, the best temperature by difficulty, which fit predicts, and what to serve."""
     grid = found["coscale"]["rules"]["pass_at"]
@@ -26,7 +27,7 @@ def scaling_section(
     top = found["best_temperature"]["all"]["best"]
     one, most = next(iter(top)), list(top)[-1]
     better = "; ".join(f"T = {t}: {name}" for t, name in _winners(found).items()) or "not compared"
-    outcomes["coscale"] = outcomes.get("coscale", "") + (
+    outcomes["coscale"] += (
         f"{task}, base: the best T is {top[one]['temperature']:g} for N = {one} and {top[most]['temperature']:g} for "
         f"N = {most}; predicts held-out N better: {better}. "
     )

@@ -6,6 +6,7 @@ Functions return Markdown, "" where nothing of theirs has run, and fill in figur
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def task_sections(
     cells: Sequence[Cell],
     results: Results,
     figures: dict[str, str],
-    outcomes: dict[str, str],
+    outcomes: defaultdict[str, str],
 ) -> list[str]:
     """The part of one task; fills in figures and outcomes."""
     parts = [f"# {task.task.capitalize()}", _bases(task, cells, results)]
@@ -101,16 +102,15 @@ def _claims(
     cells: Sequence[Cell],
     results: Results,
     figures: dict[str, str],
-    outcomes: dict[str, str],
+    outcomes: defaultdict[str, str],
 ) -> str:
     found = compare([cell for cell in cells if cell.section == "claims"], results)
     if not found:
         return ""
     for item in found:
-        for n, gap in item.gaps.items():
-            if n == 32:
-                outcomes.setdefault(item.method, "")
-                outcomes[item.method] += f"{task.task}, pass@{n}: {gap_text(gap)}, {runs_text(gap)}. "
+        if 32 in item.gaps:
+            gap = item.gaps[32]
+            outcomes[item.method] += f"{task.task}, pass@32: {gap_text(gap)}, {runs_text(gap)}. "
     series = [
         Series(
             name=item.method,
@@ -145,7 +145,7 @@ def _courses(
     cells: Sequence[Cell],
     results: Results,
     figures: dict[str, str],
-    outcomes: dict[str, str],
+    outcomes: defaultdict[str, str],
 ) -> str:
     """Responses to a target, from the training responses."""
     bases = [
@@ -163,7 +163,7 @@ def _courses(
     for item in found:
         middle = len(item.values) // 2
         needed = "not reached" if item.reached is None else f"{item.reached:,}"
-        outcomes["course"] = outcomes.get("course", "") + f"{task.task}, {item.method}: {needed}. "
+        outcomes["course"] += f"{task.task}, {item.method}: {needed}. "
         between = f"{_count(item.low)} to {_count(item.high)}"
         shares = [f"{100 * value:.1f}" for value in (item.values[0], item.values[middle], item.values[-1])]
         rows.append((item.method, str(item.runs), *shares, needed, between, f"{100 * item.share:.0f}"))
@@ -199,7 +199,7 @@ def _section(
     task: TaskPlan,
     cells: Sequence[Cell],
     results: Results,
-    outcomes: dict[str, str],
+    outcomes: defaultdict[str, str],
 ) -> str:
     found = compare([cell for cell in cells if cell.section == section], results)
     if not found:
@@ -207,13 +207,13 @@ def _section(
     for item in found:
         if 32 in item.gaps:
             key = section if section == "harder" else item.method
-            outcomes[key] = (
-                outcomes.get(key, "") + f"{task.task}, {item.method}, pass@32: {gap_text(item.gaps[32])}. "
-            )
+            outcomes[key] += f"{task.task}, {item.method}, pass@32: {gap_text(item.gaps[32])}. "
     return _section_text(f"## {task.task}: {title}", section, _rows(found), _head(found))
 
 
-def _temperatures(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: dict[str, str]) -> str:
+def _temperatures(
+    task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: defaultdict[str, str]
+) -> str:
     own = [cell for cell in cells if cell.section == "temperature"]
     rows: list[tuple[str, ...]] = []
     for temperature in sorted({cell.place.temperature for cell in own}):
@@ -223,7 +223,7 @@ def _temperatures(task: TaskPlan, cells: Sequence[Cell], results: Results, outco
             )
             if 32 in item.gaps:
                 sentence = f"{task.task}, T = {temperature:g}, {item.method}: {gap_text(item.gaps[32])}. "
-                outcomes["temperature"] = outcomes.get("temperature", "") + sentence
+                outcomes["temperature"] += sentence
     head = ("T", "method", "pass@1", "pass@8", "pass@32", "pass@64")
     text = _section_text(f"## {task.task}: other temperatures", "temperature", rows, head)
     first = [
@@ -249,7 +249,9 @@ def _temperatures(task: TaskPlan, cells: Sequence[Cell], results: Results, outco
     )
 
 
-def _verifier(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: dict[str, str]) -> str:
+def _verifier(
+    task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: defaultdict[str, str]
+) -> str:
     """Best-of-N by the verifier of each base, and beside it how well that verifier tells responses of a policy apart."""
     own = [cell for cell in cells if cell.section == "verifier" and cell.id in results]
     found, passes = compare(own, results, "best_of"), compare(own, results)
@@ -258,23 +260,13 @@ def _verifier(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes:
     for item in found:
         if 8 in item.gaps and METHODS[item.method].by == "verifier":
             sentence = f"{task.task}, best-of-8: {gap_text(item.gaps[8])}, {runs_text(item.gaps[8])}. "
-            outcomes[item.method] = outcomes.get(item.method, "") + sentence
-    budgets = [n for n in SHOWN if all(n in item.gaps for item in found)]
-    rows = [
-        (
-            item.method,
-            ", ".join(f"{rate:g}" for rate in item.learning_rates),
-            str(item.gaps[1].runs),
-            *(cell_text(item.gaps[n]) for n in budgets),
-            cell_text(wide.gaps.get(32)),
-            "" if item.auc is None else f"{item.auc:.3f}",
-            f"{item.distinct:.1f}",
-            "" if item.entropy is None else f"{item.entropy:.2f}",
-        )
+            outcomes[item.method] += sentence
+    more = [
+        (cell_text(wide.gaps.get(32)), "" if item.auc is None else f"{item.auc:.3f}")
         for item, wide in zip(found, passes, strict=True)
     ]
-    head = ("method", "learning rate", "runs", *(f"best-of-{n}" for n in budgets), "pass@32", "AUC")
-    head = (*head, "different", "entropy")
+    rows, head = _rows(found, more), _head(found, "best-of-", ("pass@32", "AUC"))
+    budgets = _shown(found)
     bases = [
         (
             Path(cell.policy.base).name,
@@ -313,11 +305,9 @@ def _forms(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
         own = [
             cell
             for cell in cells
-            if cell.section == "verifier" or (kind == "pass_at" and cell.section in ("claims", "breadth"))
+            if cell.section in ("claims", "breadth", "verifier") and kind in results.get(cell.id, {})
         ]
-        gaps = between(
-            [cell for cell in own if kind in results.get(cell.id, {})], results, variational, exact, kind
-        )
+        gaps = between(own, results, variational, exact, kind)
         if gaps:
             what = "pass@N" if kind == "pass_at" else "best-of-N by the verifier"
             cells_of = [cell_text(gaps.get(n)) for n in (1, 8, 32, 64)]
@@ -337,7 +327,7 @@ _META = {
 }
 
 
-def _meta(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: dict[str, str]) -> str:
+def _meta(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: defaultdict[str, str]) -> str:
     """By difficulty of the prompt for the base: means over runs, side by side."""
     rows: list[tuple[str, ...]] = []
     by_method: dict[str, list[Mapping[str, Any]]] = {}
@@ -360,7 +350,7 @@ def _meta(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: dic
     shares = ", ".join(f"{name} {row[2]} %" for name, row in whole.items())
     counts = ", ".join(f"{name} {row[5]}" for name, row in whole.items())
     sentence = f"{task.task}: the most frequent response is {shares} of all; different ones {counts}. "
-    outcomes["meta"] = outcomes.get("meta", "") + sentence
+    outcomes["meta"] += sentence
     head = ("pass@1 of the base", "policy", *_META.values())
     text = _section_text(f"## {task.task}: best response and exploring ones", "base claims", rows, head)
     return (
@@ -374,21 +364,30 @@ def _section_text(title: str, only: str, rows: Sequence[Sequence[str]], head: Se
     return f"{title}\n\n`bontune reproduce --only {only}{COMMAND_END}`\n\n{table(head, rows)}"
 
 
-def _head(found: Sequence[Comparison], kind: str = "pass@") -> tuple[str, ...]:
-    budgets = [n for n in SHOWN if all(n in item.gaps for item in found)]
-    return ("method", "learning rate", "runs", *(f"{kind}{n}" for n in budgets), "different", "entropy")
+def _shown(found: Sequence[Comparison]) -> list[int]:
+    """The N that a table has columns for: those that all comparisons have."""
+    return [n for n in SHOWN if all(n in item.gaps for item in found)]
 
 
-def _rows(found: Sequence[Comparison]) -> list[tuple[str, ...]]:
-    budgets = [n for n in SHOWN if all(n in item.gaps for item in found)]
+def _head(found: Sequence[Comparison], kind: str = "pass@", more: Sequence[str] = ()) -> tuple[str, ...]:
+    values = (f"{kind}{n}" for n in _shown(found))
+    return ("method", "learning rate", "runs", *values, *more, "different", "entropy")
+
+
+def _rows(
+    found: Sequence[Comparison], more: Sequence[tuple[str, ...]] | None = None
+) -> list[tuple[str, ...]]:
+    """more: further cells of each comparison, as the head's."""
+    budgets = _shown(found)
     return [
         (
             item.method,
             ", ".join(f"{rate:g}" for rate in item.learning_rates),
             str(item.gaps[budgets[0]].runs),
             *(cell_text(item.gaps[n]) for n in budgets),
+            *cells,
             f"{item.distinct:.1f}",
             "" if item.entropy is None else f"{item.entropy:.2f}",
         )
-        for item in found
+        for item, cells in zip(found, more or [()] * len(found), strict=True)
     ]
