@@ -30,7 +30,7 @@ from bontune.records import Prompt, Sampling, Scored
 
 TOKENS, SHARE = 24, 0.1
 TARGETS = {16: (4.0, 1.6), 128: (7.0, 2.5)}  # prompt length -> times TRL, times TRL with zero rows left out
-SETTINGS = {"0.4M": (8, 16, 4), "5M": (8, 16, 4), "30M": (4, 16, 3)}  # prompts, responses, steps
+SETTINGS = {"0.4M": (8, 16, 8), "5M": (8, 16, 4), "30M": (4, 16, 3)}  # prompts, responses, steps
 
 
 def sparse(prompts: int, responses: int, share: float = SHARE) -> Tensor:

@@ -52,7 +52,7 @@ def test_attention_and_its_gradients_are_those_of_the_formula(
     mask: str, cap: float | None, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of output and mass together, whatever part of the scores is held at once."""
-    monkeypatch.setattr(attention, "_SCORES", at_once)
+    monkeypatch.setattr(attention, "SCORES", at_once)
     leaves = inputs()
     results = [f(*leaves, MASKS[mask], 0.7, cap) for f in (attend, plain)]
     gradients = []

@@ -13,9 +13,10 @@ import torch
 import transformers as hf
 from models import END, FAMILIES, tiny_model, word_tokenizer
 
+from bontune import attention
 from bontune.policy import load_policy
 from bontune.records import Group, Prompt, Sampling
-from bontune.rollout import products, sample_groups
+from bontune.rollout import decoding, products, sample_groups
 from bontune.rollout.hf import _branches
 from bontune.rollout.products import fixed_weights
 from bontune.sampling import log_probs_of_sampling, token_log_probs
@@ -118,6 +119,22 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
         model.model.norm.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="not finite"):
         sample(model)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2**22])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gpt2"])
+def test_all_ways_of_decoding_compute_the_same(
+    family: str, at_once: int, watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores held at once or in parts; layers walked through, or called where something hangs on their calls."""
+    monkeypatch.setattr(attention, "SCORES", at_once)
+    model = tiny_model(family, **({"attn_logit_softcapping": 1.5} if family == "gemma2" else {}))
+    if watched:
+        model.model.layers[1].register_forward_hook(lambda *_: None)
+    assert decoding.is_like_llama(model) == (not watched and not family.startswith("gemma"))
+    sampling = Sampling(max_new_tokens=9)
+    assert_log_probs(model, sample(model, sampling=sampling), sampling)
 
 
 # Weights laid out once, on a CPU.

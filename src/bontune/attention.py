@@ -2,9 +2,9 @@
 
 It works inside the model's own forward pass: transformers calls the function registered here with each layer's queries,
 keys and values, positions applied, and hands through the `layout` that says who sees what. Two layouts exist: `Packed`,
-sequences laid end to end without padding, and `Decoding`, one new token for each of many responses. A response token sees
-the prompt and the response before it; both parts are computed on their own and joined by the masses of their softmaxes,
-which is exact. A sliding window and a cap on the logits are those of the layer.
+sequences laid end to end without padding, and `Decoding` of the rollouts, one new token for each of many responses. A
+response token sees the prompt and the response before it; both parts are computed on their own and joined by the masses
+of their softmaxes, which is exact. A sliding window and a cap on the logits are those of the layer.
 """
 
 from __future__ import annotations
@@ -20,21 +20,19 @@ from torch import Tensor
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 _NAME = "bontune_shared_prompt"
-_SCORES = 2**22  # attention scores held at once: a block beyond that is computed in parts
-_ROOM = (
-    8  # tokens of a response that there is room for at first; rows further apart in memory are slower to read
-)
-_SPREAD = 1.5  # the longest sequence of a block is at most that much longer than the shortest
+SCORES = 2**22  # attention scores held at once: a block beyond that is computed in parts
+_SPREAD = 1.5  # the longest sequence of a block is at most that much longer than the shortest,
+_BLOCK = 2**14  # unless padding costs less than another block: about as many scores of each head
 
 
 class Layout(Protocol):
     """Who sees what: `attend` gets one layer's queries [B, H, T, D], keys and values and returns [B, T, H, D]."""
 
-    def attend(self, layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
+    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class Layer:
     index: int
     scale: float
     softcap: float | None
@@ -114,7 +112,7 @@ def _attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast, rotation leaves them wider
-    layer = _Layer(module.layer_idx, scaling, softcap, sliding_window)
+    layer = Layer(module.layer_idx, scaling, softcap, sliding_window)
     return layout.attend(layer, query, key, value), None
 
 
@@ -162,7 +160,7 @@ class Packed:
     shared_places: Tensor
     keep: list[tuple[Tensor, Tensor]] | None = None
 
-    def attend(self, layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         q, k, v = (x.squeeze(0).transpose(0, 1).contiguous() for x in (query, key, value))  # [N, heads, D]
         if self.keep is not None:
             self.keep.append((k, v))
@@ -227,7 +225,10 @@ def _alike(sizes: Tensor) -> list[Tensor]:
     values = sizes[order].tolist()
     sets, start = [], 0
     for i in range(1, len(values) + 1):
-        if i == len(values) or values[i] > _SPREAD * max(values[start], 8):
+        if i == len(values) or (
+            values[i] > _SPREAD * values[start]
+            and (i - start) * (values[i] ** 2 - values[start] ** 2) > _BLOCK
+        ):
             if values[i - 1] > 0:
                 chosen = order[start:i]
                 sets.append(chosen[sizes[chosen] > 0])
@@ -292,7 +293,7 @@ def _moved(layout: Packed, device: torch.device | str) -> Packed:
 
 
 def _in_blocks(
-    blocks: Sequence[_Block], places: Tensor, layer: _Layer, q: Tensor, k: Tensor, v: Tensor
+    blocks: Sequence[_Block], places: Tensor, layer: Layer, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor]:
     """([n, H, D], [n, H]): what the tokens at `places` see in their blocks, and the logarithm of the mass there."""
     outs, masses = [], []
@@ -310,133 +311,6 @@ def _in_blocks(
         masses.append(mass.permute(0, 3, 1, 2).reshape(count * asked, -1))
     out, mass = (x[0] if len(x) == 1 else torch.cat(x) for x in (outs, masses))
     return out.index_select(0, places), mass.index_select(0, places)
-
-
-# One new token for each of many responses.
-
-
-class Decoding:
-    """The responses of prompts, token by token: keys and values of the prompts once, those of the responses in a buffer.
-
-    Responses that are alike so far can share a row; `keep` parts them.
-
-    prompt: keys and values of each layer [P, heads, L, D]; sizes: int64 [P], their lengths.
-    owner: int64 [B], the prompt of each row.  most: tokens that a response may have.  limit: rows there may ever be.
-    """
-
-    def __init__(
-        self,
-        prompt: Sequence[tuple[Tensor, Tensor]],
-        sizes: Tensor,
-        owner: Tensor,
-        most: int,
-        limit: int,
-    ) -> None:
-        self.prompt, self.sizes, self.most, self.limit, self.step = prompt, sizes, most, limit, 0
-        self.own: list[tuple[Tensor, Tensor]] = []
-        self._arrange(owner)
-
-    def _arrange(self, owner: Tensor) -> None:
-        """Rows in a rectangle [prompts, most rows of one prompt]; no detour where they fill it in their order."""
-        self.owner = owner
-        counts = torch.bincount(owner, minlength=len(self.sizes))
-        self.widest = int(counts.max())
-        order, along = owner.argsort(stable=True), torch.arange(len(owner), device=owner.device)
-        rank = torch.empty_like(along)
-        rank[order] = along - (counts.cumsum(0) - counts)[owner[order]]
-        self.slots = (
-            owner * self.widest + rank
-        )  # the place of each row, and the row of each place, 0 for empty ones
-        self.filled = owner.new_zeros(len(self.sizes) * self.widest).index_copy(0, self.slots, along)
-        full = len(owner) == self.widest * len(self.sizes)
-        self.full = full and bool((self.slots == along).all())
-        self.positions = self.sizes[owner]
-        along = torch.arange(self.prompt[0][0].shape[2], device=owner.device)
-        self.along = along
-        beyond = along >= self.sizes.unsqueeze(-1)
-        self.beyond = beyond if bool(beyond.any()) else None
-
-    def keep(self, rows: Tensor, limit: int) -> None:
-        """These rows [b] go on, in this order, a row once for each time it is named; others leave, and so do prompts
-        without any. Rows that stay in their places are not copied. limit: rows there may be from now on."""
-        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
-        for layer in self.own:
-            for buffer in layer:
-                used = buffer[:, :, : self.step]
-                used[moved] = used[rows[moved]]
-        self.limit = limit
-        left, owner = self.owner[rows].unique(return_inverse=True)
-        if len(left) < len(self.sizes):
-            self.prompt = [(k[left], v[left]) for k, v in self.prompt]
-            self.sizes = self.sizes[left]
-        self._arrange(owner)
-
-    def advance(self, model: Any, tokens: Tensor) -> Tensor:
-        """Logits [B, V] after one more token of each row [B]."""
-        with shared_attention(model):
-            positions = (self.positions + self.step).unsqueeze(-1)
-            out = model(input_ids=tokens.unsqueeze(-1), position_ids=positions, layout=self, use_cache=False)
-        self.step += 1
-        return out.logits[:, -1]
-
-    def attend(self, layer: _Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        rows, heads, size = key.shape[0], key.shape[1], query.shape[-1]
-        if layer.index == len(self.own):
-            self.own.append((key[:0, :, :0], value[:0, :, :0]))
-        keys, values = self.own[layer.index]
-        if self.step == keys.shape[2]:
-            keys, values = self.own[layer.index] = self._larger(keys), self._larger(values)
-        keys, values = keys[:rows], values[:rows]
-        keys[:, :, self.step], values[:, :, self.step] = key[:, :, 0], value[:, :, 0]
-        first = 0 if layer.window is None else max(0, self.step + 1 - layer.window)
-        upto = self.step + 1
-        q = query.view(rows, heads, -1, 1, size)
-        own = attend(q, keys[:, :, first:upto], values[:, :, first:upto], None, layer.scale, layer.softcap)
-        shared = self._to_prompt(layer, q)
-        joined = join((own[0].squeeze(3), own[1].squeeze(3)), shared)
-        return joined.reshape(rows, 1, -1, size)
-
-    def _larger(self, buffer: Tensor) -> Tensor:
-        """[limit, heads, T, D] with more room. It doubles, so that each key is copied about once; what is new is not
-        written to, as touching memory for the first time is slow."""
-        room = min(self.most, max(_ROOM, 2 * self.step))
-        larger = buffer.new_empty(self.limit, buffer.shape[1], max(room, self.step + 1), buffer.shape[3])
-        rows = min(len(buffer), len(self.owner))
-        larger[:rows, :, : self.step] = buffer[:rows]
-        return larger
-
-    def _to_prompt(self, layer: _Layer, q: Tensor) -> tuple[Tensor, Tensor]:
-        """([B, heads, G, D], [B, heads, G]) of q [B, heads, G, 1, D]."""
-        rows, heads, per, _, size = q.shape
-        keys, values = self.prompt[layer.index]
-        flat = q.view(rows, -1)
-        if not self.full:
-            flat = flat.index_select(0, self.filled)
-        grid = flat.view(len(self.sizes), self.widest, heads, per, size).permute(0, 2, 3, 1, 4)
-        mask = self.beyond
-        if layer.window is not None and layer.window <= self.along.shape[0] + self.step:
-            far = self.sizes.unsqueeze(-1) + self.step - self.along >= layer.window
-            mask = far if mask is None else far | mask
-        mask = None if mask is None else mask.unsqueeze(1)
-        out, mass = attend(grid, keys, values, mask, layer.scale, layer.softcap)
-        out = out.permute(0, 3, 1, 2, 4).reshape(-1, heads, per, size)
-        mass = mass.permute(0, 3, 1, 2).reshape(-1, heads, per)
-        if self.full:
-            return out, mass
-        return out.index_select(0, self.slots), mass.index_select(0, self.slots)
-
-
-def prompt_keys(layout: Packed) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Keys and values of each layer [P, heads, L, D] that a pass over prompts alone kept, and their lengths [P]."""
-    assert layout.keep is not None
-    sizes = torch.diff(layout.ends + 1, prepend=torch.zeros_like(layout.ends[:1]))
-    along = torch.arange(int(sizes.max()), device=sizes.device)
-    places = (layout.ends + 1 - sizes).unsqueeze(-1) + torch.minimum(along, sizes.unsqueeze(-1) - 1)
-
-    def lay(x: Tensor) -> Tensor:
-        return x[places].transpose(1, 2).contiguous()
-
-    return [(lay(k), lay(v)) for k, v in layout.keep], sizes
 
 
 # The computation itself.
@@ -470,14 +344,14 @@ def _split(
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Parts along the first axis with a bounded number of scores each."""
     each = query[0].numel() // query.shape[-1] * key.shape[2]
-    size = max(1, _SCORES // max(1, each))
+    size = max(1, SCORES // max(1, each))
     if size >= len(query):
         return [(query, key, value, mask)]
     masks = [mask] * len(query) if mask is None or len(mask) == 1 else mask.split(size)
     return list(zip(query.split(size), key.split(size), value.split(size), masks, strict=False))
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
@@ -486,7 +360,7 @@ def _scores(
 ) -> tuple[Tensor, Tensor]:
     """Query rows flattened over G, [b, heads, G * q, D], and float32 scores [b, heads, G, q, k]."""
     flat = query.reshape(*query.shape[:2], -1, query.shape[-1])
-    scores = _wide(torch.matmul(flat, key.transpose(-1, -2))).mul_(scale)
+    scores = wide(torch.matmul(flat, key.transpose(-1, -2))).mul_(scale)
     scores = scores.view(*query.shape[:-1], key.shape[2])
     if softcap is not None:
         scores = scores.div_(softcap).tanh_().mul_(softcap)
@@ -571,8 +445,8 @@ def _backward(
     weights = scores.sub_(mass.unsqueeze(-1)).exp_().view(*flat.shape[:-1], -1)
     d_flat = d_out.reshape(*flat.shape[:-1], -1)
     d_value = torch.matmul(weights.to(value.dtype).transpose(-1, -2), d_flat)
-    inner = _wide((d_out * out).sum(-1)) - d_mass
-    d_weights = _wide(torch.matmul(d_flat, value.transpose(-1, -2)))
+    inner = wide((d_out * out).sum(-1)) - d_mass
+    d_weights = wide(torch.matmul(d_flat, value.transpose(-1, -2)))
     d_scores = d_weights.sub_(inner.view(*flat.shape[:-1], 1)).mul_(weights)
     if slope is not None:
         d_scores = d_scores.mul_(slope.view_as(d_scores))

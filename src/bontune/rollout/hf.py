@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bontune.attention import Decoding, forward, pack, prompt_keys, supported, tell_fallback
+from bontune.attention import forward, pack, supported, tell_fallback
 from bontune.model_inputs import cache_argument, left_padded, positions
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
+from bontune.rollout.decoding import Decoding, prompt_keys
 from bontune.rollout.products import fixed_weights
 from bontune.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
 _LEAVE_SHARE = 0.05  # ended rows leave the cache once they are this share of it: copying costs too
+_NONE = -1  # in the place of a token that was not drawn
 _STEPS_PER_CHECK = 8  # on an accelerator, where asking whether rows have ended makes the host wait
 
 
@@ -185,9 +187,8 @@ def _decode(
     rows, most = len(stream_keys) * count, sampling.max_new_tokens
     keys = torch.cat([response_keys(key, first, count, device) for key in stream_keys])
     end_ids = torch.tensor(sorted(ends), dtype=torch.int64, device=device)
-    tokens = torch.zeros(rows, most, dtype=torch.int64, device=device)
+    tokens = torch.full((rows, most), _NONE, dtype=torch.int64, device=device)
     log_probs = torch.zeros(rows, most, dtype=torch.float32, device=device)
-    lengths = torch.zeros(rows, dtype=torch.int64, device=device)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
     alive = torch.arange(rows, device=device)  # the responses that are decoded
     open_ = torch.ones(rows, dtype=torch.bool, device=device)  # and have not ended
@@ -200,12 +201,11 @@ def _decode(
         distribution = distribution if row is None else distribution.index_select(0, row)
         drawn = draw(distribution, uniforms(keys, t))
         chosen = distribution.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
-        tokens[alive, t] = torch.where(open_, drawn, 0)
+        tokens[alive, t] = torch.where(open_, drawn, _NONE)
         log_probs[alive, t] = torch.where(open_, chosen, 0.0)
-        lengths[alive] += open_
         done = torch.isin(drawn, end_ids)
         if sampling.stop:
-            texts = tokenizer.batch_decode(tokens[alive, : t + 1], skip_special_tokens=True)
+            texts = tokenizer.batch_decode(tokens[alive, : t + 1].clamp(min=0), skip_special_tokens=True)
             stopped = [any(stop in text for stop in sampling.stop) for text in texts]
             done |= torch.tensor(stopped, device=device)
         finished[alive] |= open_ & done
@@ -239,8 +239,9 @@ def _decode(
         raise ValueError(
             "the model's logits are not finite: its parameters, or its precision, cannot be sampled from"
         )
+    lengths = (tokens != _NONE).sum(-1)
     longest = int(lengths.max())
-    tokens, log_probs = tokens[:, :longest].cpu().clone(), log_probs[:, :longest].cpu().clone()
+    tokens, log_probs = tokens.clamp(min=0)[:, :longest].cpu().clone(), log_probs[:, :longest].cpu().clone()
     lengths, finished = lengths.cpu().clone(), finished.cpu().clone()
     texts = texts_of(tokenizer, tokens, lengths, sampling, ends)
     return _Drawn(count, tokens, log_probs, lengths, finished, texts)
