@@ -20,6 +20,7 @@ from bontune.records import Graded, Group, Prompt, Sampling, Scored, Verdict
 from bontune.score import grade
 from bontune.strategies import BestOfN
 from bontune.teach import Drift, Lesson, assess, disagreement
+from bontune.verifiers import learned
 from bontune.verifiers.learned import (
     Labelled,
     LearnedVerifier,
@@ -71,18 +72,36 @@ def graded(prompt: Prompt, texts: tuple[str, ...], rewards: tuple[float | None, 
 # Scores.
 
 
+GROUPS = [
+    [[3, 4, 5, 6, 7, 8], [3, 4, 5, 6, 9], [3, 4, 5, 6, 7, 8, 9, 10], [3, 4, 5, 6, 1]],
+    [[5, 9, 3, 1]],
+    [[7, 3], [7, 4, 4, 4, 4, 4]],
+]
+
+
+def one_by_one(model: Any) -> torch.Tensor:
+    """By the model's own forward pass."""
+    return torch.cat([model(input_ids=torch.tensor([row])).logits[0] for rows in GROUPS for row in rows])
+
+
+@pytest.mark.parametrize("path", ["packed", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sharing_the_common_start_changes_no_logit_and_no_gradient(family: str, tmp_path: Path) -> None:
+def test_sharing_the_common_start_changes_no_logit_and_no_gradient(
+    family: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = verifier(tmp_path, family).model
-    rows = [[3, 4, 5, 6, 7, 8], [3, 4, 5, 6, 9], [3, 4, 5, 6, 7, 8, 9, 10], [3, 4, 5, 6, 1]]
-    shared = row_logits(model, rows)
-    shared.sum().backward()
+    if path == "padded":
+        monkeypatch.setattr(learned, "supported", lambda model: False)
+    shared = row_logits(model, GROUPS)
+    shared.sin().sum().backward()
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    alone = torch.cat([row_logits(model, [row]) for row in rows])
-    alone.sum().backward()
+    alone = one_by_one(model)
+    alone.sin().sum().backward()
     assert shared.std() > 1e-3
     assert torch.allclose(shared, alone, atol=1e-5)
+    by_group = torch.cat([row_logits(model, [rows]) for rows in GROUPS])
+    assert torch.allclose(by_group, alone, atol=1e-5)
     assert found
     for name, parameter in model.named_parameters():
         assert torch.allclose(found[name], parameter.grad, atol=1e-4, rtol=1e-4)
@@ -94,10 +113,7 @@ def test_an_encoder_without_a_cache_scores_alike(tmp_path: Path) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = hf.BertForSequenceClassification(configuration).eval()
-    rows = [[3, 4, 5], [3, 4, 6, 7]]
-    assert torch.allclose(
-        row_logits(model, rows), torch.cat([row_logits(model, [r]) for r in rows]), atol=1e-5
-    )
+    assert torch.allclose(row_logits(model, GROUPS), one_by_one(model), atol=1e-5)
 
 
 def test_scores_are_chances_and_a_text_that_is_too_long_has_none(tmp_path: Path) -> None:
@@ -114,7 +130,7 @@ def test_a_chat_template_is_used(tmp_path: Path) -> None:
     found = verifier(tmp_path)
     found.tokenizer.chat_template = "{% for m in messages %}w9 {{ m['content'] }} {% endfor %}"
     chat = LearnedVerifier(model=found.model, tokenizer=found.tokenizer, chat=True)
-    assert chat.tokens(PROMPTS[1], "w4") == found.tokenizer("w9 w1 w1 w3 w9 w4")["input_ids"]
+    assert chat.tokens(PROMPTS[1], ["w4"])[0] == found.tokenizer("w9 w1 w1 w3 w9 w4")["input_ids"]
     assert chat.version != found.version
 
 
@@ -221,7 +237,8 @@ def test_a_saved_verifier_gives_the_same_scores(tmp_path: Path) -> None:
     )
     found.save(tmp_path / "saved")
     loaded = LearnedVerifier.load(tmp_path / "saved")
-    assert loaded(PROMPTS[0], ["w1", "w2 w2"]) == found(PROMPTS[0], ["w1", "w2 w2"])
+    texts = ["w1", "w2 w2"]
+    assert loaded(PROMPTS[0], texts) == pytest.approx(found(PROMPTS[0], texts), rel=1e-6)
     assert loaded.version == found.version
 
 
@@ -353,7 +370,7 @@ def test_a_reward_model_of_the_hub_scores_as_it_is(tmp_path: Path) -> None:
     with torch.no_grad():
         logit = model(input_ids=whole).logits.double()
     (score,) = found(PROMPTS[0], ["w4"])
-    assert score == pytest.approx(logit.sigmoid().item(), abs=1e-6)
+    assert score == pytest.approx(logit.sigmoid().item(), abs=1e-5)
 
 
 def test_a_lesson_and_its_assessment(tmp_path: Path) -> None:

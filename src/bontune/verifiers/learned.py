@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
+from bontune.attention import pack, shared_attention, supported
 from bontune.config import FitConfig
 from bontune.model_inputs import cache_argument
 from bontune.records import Graded, Prompt
@@ -44,7 +45,7 @@ class LearnedVerifier:
 
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """One score per text; None for a text that is too long for the model."""
-        rows = [self.tokens(prompt, text) for text in texts]
+        rows = self.tokens(prompt, texts)
         limit = getattr(self.model.config, "max_position_embeddings", None) or max(map(len, rows), default=0)
         fits = [i for i, row in enumerate(rows) if len(row) <= limit]
         scores: list[float | None] = [None] * len(rows)
@@ -52,23 +53,27 @@ class LearnedVerifier:
         with torch.no_grad():
             for start in range(0, len(fits), self.rows_per_batch):
                 part = fits[start : start + self.rows_per_batch]
-                logits = row_logits(self.model, [rows[i] for i in part]).double().cpu()
+                logits = row_logits(self.model, [[rows[i] for i in part]]).double().cpu()
                 chances = (self.scale * logits + self.offset).sigmoid().tolist()
                 for i, chance in zip(part, chances, strict=True):
                     scores[i] = chance
         return scores
 
-    def tokens(self, prompt: Prompt, text: str) -> list[int]:
-        """Token ids of prompt and response, ended where the tokenizer has an end token."""
+    def tokens(self, prompt: Prompt, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the prompt with each response, ended where the tokenizer has an end token."""
         if self.chat:
-            turns = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": text}]
-            return list(self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
+            return [self._turns(prompt, text) for text in texts]
         end = self.tokenizer.eos_token_id
         ids = [*self.tokenizer(prompt.text)["input_ids"]]
         while ids and ids[-1] == end:
             ids.pop()
-        ids += self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids if end is None else [*ids, end]
+        tail = [] if end is None else [end]
+        given = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return [[*ids, *response, *tail] for response in given]
+
+    def _turns(self, prompt: Prompt, text: str) -> list[int]:
+        turns = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": text}]
+        return list(self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
 
     @property
     def version(self) -> str:
@@ -180,7 +185,7 @@ def fit(
     model.eval()  # no dropout: what is trained is what scores
     for batch in _batches(used, config, order):
         chosen = [_some(item, config.responses_per_prompt, order) for item in batch]
-        rows = [verifier.tokens(item.prompt, text) for item in chosen for text in item.texts]
+        rows = [verifier.tokens(item.prompt, item.texts) for item in chosen]
         parts = row_logits(model, rows).split([len(item.texts) for item in chosen])
         losses = [_balanced_loss(part, item.right) for part, item in zip(parts, chosen, strict=True)]
         loss = torch.stack(losses).mean()
@@ -237,8 +242,38 @@ def _platt(logits: Tensor, right: Tensor, counts: Tensor) -> tuple[float, float]
     return scale, float(found[1] - scale * mean)
 
 
-def row_logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
-    """[K]: the logit of each row of tokens. What all rows begin with is computed once, where the model has a cache."""
+def row_logits(model: Any, groups: Sequence[Sequence[Sequence[int]]]) -> Tensor:
+    """[K]: the logit of each row of tokens, group by group. What the rows of a group begin with is computed once."""
+    starts = [_common_start(rows) for rows in groups]
+    if all(starts) and supported(model) and hasattr(model, "score"):
+        return _packed_logits(model, groups, starts)
+    return _padded_logits(model, [row for rows in groups for row in rows])
+
+
+def _packed_logits(
+    model: Any, groups: Sequence[Sequence[Sequence[int]]], starts: Sequence[Sequence[int]]
+) -> Tensor:
+    """All groups end to end, without padding: each start once, then what is the rows' own."""
+    device = next(model.parameters()).device
+    own = [
+        torch.tensor(row[len(start) :]) for rows, start in zip(groups, starts, strict=True) for row in rows
+    ]
+    lengths = torch.tensor([len(row) for row in own])
+    owner = torch.arange(len(groups)).repeat_interleave(torch.tensor([len(rows) for rows in groups]))
+    tokens = torch.nn.functional.pad(torch.nn.utils.rnn.pad_sequence(own, batch_first=True), (0, 1))
+    layout = pack(
+        starts, owner, tokens, lengths + 1, device=device
+    )  # which leaves out the last token of each
+    with shared_attention(model):
+        out = model.base_model(
+            input_ids=layout.ids, position_ids=layout.positions, layout=layout, use_cache=False
+        )
+    last = (layout.prompt_tokens + lengths.cumsum(0) - 1).to(device)
+    return model.score(out.last_hidden_state[0, last]).squeeze(-1)
+
+
+def _padded_logits(model: Any, rows: Sequence[Sequence[int]]) -> Tensor:
+    """The same for any model, with its cache where it has one."""
     device = next(model.parameters()).device
     shared = _common_start(rows) if len(rows) > 1 else []
     cache = None
