@@ -62,9 +62,10 @@ def response_keys(key: int, first: int, count: int, device: torch.device | str =
     return _mix(index * _GOLDEN + key)
 
 
-def uniforms(keys: Tensor, position: int) -> Tensor:
-    """float64 [B], in the open interval (0, 1): one number per key and token position."""
-    bits = _mix(keys + _wrap((position + 1) * _GOLDEN))
+def uniforms(keys: Tensor, first: int, count: int) -> Tensor:
+    """float64 [count, B], in the open interval (0, 1): one number per token position from `first` on, and key [B]."""
+    position = torch.arange(first + 1, first + count + 1, dtype=torch.int64, device=keys.device)
+    bits = _mix(keys + (position * _GOLDEN).unsqueeze(-1))
     return (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
 
 
@@ -77,26 +78,28 @@ def draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
     probs = log_probs.exp()
     if probs.shape[-1] <= 2 * _BLOCK:
         cumulative = probs.double().cumsum(-1)
-        return _pick(cumulative, uniform * cumulative[:, -1])[0]
+        return _place(cumulative, uniform * cumulative[:, -1]).squeeze(-1)
     # First a block of tokens, then one of its tokens: adding up all of a vocabulary in order is slow.
     blocks = torch.nn.functional.pad(probs, (0, -probs.shape[-1] % _BLOCK)).unflatten(-1, (-1, _BLOCK))
     cumulative = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    block, rest = _pick(cumulative, uniform * cumulative[:, -1])
+    target = uniform * cumulative[:, -1]
+    block = _place(cumulative, target)
+    before = torch.nn.functional.pad(cumulative, (1, 0)).gather(-1, block).squeeze(-1)
+    block = block.squeeze(-1)
     within = blocks[torch.arange(len(block), device=block.device), block].double().cumsum(-1)
-    return (block * _BLOCK + _pick(within, rest)[0]).clamp(max=probs.shape[-1] - 1)
+    token = block * _BLOCK + _place(within, target - before).squeeze(-1)
+    return token.clamp(max=probs.shape[-1] - 1)
 
 
 _BLOCK = 64  # tokens
 
 
-def _pick(cumulative: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """int64 [B]: the first place whose cumulative mass [B, n] is above target [B], at most the last place with a mass of
-    its own; float64 [B]: what the target is above the mass before it."""
+def _place(cumulative: Tensor, target: Tensor) -> Tensor:
+    """int64 [B, 1]: the first place whose cumulative mass [B, n] is above the target [B], at most the last place with a
+    mass of its own."""
     above = torch.searchsorted(cumulative, target.unsqueeze(-1), right=True)
     last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous())
-    place = torch.minimum(above, last).clamp(max=cumulative.shape[-1] - 1)
-    before = torch.nn.functional.pad(cumulative, (1, 0)).gather(-1, place)
-    return place.squeeze(-1), target - before.squeeze(-1)
+    return torch.minimum(above, last).clamp(max=cumulative.shape[-1] - 1)
 
 
 def _wrap(value: int) -> int:

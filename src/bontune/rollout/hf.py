@@ -26,6 +26,7 @@ from bontune.rollout.products import fixed_weights
 from bontune.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
 _LEAVE_SHARE = 0.05  # ended rows leave the cache once they are this share of it: copying costs too
+_AHEAD = 16  # tokens whose random numbers are computed at once
 _NONE = -1  # in the place of a token that was not drawn
 _STEPS_PER_CHECK = 8  # on an accelerator, where asking whether rows have ended makes the host wait
 
@@ -97,15 +98,15 @@ def encode(
     limit = getattr(config, "max_position_embeddings", None)
     ends = end_tokens(model, tokenizer)
     encoded = []
-    for prompt in prompts:
-        whole = list(tokenizer(prompt.text)["input_ids"])
+    given = tokenizer([prompt.text for prompt in prompts])["input_ids"] if prompts else []
+    for prompt, whole in zip(prompts, given, strict=True):
         ids = list(whole)
         while ids and ids[-1] in ends:
             ids.pop()
         if (
             prompt.text.strip() and not ids
         ):  # the text is the end token, which also begins texts for some models
-            ids = whole[:1]
+            ids = list(whole[:1])
         if not ids:
             raise ValueError(f"prompt {prompt.id[:100]!r} has no tokens: {prompt.text[:100]!r}")
         if limit is not None and len(ids) + sampling.max_new_tokens > limit:
@@ -186,29 +187,28 @@ def _decode(
     """Responses first, first + 1, ... of each prompt. Nothing here waits for the device but the check for ended rows."""
     rows, most = len(stream_keys) * count, sampling.max_new_tokens
     keys = torch.cat([response_keys(key, first, count, device) for key in stream_keys])
-    end_ids = torch.tensor(sorted(ends), dtype=torch.int64, device=device)
-    tokens = torch.full((rows, most), _NONE, dtype=torch.int64, device=device)
-    log_probs = torch.zeros(rows, most, dtype=torch.float32, device=device)
-    finished = torch.zeros(rows, dtype=torch.bool, device=device)
+    tokens = torch.full((most, rows), _NONE, dtype=torch.int64, device=device)
+    log_probs = torch.zeros(most, rows, dtype=torch.float32, device=device)
     alive = torch.arange(rows, device=device)  # the responses that are decoded
     open_ = torch.ones(rows, dtype=torch.bool, device=device)  # and have not ended
     decoder = start(rows, most)
+    is_end = _marked(ends, decoder.logits.shape[-1], device)
     row: Tensor | None = torch.arange(len(stream_keys), device=device).repeat_interleave(
         count
     )  # None: its own
-    for t in range(most):
+    for t, uniform in enumerate(_stream(keys, most)):
         distribution = log_probs_of_sampling(decoder.logits, sampling)
         distribution = distribution if row is None else distribution.index_select(0, row)
-        drawn = draw(distribution, uniforms(keys, t))
+        drawn = draw(distribution, uniform.index_select(0, alive))
         chosen = distribution.gather(-1, drawn.unsqueeze(-1)).squeeze(-1)
-        tokens[alive, t] = torch.where(open_, drawn, _NONE)
-        log_probs[alive, t] = torch.where(open_, chosen, 0.0)
-        done = torch.isin(drawn, end_ids)
+        tokens[t].index_copy_(0, alive, torch.where(open_, drawn, _NONE))
+        log_probs[t].index_copy_(0, alive, torch.where(open_, chosen, 0.0))
+        done = is_end.index_select(0, drawn)
         if sampling.stop:
-            texts = tokenizer.batch_decode(tokens[alive, : t + 1].clamp(min=0), skip_special_tokens=True)
+            written = tokens[: t + 1, alive].T.clamp(min=0)
+            texts = tokenizer.batch_decode(written, skip_special_tokens=True)
             stopped = [any(stop in text for stop in sampling.stop) for text in texts]
             done |= torch.tensor(stopped, device=device)
-        finished[alive] |= open_ & done
         open_ = open_ & ~done
         if t + 1 == most:
             break
@@ -226,11 +226,11 @@ def _decode(
                 if len(parents) == left:  # none are alike any more: the responses in the order of the rows
                     kept = kept[branch.argsort()]
                 row = None if len(parents) == left else branch
-                alive, keys, open_, drawn = alive[kept], keys[kept], open_[kept], drawn[kept]
+                alive, open_, drawn = alive[kept], open_[kept], drawn[kept]
             elif left < len(open_) * (1 - _LEAVE_SHARE):
                 kept = _staying(open_, left)
                 decoder.keep(kept, left)
-                alive, keys, open_, drawn = alive[kept], keys[kept], open_[kept], drawn[kept]
+                alive, open_, drawn = alive[kept], open_[kept], drawn[kept]
         # One token for every row: those of a row agree.
         decoder.advance(
             drawn if row is None else drawn.new_empty(int(row.max()) + 1).index_copy(0, row, drawn)
@@ -239,12 +239,25 @@ def _decode(
         raise ValueError(
             "the model's logits are not finite: its parameters, or its precision, cannot be sampled from"
         )
-    lengths = (tokens != _NONE).sum(-1)
+    finished = torch.ones(rows, dtype=torch.bool, device=device).index_copy(0, alive, ~open_).cpu()
+    lengths = (tokens != _NONE).sum(0).cpu()
     longest = int(lengths.max())
-    tokens, log_probs = tokens.clamp(min=0)[:, :longest].cpu().clone(), log_probs[:, :longest].cpu().clone()
-    lengths, finished = lengths.cpu().clone(), finished.cpu().clone()
+    tokens, log_probs = (x[:longest].T.contiguous().cpu() for x in (tokens.clamp(min=0), log_probs))
     texts = texts_of(tokenizer, tokens, lengths, sampling, ends)
     return _Drawn(count, tokens, log_probs, lengths, finished, texts)
+
+
+def _marked(ends: frozenset[int], vocabulary: int, device: torch.device) -> Tensor:
+    """bool [V]: which tokens end a response."""
+    marked = torch.zeros(vocabulary, dtype=torch.bool)
+    marked[[token for token in ends if token < vocabulary]] = True
+    return marked.to(device)
+
+
+def _stream(keys: Tensor, most: int) -> Iterator[Tensor]:
+    """A uniform number for each key [B], token by token; those of some tokens at once, which costs hardly more."""
+    for first in range(0, most, _AHEAD):
+        yield from uniforms(keys, first, min(_AHEAD, most - first))
 
 
 def _branches(row: Tensor, drawn: Tensor, vocabulary: int) -> tuple[Tensor, Tensor]:
