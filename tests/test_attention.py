@@ -84,11 +84,13 @@ def test_a_set_in_which_all_is_hidden_adds_nothing() -> None:
         assert torch.allclose(one, other, atol=1e-12)
 
 
-def test_what_each_packed_token_sees() -> None:
+@pytest.mark.parametrize("longer", [0, 30])
+def test_what_each_packed_token_sees(longer: int) -> None:
     """Every query of every block, against the definition: its prompt, and its own sequence up to itself."""
-    prompts, owner = [(5, 6, 7), (8,), (9, 10)], torch.tensor([0, 0, 2, 2, 2])
+    prompts, owner = [(5, 6, 7), (8,), (9, 10, *range(longer))], torch.tensor([0, 0, 2, 2, 2])
     lengths = torch.tensor([1, 4, 20, 2, 3])
     layout = pack(prompts, owner, torch.arange(100, 200).view(5, 20), lengths)
+    assert bool(layout.shared) == bool(longer)  # short prompts are in the blocks of the few responses to them
     sequence = [("p", i) for i, p in enumerate(prompts) for _ in p]
     sequence += [("r", k) for k, n in enumerate(lengths.tolist()) for _ in range(n - 1)]
     parents = {("r", k): ("p", o) for k, o in enumerate(owner.tolist())}
@@ -113,9 +115,9 @@ def test_what_each_packed_token_sees() -> None:
             near = [j for j in range(len(sequence)) if window is None or positions[i] - positions[j] < window]
             expected = {j for j in near if j <= i and sequence[j] in (name, parents.get(name))}
             assert seen[i] == expected
-    assert layout.ends.tolist() == [2, 3, 5]
+    assert layout.ends.tolist() == [2, 3, 5 + longer]
     assert layout.ids[0].tolist()[:6] == [5, 6, 7, 8, 9, 10]
-    assert layout.ids[0].tolist()[6:9] == [120, 121, 122]
+    assert layout.ids[0].tolist()[6 + longer : 9 + longer] == [120, 121, 122]
 
 
 def _hidden(block: Any, window: int | None) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers.optimization import get_scheduler
 
 import bontune.train.update
+from bontune import attention
 from bontune.config import KLSchedule, TrainConfig
 from bontune.loop import Run, drawn_log_probs, kl_weights, prompt_batches, train, training_prompts, weigh
 from bontune.objectives import RLOO, LogPassAtN, StrategyObjective
@@ -109,9 +110,13 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 # Gradients.
 
 
+@pytest.mark.parametrize("repeated", [0, 9])  # a prompt in a block of its own, or in those of its responses
 @pytest.mark.parametrize("variant", range(len(VARIANTS)))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_gradients_are_those_of_the_plain_computation(family: str, variant: int) -> None:
+def test_gradients_are_those_of_the_plain_computation(
+    family: str, variant: int, repeated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_REPEATED", repeated)
     model, sampling = tiny_model(family), VARIANTS[variant]
     groups = drawn(model, sampling)
     assert len({int(n) for group in groups for n in group.lengths}) > 1
@@ -496,8 +501,12 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     assert any(not torch.allclose(one[n], start[n], atol=1e-6) for n in one)
 
 
+@pytest.mark.parametrize("repeated", [0, 9])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "mistral", "qwen2", "qwen3"])
-def test_packed_and_general_predictions_agree(family: str) -> None:
+def test_packed_and_general_predictions_agree(
+    family: str, repeated: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_REPEATED", repeated)
     model = tiny_model(family)
     groups = drawn(model)
     rows, _ = pack(groups, torch.ones(len(groups), 6, dtype=torch.float64))

@@ -3,8 +3,8 @@
 It works inside the model's own forward pass: transformers calls the function registered here with each layer's queries,
 keys and values, positions applied, and hands through the `layout` that says who sees what. Two layouts exist: `Packed`,
 sequences laid end to end without padding, and `Decoding` of the rollouts, one new token for each of many responses. A
-response token sees the prompt and the response before it; both parts are computed on their own and joined by the masses
-of their softmaxes, which is exact. A sliding window and a cap on the logits are those of the layer.
+response token sees the prompt and the response before it; the parts are computed on their own and joined by the masses of
+their softmaxes, which is exact. A sliding window and a cap on the logits are those of the layer.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 _NAME = "bontune_shared_prompt"
 SCORES = 2**22  # attention scores held at once: a block beyond that is computed in parts
+_REPEATED = 1.0  # keys of prompts are repeated, and so one block is spared, up to this share of all tokens
 _SPREAD = 1.5  # the longest sequence of a block is at most that much longer than the shortest,
 _BLOCK = 2**14  # unless padding costs less than another block: about as many scores of each head
 
@@ -187,6 +188,10 @@ def pack(
     positions = _ranges(sizes)
     starts = sizes.cumsum(0) - sizes
     own, own_starts, shared = sizes, starts, []
+    before, before_starts = (
+        torch.zeros_like(sizes),
+        starts,
+    )  # what a sequence sees in its own block before itself
     if owner is not None and tokens is not None and lengths is not None:
         inputs = lengths - 1
         given = torch.arange(tokens.shape[1]) < inputs.unsqueeze(-1)
@@ -196,8 +201,12 @@ def pack(
         own_starts = own.cumsum(0) - own
         asked = torch.zeros_like(sizes).index_add_(0, owner, inputs)
         first = int(sizes.sum()) + asked.cumsum(0) - asked
-        shared = [_shared_block(b, first, asked, starts, sizes, positions) for b in _alike(asked)]
-    blocks = [_own_block(b, own_starts, own) for b in _alike(own)]
+        if int(sizes[owner].sum()) <= _REPEATED * len(ids):
+            before, before_starts = torch.cat([before, sizes[owner]]), torch.cat([starts, starts[owner]])
+        else:
+            before, before_starts = torch.zeros_like(own), own_starts
+            shared = [_shared_block(b, first, asked, starts, sizes, positions) for b in _alike(asked)]
+    blocks = [_own_block(b, own_starts, own, before_starts, before) for b in _alike(own)]
     n, total = int(sizes.sum()), len(ids)
     layout = Packed(
         ids=ids.unsqueeze(0),
@@ -236,12 +245,22 @@ def _alike(sizes: Tensor) -> list[Tensor]:
     return sets
 
 
-def _own_block(chosen: Tensor, starts: Tensor, sizes: Tensor) -> tuple[_Block, Tensor]:
-    """Each sequence sees itself, causally; and bool [b, q], which queries are no padding."""
-    within = torch.arange(int(sizes[chosen].max()))
+def _own_block(
+    chosen: Tensor, starts: Tensor, sizes: Tensor, before_starts: Tensor, before: Tensor
+) -> tuple[_Block, Tensor]:
+    """Each sequence sees what comes before it, and itself, causally; and bool [b, q], which queries are no padding."""
+    within, along = torch.arange(int(sizes[chosen].max())), torch.arange(int(before[chosen].max()))
     places = starts[chosen, None] + torch.minimum(within, sizes[chosen, None] - 1)
+    real = within < sizes[chosen, None]
     distance = (within.unsqueeze(-1) - within).unsqueeze(0)
-    return _Block(places, places, distance, distance < 0), within < sizes[chosen, None]
+    if not len(along):
+        return _Block(places, places, distance, distance < 0), real
+    ahead = before_starts[chosen, None] + torch.minimum(along, (before[chosen, None] - 1).clamp(min=0))
+    to_ahead = (before[chosen, None] + within).unsqueeze(-1) - along
+    nothing = (along >= before[chosen, None]).unsqueeze(1).expand_as(to_ahead)
+    distance = distance.expand(len(chosen), -1, -1)
+    hidden = torch.cat([nothing, distance < 0], -1)
+    return _Block(places, torch.cat([ahead, places], -1), torch.cat([to_ahead, distance], -1), hidden), real
 
 
 def _shared_block(
@@ -259,6 +278,8 @@ def _shared_block(
 
 def _places(blocks: list[tuple[_Block, Tensor]], first: int, total: int) -> Tensor:
     """int64 [total - first]: where among the padded queries of all blocks each packed token stands."""
+    if not blocks:
+        return torch.zeros(0, dtype=torch.int64)
     found = torch.zeros(total, dtype=torch.int64)
     offset = 0
     for block, real in blocks:
