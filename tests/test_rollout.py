@@ -137,6 +137,19 @@ def test_all_ways_of_decoding_compute_the_same(
     assert_log_probs(model, sample(model, sampling=sampling), sampling)
 
 
+def test_norms_that_are_trained_in_full_beside_adapters_are_called() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["input_layernorm"])
+    model, sampling = get_peft_model(tiny_model(), settings), Sampling(max_new_tokens=8)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "modules_to_save" in name or "lora_B" in name:
+                parameter.normal_()
+    assert not decoding.is_like_llama(model)
+    assert_log_probs(model, sample(model, sampling=sampling), sampling)
+
+
 # Weights laid out once, on a CPU.
 
 

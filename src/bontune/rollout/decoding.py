@@ -210,7 +210,13 @@ def prompt_keys(layout: Packed) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
 def is_like_llama(model: Any) -> bool:
     """Whether the model may be walked through here: its layers are of that form, and nothing hangs on their calls."""
     inner = _inner(model)
-    return inner.config.model_type in _LIKE_LLAMA and not any(map(_is_watched, _passed_over(inner)))
+    if inner.config.model_type not in _LIKE_LLAMA:
+        return False
+    norms = [inner.model.norm, *(norm for layer in inner.model.layers for norm in _norms(layer))]
+    plain = all(
+        type(norm).__name__.endswith("RMSNorm") for norm in norms
+    )  # PEFT may have put a wrapper there
+    return plain and not any(map(_is_watched, (*_passed_over(inner), *norms)))
 
 
 def _inner(model: Any) -> Any:
@@ -218,10 +224,16 @@ def _inner(model: Any) -> Any:
 
 
 def _passed_over(inner: Any) -> Iterator[Any]:
-    """The modules whose own forward is not called."""
-    yield from (inner, inner.model, inner.model.norm)
+    """The modules whose own forward is not called, beside the norms."""
+    yield from (inner, inner.model)
     for layer in inner.model.layers:
-        yield from (layer, layer.self_attn, layer.input_layernorm, layer.post_attention_layernorm)
+        yield from (layer, layer.self_attn)
+
+
+def _norms(layer: Any) -> list[Any]:
+    own = layer.self_attn
+    more = [own.q_norm, own.k_norm] if hasattr(own, "q_norm") else []
+    return [layer.input_layernorm, layer.post_attention_layernorm, *more]
 
 
 def _is_watched(module: Any) -> bool:
