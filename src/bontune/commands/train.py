@@ -168,6 +168,7 @@ def one_of_many() -> Iterator[bool]:
     console.quiet = not state.is_main_process
     try:
         yield state.is_main_process
+        state.wait_for_everyone()  # none leaves while another is still writing
     finally:
         console.quiet = False
         if state.num_processes > 1:
