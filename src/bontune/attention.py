@@ -188,10 +188,8 @@ def pack(
     positions = _ranges(sizes)
     starts = sizes.cumsum(0) - sizes
     own, own_starts, shared = sizes, starts, []
-    before, before_starts = (
-        torch.zeros_like(sizes),
-        starts,
-    )  # what a sequence sees in its own block before itself
+    # What a sequence sees in its own block before itself.
+    before, before_starts = torch.zeros_like(sizes), starts
     if owner is not None and tokens is not None and lengths is not None:
         inputs = lengths - 1
         given = torch.arange(tokens.shape[1]) < inputs.unsqueeze(-1)

@@ -245,7 +245,8 @@ def _platt(logits: Tensor, right: Tensor, counts: Tensor) -> tuple[float, float]
 def row_logits(model: Any, groups: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     """[K]: the logit of each row of tokens, group by group. What the rows of a group begin with is computed once."""
     starts = [_common_start(rows) for rows in groups]
-    if all(starts) and supported(model) and hasattr(model, "score"):
+    # One group alone is as fast with the model's own cache.
+    if len(groups) > 1 and all(starts) and supported(model) and hasattr(model, "score"):
         return _packed_logits(model, groups, starts)
     return _padded_logits(model, [row for rows in groups for row in rows])
 
