@@ -138,8 +138,10 @@ class Decoding:
         per, size = q.shape[2:]
         upto = self.step + 1
         end = upto
-        if q.device.type == "cpu":  # a few keys more, hidden again, make the products large enough
-            end = max(upto, min(keys.shape[2], first - (-_PRODUCTS // (per * size))))
+        if (
+            q.device.type == "cpu" and not first
+        ):  # zeros of the first buffer, hidden, make the products large enough
+            end = max(upto, -(-_PRODUCTS // (per * size)))
         own_keys, own_values = keys[:, :, first:end], values[:, :, first:end]
         shared_keys, shared_values = self.prompt[layer.index]
         scaled = q * layer.scale
