@@ -243,7 +243,11 @@ def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
     (tmp_path / "reproduction").mkdir()
     shutil.copy(results, tmp_path / "reproduction")
     sizes = json.loads(results.read_text())["study"]
-    write_document(replace(Study(), test=tuple(sizes["test"])), {}, tmp_path)
+    write_document(
+        replace(Study(), test=tuple(sizes["test"]), aside=tuple(sizes.get("aside", sizes["test"]))),
+        {},
+        tmp_path,
+    )
     for name in ("reproduction.md", "paper-map.md"):
         assert (tmp_path / name).read_text() == (DOCS / name).read_text(), name
     figures = {path.name for path in (tmp_path / "reproduction").glob("*.svg")}

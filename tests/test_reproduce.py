@@ -100,6 +100,18 @@ def test_choices_are_made_on_tune_prompts_and_measured_on_test_prompts_with_othe
             assert STUDY.seed not in STUDY.seeds
 
 
+def test_all_sections_on_test_prompts_measure_the_same_prompts() -> None:
+    sizes = {"claims": (10, 256), "breadth": (10, 64), "verifier": (10, 64)}
+    study = replace(STUDY, test=(10, 256), aside=(10, 64))
+    cells = plan(study, _all_swept(study))
+    for section, size in sizes.items():
+        places = {cell.place for cell in cells if cell.section == section}
+        assert {(place.prompts, place.responses) for place in places} == {size}
+        assert {place.id for place in places} == {
+            "countdown-test"
+        }  # so that one file holds the responses of all
+
+
 def test_every_method_is_swept_over_the_same_rates_and_chosen_by_what_it_trains_for() -> None:
     results: dict[str, Any] = {}
     method = METHODS["log-pass-32"]
@@ -289,6 +301,8 @@ def test_more_responses_are_added_to_those_drawn(ran: tuple[Path, dict[str, Any]
     assert large["right"] == results[base.id]["right"]  # as if drawn at once
     assert small["right"] != large["right"]
     assert not is_done(base, {base.id: small})
+    again = run_cell(shop, replace(base, place=replace(base.place, responses=8)))
+    assert again["right"] == small["right"]  # the first of those drawn
 
 
 def test_a_stopped_study_goes_on_to_the_same_numbers(
@@ -372,6 +386,31 @@ def test_the_document_comes_from_the_results_alone(ran: tuple[Path, dict[str, An
     )
     nothing = write_document(tiny(), {}, tmp_path / "empty").read_text()
     assert "0 of" in nothing
+
+
+def test_cells_finished_elsewhere_are_not_run_again(
+    ran: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, results = ran
+    quick_base = "base/countdown/countdown-base/base/countdown-"
+    known = {name: results[name] for name in (f"{quick_base}tune", f"{quick_base}test")}
+    study = quick(STUDY)
+    for name, size in (("tune", study.tune), ("test", study.test)):
+        place = known[quick_base + name]["place"]
+        known[quick_base + name]["place"] = {**place, "prompts": size[0], "responses": size[1]}
+    write_document(study, known, tmp_path / "docs")
+
+    def done(*arguments: str) -> str:
+        command = ["reproduce", "--task", "countdown", "--quick", "--dry-run", "--only", "base"]
+        command += ["--output", str(tmp_path / "run"), "--docs", str(tmp_path / "docs")]
+        with pytest.raises(SystemExit) as ended:
+            cli.main([*command, *arguments])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    assert re.search(r"base +│ +2 │ +0 │", done())
+    assert re.search(r"base +│ +2 │ +2 │", done("--extend"))
+    assert read_results(tmp_path / "run") == known
 
 
 def test_the_command_says_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

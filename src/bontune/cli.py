@@ -368,6 +368,8 @@ class Reproduce:
     """Test prompts, where they should differ from the study's."""
     responses: int | None = None
     """Responses per test prompt, where they should differ from the study's: more are added to those drawn."""
+    extend: bool = False
+    """Count the cells that --docs holds as finished, so that only missing ones run: a study on several machines."""
     dry_run: bool = False
     """Say what there is to do and what it costs, write the report of what is done, and stop."""
     verbose: bool = False

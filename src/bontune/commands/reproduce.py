@@ -15,9 +15,9 @@ from bontune import cli
 from bontune.commands.inputs import check_folder, write_config
 from bontune.commands.terminal import bar, progress, say
 from bontune.commands.train import asked_to_stop, locked
-from bontune.reproduce.cells import Workshop, can_run, coscale_base, is_done, read_results, run_all
+from bontune.reproduce.cells import Workshop, adopt, can_run, coscale_base, is_done, read_results, run_all
 from bontune.reproduce.costs import estimate
-from bontune.reproduce.document import write_document
+from bontune.reproduce.document import read_document, write_document
 from bontune.reproduce.plan import TASK_PLANS, Cell, Results, Study, plan, quick
 
 
@@ -32,6 +32,8 @@ def run(command: cli.Reproduce) -> None:
         cells = plan(study, results)
         return [cell for cell in cells if any(fnmatch(cell.id, f"{pattern}*") for pattern in patterns)]
 
+    if command.extend:
+        adopt(command.output, read_document(command.docs or command.output).get("cells", {}))
     results = read_results(command.output)
     if not wanted(results):
         raise ValueError(
@@ -39,7 +41,7 @@ def run(command: cli.Reproduce) -> None:
         )
     show_plan(study, command, wanted(results), results)
     if not command.dry_run:
-        _check_bases(wanted(results))
+        _check_bases([cell for cell in wanted(results) if not is_done(cell, results)])
         with locked(command.output), progress() as bars, asked_to_stop() as should_stop:
             shop = Workshop(
                 study=study, output=command.output, stage=partial(bar, bars), should_stop=should_stop
@@ -61,9 +63,11 @@ def study_of(command: cli.Reproduce) -> Study:
         raise ValueError(f"--task must be of {', '.join(TASK_PLANS)}; got {', '.join(unknown)}")
     study = Study(tasks=tuple(TASK_PLANS[name] for name in command.task or TASK_PLANS))
     study = quick(study) if command.quick else study
-    prompts, responses = study.test
-    test = (command.prompts or prompts, command.responses or responses)
-    return replace(study, test=test, seed=command.seed)
+
+    def sized(usual: tuple[int, int]) -> tuple[int, int]:
+        return command.prompts or usual[0], command.responses or usual[1]
+
+    return replace(study, test=sized(study.test), aside=sized(study.aside), seed=command.seed)
 
 
 def _check_bases(cells: list[Cell]) -> None:

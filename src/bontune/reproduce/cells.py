@@ -81,6 +81,14 @@ def read_results(output: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def adopt(output: Path, results: Results) -> None:
+    """Count cells that were finished elsewhere as finished in `output`, too; those that are there are left alone."""
+    for name, found in results.items():
+        path = output / "cells" / f"{name}.json"
+        if not path.exists():
+            write_json(path, found)
+
+
 def is_done(cell: Cell, results: Results) -> bool:
     """Whether the cell has been measured at its present size."""
     known = results.get(cell.id)
@@ -404,7 +412,7 @@ def coscale_base(shop: Workshop, task: TaskPlan, results: Results) -> dict[str, 
     paths = [shop.samples_path(policy, place) for place in places]
     finished = {f"{result['policy']} {result['place']}" for result in results.values()}
     wanted = {f"{asdict(policy)} {asdict(place)}" for place in places}
-    if len(paths) < 2 or not wanted <= finished:
+    if len(paths) < 2 or not wanted <= finished or not all(path.exists() for path in paths):
         return None
     sets = [read_samples(path, skip_torn_tail=True) for path in paths]
     return co_scale(sets, shop.output / "coscale" / task.task, seed=PROMPTS_SEED)

@@ -18,6 +18,7 @@ from bontune.reproduce.plan import METHODS, SECTIONS, Results, Study, plan, quic
 from bontune.reproduce.scaling import scaling_section, without_paths
 from bontune.reproduce.sections import FOLDER, task_sections
 
+STORE = Path(FOLDER) / "results.json"
 _WHITE = '<rect width="100%" height="100%" fill="white"/>'
 
 
@@ -30,11 +31,8 @@ def write_document(
     Cells that `folder` knows from earlier and that are not among `results` are kept, so that a study run in pieces, or
     on several machines, adds up.
     """
-    store = folder / FOLDER / "results.json"
-    scaled: dict[str, Any] = {}
-    if store.exists():
-        known_before = json.loads(store.read_text())
-        results, scaled = {**known_before["cells"], **results}, known_before.get("coscale", {})
+    before = read_document(folder)
+    results, scaled = {**before.get("cells", {}), **results}, before.get("coscale", {})
     scaled |= {task: without_paths(json.loads(path.read_text())) for task, path in (coscale or {}).items()}
     cells = plan(study, results)
     known = {cell.id: results[cell.id] for cell in cells if cell.id in results}
@@ -55,11 +53,17 @@ def write_document(
         head, rest = svg[svg.index("<svg") :].split(">", 1)
         path.write_text(f"{head}>{_WHITE}{rest}", encoding="utf-8")
     everything = {"study": _sizes(study), "outcomes": outcomes, "coscale": scaled}
-    write_json(store, everything | {"cells": dict(sorted(results.items()))})
+    write_json(folder / STORE, everything | {"cells": dict(sorted(results.items()))})
     (folder / "paper-map.md").write_text(_paper_map(outcomes), encoding="utf-8")
     path = folder / "reproduction.md"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def read_document(folder: Path) -> dict[str, Any]:
+    """What the document below `folder` was written from: "cells" and "coscale"; empty where there is none."""
+    path = folder / STORE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _options(study: Study) -> str:

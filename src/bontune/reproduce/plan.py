@@ -215,6 +215,8 @@ class Study:
 
     verifier_steps: of the methods trained with the verifier, all of them alike; they learn from noisier weights.
     lesson: prompts and responses of each that a verifier is taught from, and the steps of its training.
+    tune, test, aside, other: prompts and responses of each; test: of the bases and the claims, aside: of the breadth and
+    where a verifier chooses, on the same prompts, other: of the harder variant and of other temperatures.
     """
 
     tasks: tuple[TaskPlan, ...] = tuple(TASK_PLANS.values())
@@ -230,13 +232,14 @@ class Study:
     lesson: tuple[int, int, int] = (8000, 16, 600)
     tune: tuple[int, int] = (300, 64)
     test: tuple[int, int] = (1000, 256)
+    aside: tuple[int, int] = (1000, 64)
     other: tuple[int, int] = (500, 64)
     temperatures: tuple[float, ...] = (0.1, 0.6, 1.5)
     seed: int = 0
     bases: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("tune", "test", "other"):
+        for name in ("tune", "test", "aside", "other"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(
                     f"{name} must be prompts and responses of at least 1, got {getattr(self, name)}"
@@ -256,6 +259,7 @@ def quick(study: Study) -> Study:
         steps=24,
         tune=(100, 64),
         test=(200, 64),
+        aside=(200, 64),
         other=(100, 64),
         bases=1,
     )
@@ -305,18 +309,18 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
         for policy in compared
     ]
     cells += [
-        Cell(section="breadth", policy=tuned(method, base, seed), place=places["test"])
+        Cell(section="breadth", policy=tuned(method, base, seed), place=places["aside"])
         for method in plain
         if not method.claim
         for seed in study.breadth_seeds
         for base in bases[:1]
     ]
-    cells += _by_verifier(study, task, ordered, tuned, places["test"])
+    cells += _by_verifier(study, task, ordered, tuned, places["aside"])
     return [cell for cell in cells if cell.section in study.sections]
 
 
 def _by_verifier(
-    study: Study, task: TaskPlan, methods: Sequence[Method], tuned: Any, test: Place
+    study: Study, task: TaskPlan, methods: Sequence[Method], tuned: Any, place: Place
 ) -> list[Cell]:
     """Bases first, then the claims' policies on every base and seed, then the rest on one base."""
     bases = task.bases[: study.bases]
@@ -326,7 +330,7 @@ def _by_verifier(
             policies += [tuned(method, base, seed) for method in methods if method.claim]
     rest = [method for method in methods if method.by == "verifier" and not method.claim]
     policies += [tuned(method, bases[0], seed) for method in rest for seed in study.breadth_seeds]
-    return [Cell(section="verifier", policy=policy, place=test, scored=True) for policy in policies]
+    return [Cell(section="verifier", policy=policy, place=place, scored=True) for policy in policies]
 
 
 def _places(study: Study, task: TaskPlan) -> dict[str, Place]:
@@ -335,6 +339,7 @@ def _places(study: Study, task: TaskPlan) -> dict[str, Place]:
     places = {
         "tune": Place(task=task.task, split="tune", prompts=study.tune[0], responses=study.tune[1]),
         "test": Place(task=task.task, split="test", prompts=study.test[0], responses=study.test[1]),
+        "aside": Place(task=task.task, split="test", prompts=study.aside[0], responses=study.aside[1]),
         "harder": Place(task=task.harder, **other),
     }
     for temperature in study.temperatures:
