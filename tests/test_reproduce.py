@@ -50,7 +50,7 @@ from bontune.reproduce.plan import (
     quick,
     sweep,
 )
-from bontune.reproduce.sections import _forms
+from bontune.reproduce.sections import _budgets, _forms
 from bontune.reproduce.sections import _verifier as _verifier_section
 from bontune.reproduce.summary import pass_at, per_prompt, summary
 from bontune.reproduce.tables import (
@@ -110,6 +110,18 @@ def test_all_sections_on_test_prompts_measure_the_same_prompts() -> None:
         assert {place.id for place in places} == {
             "countdown-test"
         }  # so that one file holds the responses of all
+
+
+def test_a_verifier_chooses_from_its_own_methods_on_every_base_and_from_the_others_on_one() -> None:
+    cells = [cell for cell in plan(STUDY, _all_swept(STUDY)) if cell.section == "verifier"]
+    for name, bases in (
+        (BASE, 3),
+        ("rl-v", 3),
+        ("bon-rl-v-8", 3),
+        ("rl-s", 1),
+        ("bon-rl-v-variational-8", 1),
+    ):
+        assert len({cell.policy.base for cell in cells if cell.policy.method == name}) == bases, name
 
 
 def test_every_method_is_swept_over_the_same_rates_and_chosen_by_what_it_trains_for() -> None:
@@ -537,6 +549,46 @@ def test_the_two_forms_are_compared_run_by_run() -> None:
     assert "| pass@N | 1 |" in row
     assert f"−{100 * (1 + 0 + 2) / 4 / 3:.1f} [" in row
     assert _forms(TASK, list(exact), results) == ""
+
+
+def test_the_trained_n_is_compared_on_one_base_with_one_seed() -> None:
+    def entry(rights: list[int]) -> dict[str, Any]:
+        groups = tuple(
+            SampleGroup(prompt_id=str(i), responses=("x",) * 8, rewards=(1.0,) * n + (0.0,) * (8 - n))
+            for i, n in enumerate(rights)
+        )
+        return summary(SampleSet(source="", groups=groups))
+
+    def cell(section: str, method: str, seed: int = 1, base: str = TASK.bases[0]) -> Cell:
+        policy = Policy(task="countdown", base=base, method=method, seed=seed if method != BASE else 0)
+        place = Place(task="countdown", split="test", prompts=3, responses=8)
+        return Cell(section=section, policy=policy, place=place)
+
+    entries = {
+        cell("base", BASE): entry([4, 2, 0]),
+        cell("verifier", BASE): entry([4, 2, 0]),
+        cell("breadth", "log-pass-4"): entry([4, 4, 0]),
+        cell("claims", "log-pass-32"): entry([4, 2, 1]),
+        cell("claims", "log-pass-32", seed=2): entry([8, 8, 8]),
+        cell("claims", "bon-rlbp-32"): entry([8, 8, 8]),
+    }
+    results = {found.id: value for found, value in entries.items()}
+    figures: dict[str, str] = {}
+    outcomes: defaultdict[str, str] = defaultdict(str)
+    text = _budgets(STUDY, TASK, list(entries), results, figures, outcomes)
+    rows = [line for line in text.splitlines() if line.startswith("| log-pass, pass@N |")]
+    assert [row.split(" | ")[1] for row in rows] == ["4", "32"]
+    assert "bon-rlbp" not in text  # of one N only
+    for row, gain in zip(
+        rows, (math.comb(6, 4) - math.comb(4, 4), math.comb(8, 4) - math.comb(7, 4)), strict=True
+    ):
+        assert row.split(" | ")[2][2:].startswith(f"+{100 * gain / math.comb(8, 4) / 3:.1f} [")
+    assert outcomes["budgets"] == (
+        "countdown, log-pass, pass@N: at N = 4 highest trained for 32. "
+        "countdown, log-pass, pass@N: at N = 8 highest trained for 32. "
+    )
+    assert "log-pass-32" in figures["countdown-budgets"]
+    assert _budgets(STUDY, TASK, [cell("base", BASE)], results, figures, outcomes) == ""
 
 
 # Responses to a target

@@ -88,8 +88,26 @@ CLAIMS = (
     Item(
         what="BoN-SFT imitates an expert through best-of-N",
         where="`objectives.BoNSFT`",
-        command="bontune reproduce --only verifier",
+        command="bontune reproduce --only sweep verifier",
         outcome="bon-sft-variational-8",
+    ),
+    Item(
+        what="The same in its exact form",
+        where="`objectives.BoNSFT(form='exact')`",
+        command="bontune reproduce --only sweep verifier",
+        outcome="bon-sft-exact-8",
+    ),
+    Item(
+        what="Best-of-N distillation: a second policy learns from what best-of-8 of the base serves",
+        where="`objectives.SFT`",
+        command="bontune reproduce --only sweep verifier",
+        outcome="bon-distilled-8",
+    ),
+    Item(
+        what="The N that is trained for against the N that is served",
+        where="`reproduce/sections.py`",
+        command="bontune reproduce --only base sweep claims breadth verifier",
+        outcome="budgets",
     ),
     Item(
         what="Gains carry over to harder problems than those trained on",

@@ -119,10 +119,14 @@ def _methods() -> tuple[Method, ...]:
     return (*single, *(_in_family(method) for method in several), refreshed)
 
 
+def family(method: Method) -> str:
+    """The name without the N it trains for."""
+    return method.name.removesuffix(f"-{method.budget}")
+
+
 def _in_family(method: Method) -> Method:
     central = 8 if method.by == "verifier" else 32
-    family = method.name.removesuffix(f"-{method.budget}")
-    return method if method.budget == central else replace(method, swept_as=f"{family}-{central}")
+    return method if method.budget == central else replace(method, swept_as=f"{family(method)}-{central}")
 
 
 METHODS = {method.name: method for method in _methods()}
@@ -322,12 +326,13 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
 def _by_verifier(
     study: Study, task: TaskPlan, methods: Sequence[Method], tuned: Any, place: Place
 ) -> list[Cell]:
-    """Bases first, then the claims' policies on every base and seed, then the rest on one base."""
+    """Bases, the claims' policies, the rest. The policies that no verifier helped to train are of one base."""
     bases = task.bases[: study.bases]
     policies = [Policy(task=task.task, base=base) for base in bases]
+    claims = [method for method in methods if method.claim]
     for base in bases:
         for seed in study.seeds:
-            policies += [tuned(method, base, seed) for method in methods if method.claim]
+            policies += [tuned(m, base, seed) for m in claims if m.by == "verifier" or base == bases[0]]
     rest = [method for method in methods if method.by == "verifier" and not method.claim]
     policies += [tuned(method, bases[0], seed) for method in rest for seed in study.breadth_seeds]
     return [Cell(section="verifier", policy=policy, place=place, scored=True) for policy in policies]

@@ -14,7 +14,7 @@ from typing import Any
 from bontune.report import Series, difference_plot, frontier_plot, metric_plot
 from bontune.reproduce.course import WINDOW, courses
 from bontune.reproduce.markdown import COMMAND_END, cell_text, gap_text, rate, runs_text, table
-from bontune.reproduce.plan import BASE, METHODS, Cell, Results, Study, TaskPlan
+from bontune.reproduce.plan import BASE, BUDGETS, METHODS, Cell, Results, Study, TaskPlan, family
 from bontune.reproduce.tables import Comparison, at_best_temperature, between, compare, swept
 
 SHOWN = (1, 8, 32, 64, 128)
@@ -42,6 +42,7 @@ def task_sections(
         ("breadth", "Other methods and budgets"),
     ):
         parts.append(_section(section, title, task, cells, results, outcomes))
+    parts.append(_budgets(study, task, cells, results, figures, outcomes))
     parts.append(_temperatures(task, cells, results, outcomes))
     parts.append(_verifier(task, cells, results, outcomes))
     parts.append(_forms(task, cells, results))
@@ -209,6 +210,68 @@ def _section(
             key = section if section == "harder" else item.method
             outcomes[key] += f"{task.task}, {item.method}, pass@32: {gap_text(item.gaps[32])}. "
     return _section_text(f"## {task.task}: {title}", section, _rows(found), _head(found))
+
+
+def _families(
+    study: Study, task: TaskPlan, cells: Sequence[Cell], results: Results
+) -> dict[tuple[str, str], list[Comparison]]:
+    """{(family, what is measured): its methods by the N they train for} on one base with one seed, two N or more."""
+    found: dict[tuple[str, str], list[Comparison]] = {}
+    for by, kind, sections in (
+        ("reward", "pass_at", ("claims", "breadth")),
+        ("verifier", "best_of", ("verifier",)),
+    ):
+        own = [
+            cell
+            for cell in cells
+            if cell.section in sections
+            and cell.policy.method != BASE
+            and (METHODS[cell.policy.method].by, cell.policy.base) == (by, task.bases[0])
+            and METHODS[cell.policy.method].budget > 1
+            and cell.policy.seed in study.breadth_seeds
+        ]
+        for item in sorted(
+            compare(own, results, kind), key=lambda item: BUDGETS.index(METHODS[item.method].budget)
+        ):
+            found.setdefault((family(METHODS[item.method]), kind), []).append(item)
+    return {name: items for name, items in found.items() if len(items) > 1}
+
+
+def _budgets(
+    study: Study,
+    task: TaskPlan,
+    cells: Sequence[Cell],
+    results: Results,
+    figures: dict[str, str],
+    outcomes: defaultdict[str, str],
+) -> str:
+    """What each family gains at the N that is served, by the N it was trained for."""
+    rows: list[tuple[str, ...]] = []
+    picture = ""
+    for (name, kind), items in _families(study, task, cells, results).items():
+        what = f"{name}, {'pass@N' if kind == 'pass_at' else 'best-of-N'}"
+        for item in items:
+            gaps = (cell_text(item.gaps.get(n)) for n in BUDGETS)
+            rows.append((what, str(METHODS[item.method].budget), *gaps))
+        shared = [n for n in items[0].gaps if all(n in item.gaps for item in items)]
+        served = [n for n in shared if n in BUDGETS]
+        for n in served[:: max(1, len(served) - 1)]:
+            best = max(items, key=lambda item: item.gaps[n].value)
+            outcomes["budgets"] += (
+                f"{task.task}, {what}: at N = {n} highest trained for {METHODS[best.method].budget}. "
+            )
+        if name == "log-pass":
+            lines = [
+                Series(name=item.method, x=[float(n) for n in shared], y=[item.gaps[n].value for n in shared])
+                for item in items
+            ]
+            figures[f"{task.task}-budgets"] = difference_plot(lines, reference=BASE)
+            picture = f"\n\n![log pass@N, trained for several N]({FOLDER}/{task.task}-budgets.svg)"
+    head = ("family, measured", "trained for N", *(f"N = {n}" for n in BUDGETS))
+    text = _section_text(
+        f"## {task.task}: the N that is trained for", "base claims breadth verifier", rows, head
+    )
+    return text and f"{text}\n\nThe learning rate is that of the central N of each family.{picture}"
 
 
 def _temperatures(
