@@ -50,7 +50,7 @@ from bontune.reproduce.plan import (
     quick,
     sweep,
 )
-from bontune.reproduce.sections import _budgets, _forms
+from bontune.reproduce.sections import _budgets, _forms, _sweep
 from bontune.reproduce.sections import _verifier as _verifier_section
 from bontune.reproduce.summary import pass_at, per_prompt, summary
 from bontune.reproduce.tables import (
@@ -140,6 +140,19 @@ def test_every_method_is_swept_over_the_same_rates_and_chosen_by_what_it_trains_
         assert all(
             cell.scored == (METHODS[name].by == "verifier") for cell in sweep(STUDY, TASK, METHODS[name])
         )
+
+
+def test_a_rate_at_the_edge_of_those_tried_is_named() -> None:
+    results: dict[str, Any] = {}
+    for name, values in (
+        ("log-pass-32", (0.5, 0.7, 0.6)),
+        ("grpo", (0.3, 0.2, 0.1)),
+        ("rl-s", (0.1, 0.2, 0.3)),
+    ):
+        for cell, value in zip(sweep(STUDY, TASK, METHODS[name]), values, strict=True):
+            results[cell.id] = {"pass_at": {n: {"value": value} for n in ("1", "32")}, "prompts": 1}
+    text = _sweep(STUDY, TASK, results, {})
+    assert "the lowest is best for grpo; the highest is best for rl-s: a better one may lie beyond." in text
 
 
 def test_cells_wait_for_their_sweep() -> None:

@@ -15,7 +15,7 @@ from bontune.report import Series, difference_plot, frontier_plot, metric_plot
 from bontune.reproduce.course import WINDOW, courses
 from bontune.reproduce.markdown import COMMAND_END, cell_text, gap_text, rate, runs_text, table
 from bontune.reproduce.plan import BASE, BUDGETS, METHODS, Cell, Results, Study, TaskPlan, family
-from bontune.reproduce.tables import Comparison, at_best_temperature, between, compare, swept
+from bontune.reproduce.tables import Comparison, Swept, at_best_temperature, between, compare, swept
 
 SHOWN = (1, 8, 32, 64, 128)
 FOLDER = "reproduction"
@@ -93,9 +93,20 @@ def _sweep(study: Study, task: TaskPlan, results: Results, figures: dict[str, st
     head = (*head, "what it trains for, %")
     text = _section_text(f"## {task.task}: the sweep of learning rates", "base sweep", rows, head)
     return (
-        f"{text}\n\n✓: the rate that the comparisons below use. The frontier, one point per learning rate, on tune "
-        f"prompts:\n\n![pass@32 against pass@1]({FOLDER}/{task.task}-frontier.svg)"
+        f"{text}\n\n✓: the rate that the comparisons below use. {_at_the_edge(study, found)}The frontier, one point per "
+        f"learning rate, on tune prompts:\n\n![pass@32 against pass@1]({FOLDER}/{task.task}-frontier.svg)"
     )
+
+
+def _at_the_edge(study: Study, found: Sequence[Swept]) -> str:
+    """Which methods prefer the lowest or the highest rate of all."""
+    edges = {"lowest": min(study.learning_rates), "highest": max(study.learning_rates)}
+    names = {
+        which: [item.method for item in found if item.chosen and item.learning_rate == rate]
+        for which, rate in edges.items()
+    }
+    said = [f"the {which} is best for {', '.join(methods)}" for which, methods in names.items() if methods]
+    return f"Of the rates tried, {'; '.join(said)}: a better one may lie beyond. " if said else ""
 
 
 def _claims(
