@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,6 @@ from bontune.registry import build_objective
 from bontune.reproduce import cells as cells_module
 from bontune.reproduce.cells import (
     Workshop,
-    can_run,
     coscale_base,
     is_done,
     read_results,
@@ -45,10 +45,12 @@ from bontune.reproduce.plan import (
     Place,
     Policy,
     Study,
+    can_run,
     choose,
     plan,
     quick,
     sweep,
+    with_needed,
 )
 from bontune.reproduce.sections import _budgets, _forms, _sweep
 from bontune.reproduce.sections import _verifier as _verifier_section
@@ -153,6 +155,24 @@ def test_a_rate_at_the_edge_of_those_tried_is_named() -> None:
             results[cell.id] = {"pass_at": {n: {"value": value} for n in ("1", "32")}, "prompts": 1}
     text = _sweep(STUDY, TASK, results, {})
     assert "the lowest is best for grpo; the highest is best for rl-s: a better one may lie beyond." in text
+
+
+def test_a_selection_takes_with_it_what_it_needs() -> None:
+    def chosen(pattern: str, results: dict[str, Any]) -> dict[str, set[str]]:
+        cells = plan(STUDY, results)
+        found: dict[str, set[str]] = {}
+        for cell in with_needed(cells, {cell.id for cell in cells if cell.id.startswith(pattern)}):
+            found.setdefault(cell.section, set()).add(f"{cell.policy.method} {cell.place.split}")
+        return found
+
+    assert chosen("breadth/countdown/countdown-base/log-pass-4", {}) == {
+        "base": {"base tune", "base test"},
+        "sweep": {"log-pass-32 tune"},
+        "breadth": {"log-pass-4 test"},
+    }
+    known = _all_swept(STUDY)
+    assert chosen("claims/countdown/seed-1/rl-s", known) == {"base": {"base test"}, "claims": {"rl-s test"}}
+    assert chosen("nonsense", known) == {}
 
 
 def test_cells_wait_for_their_sweep() -> None:
@@ -447,6 +467,18 @@ def test_the_command_says_what_it_would_do(tmp_path: Path, capsys: pytest.Captur
     assert run("--dry-run", "--verbose", "--only", "claims/countdown/countdown-base/rl-s") == 0
     said = capsys.readouterr().out
     assert said.count("waits for its sweep") == 3
+    assert said.count("sweep/countdown/countdown-base/rl-s/") == 3
+    docs = tmp_path / "docs"  # with results alone: nothing is written to those of the repository
+    (docs / "reproduction").mkdir(parents=True)
+    shutil.copy(Path(__file__).parents[1] / "docs/reproduction/results.json", docs / "reproduction")
+    assert (
+        run("--dry-run", "--verbose", "--only", "claims/countdown/countdown-base/rl-s", "--docs", str(docs))
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "waits for" not in said
+    assert "sweep/" not in said  # the document's rates
+    assert said.count("base/countdown/countdown-base/base/countdown-test") == 1
     assert run("--dry-run", "--only", "nonsense") == 2
     assert "matches no cell" in capsys.readouterr().err
     assert run("--task", "nonsense") == 2

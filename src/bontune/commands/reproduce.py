@@ -15,10 +15,10 @@ from bontune import cli
 from bontune.commands.inputs import check_folder, write_config
 from bontune.commands.terminal import bar, progress, say
 from bontune.commands.train import asked_to_stop, locked
-from bontune.reproduce.cells import Workshop, adopt, can_run, coscale_base, is_done, read_results, run_all
+from bontune.reproduce.cells import Workshop, adopt, coscale_base, is_done, read_results, run_all
 from bontune.reproduce.costs import estimate
 from bontune.reproduce.document import read_document, write_document
-from bontune.reproduce.plan import TASK_PLANS, Cell, Results, Study, plan, quick
+from bontune.reproduce.plan import TASK_PLANS, Cell, Results, Study, can_run, plan, quick, with_needed
 
 
 def run(command: cli.Reproduce) -> None:
@@ -27,13 +27,22 @@ def run(command: cli.Reproduce) -> None:
     check_folder(command.output, command)
     write_config(command.output, command)
 
+    known = read_document(command.docs or command.output).get("cells", {})
+    # Learning rates that the document's sweep has decided need no other sweep.
+    sweeps = {
+        cell.id: known[cell.id]
+        for cell in plan(study, {})
+        if cell.section == "sweep" and is_done(cell, known)
+    }
+
     def wanted(results: Results) -> list[Cell]:
         patterns = command.only or ("*",)
-        cells = plan(study, results)
-        return [cell for cell in cells if any(fnmatch(cell.id, f"{pattern}*") for pattern in patterns)]
+        cells = plan(study, {**sweeps, **results})
+        chosen = {cell.id for cell in cells if any(fnmatch(cell.id, f"{pattern}*") for pattern in patterns)}
+        return with_needed(cells, chosen)
 
     if command.extend:
-        adopt(command.output, read_document(command.docs or command.output).get("cells", {}))
+        adopt(command.output, known)
     results = read_results(command.output)
     if not wanted(results):
         raise ValueError(

@@ -23,7 +23,7 @@ from bontune.measure import Draw, draw_samples
 from bontune.policy import load_policy
 from bontune.records import Prompt, Sampling
 from bontune.registry import build_objective
-from bontune.reproduce.plan import BASE, Cell, Method, Place, Policy, Results, Study, TaskPlan, plan
+from bontune.reproduce.plan import BASE, Cell, Method, Place, Policy, Results, Study, TaskPlan, can_run, plan
 from bontune.reproduce.summary import summary
 from bontune.tasks import Task, load_task
 from bontune.teach import Lesson, assess, teach
@@ -416,8 +416,3 @@ def coscale_base(shop: Workshop, task: TaskPlan, results: Results) -> dict[str, 
         return None
     sets = [read_samples(path, skip_torn_tail=True) for path in paths]
     return co_scale(sets, shop.output / "coscale" / task.task, seed=PROMPTS_SEED)
-
-
-def can_run(cell: Cell) -> bool:
-    """Whether the learning rate of its policy is known."""
-    return cell.policy.method == BASE or cell.policy.learning_rate > 0

@@ -7,7 +7,7 @@ choice for every method, and everything the tables say is measured on "test" pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -275,6 +275,36 @@ def plan(study: Study, results: Results) -> list[Cell]:
     A method whose sweep is not complete stands with learning rate 0 in later cells: it cannot run yet.
     """
     return [cell for task in study.tasks for cell in _cells_of(study, task, results)]
+
+
+def with_needed(cells: Sequence[Cell], chosen: Set[str]) -> list[Cell]:
+    """The cells whose id is chosen, and what they cannot do without, in the order of `cells`, the whole plan.
+
+    That is the sweep of a method whose learning rate is not known, and the base model in the same place.
+    """
+    own = {cell for cell in cells if cell.id in chosen}
+    waiting = {(cell.policy.task, _swept(cell)) for cell in own if not can_run(cell)}
+    own |= {
+        cell
+        for cell in cells
+        if cell.section == "sweep" and (cell.policy.task, cell.policy.method) in waiting
+    }
+    places = {(cell.policy.task, cell.policy.base, cell.place.id) for cell in own}
+    return [
+        cell
+        for cell in cells
+        if cell in own
+        or (cell.section == "base" and (cell.policy.task, cell.policy.base, cell.place.id) in places)
+    ]
+
+
+def _swept(cell: Cell) -> str:
+    return METHODS[cell.policy.method].swept_as or cell.policy.method
+
+
+def can_run(cell: Cell) -> bool:
+    """Whether the learning rate of its policy is known."""
+    return cell.policy.method == BASE or cell.policy.learning_rate > 0
 
 
 def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
