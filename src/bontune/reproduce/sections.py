@@ -267,10 +267,11 @@ def _budgets(
         shared = [n for n in items[0].gaps if all(n in item.gaps for item in items)]
         served = [n for n in shared if n in BUDGETS]
         for n in served[:: max(1, len(served) - 1)]:
-            best = max(items, key=lambda item: item.gaps[n].value)
-            outcomes["budgets"] += (
-                f"{task.task}, {what}: at N = {n} highest trained for {METHODS[best.method].budget}. "
+            ends = (
+                f"{gap_text(item.gaps[n])} when trained for {METHODS[item.method].budget}"
+                for item in (items[0], items[-1])
             )
+            outcomes["budgets"] += f"{task.task}, {what}, at N = {n}: {', '.join(ends)}. "
         if name == "log-pass":
             lines = [
                 Series(name=item.method, x=[float(n) for n in shared], y=[item.gaps[n].value for n in shared])
