@@ -588,8 +588,9 @@ def test_the_two_forms_are_compared_run_by_run() -> None:
 
     exact = {cell("claims", "bon-rl-s-32", seed): entry([4, 2, 1 + seed]) for seed in (1, 2)}
     variational = {cell("breadth", "bon-rl-s-variational-32", 1): entry([3, 2, 0])}
-    results = {found.id: value for found, value in (exact | variational).items()}
-    text = _forms(TASK, [*exact, *variational], results)
+    selected = {cell("verifier", "bon-rl-s-32", 1): entry([0, 0, 0])}  # the same policy, with fewer responses
+    results = {found.id: value for found, value in (exact | variational | selected).items()}
+    text = _forms(TASK, [*exact, *variational, *selected], results)
     (row,) = [line for line in text.splitlines() if line.startswith("| bon-rl-s-variational-32 minus")]
     assert "| pass@N | 1 |" in row
     assert f"−{100 * (1 + 0 + 2) / 4 / 3:.1f} [" in row

@@ -19,6 +19,7 @@ from bontune.reproduce.tables import Comparison, Swept, at_best_temperature, bet
 
 SHOWN = (1, 8, 32, 64, 128)
 FOLDER = "reproduction"
+_MEASURED = {"pass_at": ("claims", "breadth"), "best_of": ("verifier",)}  # in which sections, for any method
 GAIN = 0.02  # of pass@32 over the bases, the target that `_courses` counts responses to
 
 
@@ -228,14 +229,11 @@ def _families(
 ) -> dict[tuple[str, str], list[Comparison]]:
     """{(family, what is measured): its methods by the N they train for} on one base with one seed, two N or more."""
     found: dict[tuple[str, str], list[Comparison]] = {}
-    for by, kind, sections in (
-        ("reward", "pass_at", ("claims", "breadth")),
-        ("verifier", "best_of", ("verifier",)),
-    ):
+    for by, kind in (("reward", "pass_at"), ("verifier", "best_of")):
         own = [
             cell
             for cell in cells
-            if cell.section in sections
+            if cell.section in _MEASURED[kind]
             and cell.policy.method != BASE
             and (METHODS[cell.policy.method].by, cell.policy.base) == (by, task.bases[0])
             and METHODS[cell.policy.method].budget > 1
@@ -377,11 +375,7 @@ def _forms(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
     """The variational form against the exact one, where both have run on the same base with the same seed."""
     rows = []
     for variational, exact, kind in _FORMS:
-        own = [
-            cell
-            for cell in cells
-            if cell.section in ("claims", "breadth", "verifier") and kind in results.get(cell.id, {})
-        ]
+        own = [cell for cell in cells if cell.section in _MEASURED[kind]]
         gaps = between(own, results, variational, exact, kind)
         if gaps:
             what = "pass@N" if kind == "pass_at" else "best-of-N by the verifier"
