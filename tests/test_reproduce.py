@@ -628,7 +628,7 @@ def test_the_trained_n_is_compared_on_one_base_with_one_seed() -> None:
     for row, gain in zip(
         rows, (math.comb(6, 4) - math.comb(4, 4), math.comb(8, 4) - math.comb(7, 4)), strict=True
     ):
-        assert row.split(" | ")[2][2:].startswith(f"+{100 * gain / math.comb(8, 4) / 3:.1f} [")
+        assert row.split(" | ")[3][2:].startswith(f"+{100 * gain / math.comb(8, 4) / 3:.1f} [")
     assert re.search(
         r"at N = 4: . \+\S+ \[[^]]+\] when trained for 4, . \+\S+ \[[^]]+\] when trained for 32\.",
         outcomes["budgets"],

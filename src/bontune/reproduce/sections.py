@@ -260,7 +260,7 @@ def _budgets(
     for (name, kind), items in _families(study, task, cells, results).items():
         what = f"{name}, {'pass@N' if kind == 'pass_at' else 'best-of-N'}"
         for item in items:
-            gaps = (cell_text(item.gaps.get(n)) for n in BUDGETS)
+            gaps = (cell_text(item.gaps.get(n)) for n in (1, *BUDGETS))
             rows.append((what, str(METHODS[item.method].budget), *gaps))
         shared = [n for n in items[0].gaps if all(n in item.gaps for item in items)]
         served = [n for n in shared if n in BUDGETS]
@@ -277,10 +277,8 @@ def _budgets(
             ]
             figures[f"{task.task}-budgets"] = difference_plot(lines, reference=BASE)
             picture = f"\n\n![log pass@N, trained for several N]({FOLDER}/{task.task}-budgets.svg)"
-    head = ("family, measured", "trained for N", *(f"N = {n}" for n in BUDGETS))
-    text = _section_text(
-        f"## {task.task}: the N that is trained for", "base claims breadth verifier", rows, head
-    )
+    head = ("family, measured", "trained for N", *(f"N = {n}" for n in (1, *BUDGETS)))
+    text = _section_text(f"## {task.task}: the N that is trained for", "claims breadth verifier", rows, head)
     return text and f"{text}\n\nThe learning rate is that of the central N of each family.{picture}"
 
 
