@@ -571,24 +571,28 @@ def test_distillation_learns_from_what_best_of_n_served(tmp_path: Path) -> None:
     assert isinstance(config, TrainConfig)
 
 
+def _measured(size: int, rights: list[int]) -> dict[str, Any]:
+    """A cell's numbers: how many of `size` responses to each prompt are right."""
+    groups = tuple(
+        SampleGroup(prompt_id=str(i), responses=("x",) * size, rewards=(1.0,) * n + (0.0,) * (size - n))
+        for i, n in enumerate(rights)
+    )
+    return summary(SampleSet(source="", groups=groups))
+
+
 def test_the_two_forms_are_compared_run_by_run() -> None:
     """Only runs of the same base and seed make a pair; both forms may stand in different sections."""
-
-    def entry(rights: list[int]) -> dict[str, Any]:
-        groups = tuple(
-            SampleGroup(prompt_id=str(i), responses=("x",) * 4, rewards=(1.0,) * n + (0.0,) * (4 - n))
-            for i, n in enumerate(rights)
-        )
-        return summary(SampleSet(source="", groups=groups))
 
     def cell(section: str, method: str, seed: int) -> Cell:
         policy = Policy(task="countdown", base="countdown-base", method=method, learning_rate=1e-4, seed=seed)
         place = Place(task="countdown", split="test", prompts=3, responses=4)
         return Cell(section=section, policy=policy, place=place)
 
-    exact = {cell("claims", "bon-rl-s-32", seed): entry([4, 2, 1 + seed]) for seed in (1, 2)}
-    variational = {cell("breadth", "bon-rl-s-variational-32", 1): entry([3, 2, 0])}
-    selected = {cell("verifier", "bon-rl-s-32", 1): entry([0, 0, 0])}  # the same policy, with fewer responses
+    exact = {cell("claims", "bon-rl-s-32", seed): _measured(4, [4, 2, 1 + seed]) for seed in (1, 2)}
+    variational = {cell("breadth", "bon-rl-s-variational-32", 1): _measured(4, [3, 2, 0])}
+    selected = {
+        cell("verifier", "bon-rl-s-32", 1): _measured(4, [0, 0, 0])
+    }  # the same policy, with fewer responses
     results = {found.id: value for found, value in (exact | variational | selected).items()}
     text = _forms(TASK, [*exact, *variational, *selected], results)
     (row,) = [line for line in text.splitlines() if line.startswith("| bon-rl-s-variational-32 minus")]
@@ -598,25 +602,18 @@ def test_the_two_forms_are_compared_run_by_run() -> None:
 
 
 def test_the_trained_n_is_compared_on_one_base_with_one_seed() -> None:
-    def entry(rights: list[int]) -> dict[str, Any]:
-        groups = tuple(
-            SampleGroup(prompt_id=str(i), responses=("x",) * 8, rewards=(1.0,) * n + (0.0,) * (8 - n))
-            for i, n in enumerate(rights)
-        )
-        return summary(SampleSet(source="", groups=groups))
-
     def cell(section: str, method: str, seed: int = 1, base: str = TASK.bases[0]) -> Cell:
         policy = Policy(task="countdown", base=base, method=method, seed=seed if method != BASE else 0)
         place = Place(task="countdown", split="test", prompts=3, responses=8)
         return Cell(section=section, policy=policy, place=place)
 
     entries = {
-        cell("base", BASE): entry([4, 2, 0]),
-        cell("verifier", BASE): entry([4, 2, 0]),
-        cell("breadth", "log-pass-4"): entry([4, 4, 0]),
-        cell("claims", "log-pass-32"): entry([4, 2, 1]),
-        cell("claims", "log-pass-32", seed=2): entry([8, 8, 8]),
-        cell("claims", "bon-rlbp-32"): entry([8, 8, 8]),
+        cell("base", BASE): _measured(8, [4, 2, 0]),
+        cell("verifier", BASE): _measured(8, [4, 2, 0]),
+        cell("breadth", "log-pass-4"): _measured(8, [4, 4, 0]),
+        cell("claims", "log-pass-32"): _measured(8, [4, 2, 1]),
+        cell("claims", "log-pass-32", seed=2): _measured(8, [8, 8, 8]),
+        cell("claims", "bon-rlbp-32"): _measured(8, [8, 8, 8]),
     }
     results = {found.id: value for found, value in entries.items()}
     figures: dict[str, str] = {}
