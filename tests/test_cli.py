@@ -176,6 +176,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--only": (),
         "--prompts": None,
         "--responses": None,
+        "--extend": False,
         "--dry-run": False,
         "--verbose": False,
         "--seed": 0,
