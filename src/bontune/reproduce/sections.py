@@ -239,9 +239,7 @@ def _families(
             and METHODS[cell.policy.method].budget > 1
             and cell.policy.seed in study.breadth_seeds
         ]
-        for item in sorted(
-            compare(own, results, kind), key=lambda item: BUDGETS.index(METHODS[item.method].budget)
-        ):
+        for item in sorted(compare(own, results, kind), key=lambda item: METHODS[item.method].budget):
             found.setdefault((family(METHODS[item.method]), kind), []).append(item)
     return {name: items for name, items in found.items() if len(items) > 1}
 
