@@ -44,6 +44,7 @@ from bontune.reproduce.plan import (
     Cell,
     Place,
     Policy,
+    Results,
     Study,
     can_run,
     choose,
@@ -52,7 +53,7 @@ from bontune.reproduce.plan import (
     sweep,
     with_needed,
 )
-from bontune.reproduce.sections import _budgets, _forms, _sweep
+from bontune.reproduce.sections import Page, _budgets, _forms, _sweep
 from bontune.reproduce.sections import _verifier as _verifier_section
 from bontune.reproduce.summary import pass_at, per_prompt, summary
 from bontune.reproduce.tables import (
@@ -80,6 +81,11 @@ def test_every_cell_has_a_name_of_its_own_and_every_section_has_cells() -> None:
     cells = plan(STUDY, swept)
     assert len({cell.id for cell in cells}) == len(cells)
     assert all(can_run(cell) for cell in cells)
+
+
+def _page(cells: list[Cell], results: Results) -> Page:
+    """Countdown's part of a document that is still empty."""
+    return Page(study=STUDY, task=TASK, cells=cells, results=results, figures={}, outcomes=defaultdict(str))
 
 
 def _all_swept(study: Study) -> dict[str, Any]:
@@ -153,7 +159,7 @@ def test_a_rate_at_the_edge_of_those_tried_is_named() -> None:
     ):
         for cell, value in zip(sweep(STUDY, TASK, METHODS[name]), values, strict=True):
             results[cell.id] = {"pass_at": {n: {"value": value} for n in ("1", "32")}, "prompts": 1}
-    text = _sweep(STUDY, TASK, results, {})
+    text = _sweep(_page([], results))
     assert "the lowest is best for grpo; the highest is best for rl-s: a better one may lie beyond." in text
 
 
@@ -498,15 +504,15 @@ def test_a_learned_verifier_is_taught_once_and_chooses(tmp_path: Path) -> None:
     run_cell(shop, base)
     assert (tmp_path / "verifiers/countdown/countdown-base/verifier.json").stat().st_mtime_ns == stamp
     results = read_results(tmp_path)
-    outcomes: defaultdict[str, str] = defaultdict(str)
-    text = _verifier_section(study.tasks[0], [cell, base], results, outcomes)
+    page = _page([cell, base], results)
+    text = _verifier_section(page)
     row = next(line for line in text.splitlines() if line.startswith("| rl-v |"))
     (gap,) = compare([cell], results, "best_of")
     assert gap.auc == found["score_auc"]["value"]
     assert cell_text(gap.gaps[8]) in row
     assert f"| {gap.auc:.3f} |" in row
     assert "one half" not in text
-    assert "best-of-8" in outcomes["rl-v"]
+    assert "best-of-8" in page.outcomes["rl-v"]
     base_row = text.splitlines()[-1]
     assert base_row.startswith("| countdown-base |")
     assert f"{100 * results[base.id]['best_of']['8']['value']:.1f}" in base_row
@@ -594,11 +600,11 @@ def test_the_two_forms_are_compared_run_by_run() -> None:
         cell("verifier", "bon-rl-s-32", 1): _measured(4, [0, 0, 0])
     }  # the same policy, with fewer responses
     results = {found.id: value for found, value in (exact | variational | selected).items()}
-    text = _forms(TASK, [*exact, *variational, *selected], results)
+    text = _forms(_page([*exact, *variational, *selected], results))
     (row,) = [line for line in text.splitlines() if line.startswith("| bon-rl-s-variational-32 minus")]
     assert "| pass@N | 1 |" in row
     assert f"−{100 * (1 + 0 + 2) / 4 / 3:.1f} [" in row
-    assert _forms(TASK, list(exact), results) == ""
+    assert _forms(_page(list(exact), results)) == ""
 
 
 def test_the_trained_n_is_compared_on_one_base_with_one_seed() -> None:
@@ -616,9 +622,8 @@ def test_the_trained_n_is_compared_on_one_base_with_one_seed() -> None:
         cell("claims", "bon-rlbp-32"): _measured(8, [8, 8, 8]),
     }
     results = {found.id: value for found, value in entries.items()}
-    figures: dict[str, str] = {}
-    outcomes: defaultdict[str, str] = defaultdict(str)
-    text = _budgets(STUDY, TASK, list(entries), results, figures, outcomes)
+    page = _page(list(entries), results)
+    text = _budgets(page)
     rows = [line for line in text.splitlines() if line.startswith("| log-pass, pass@N |")]
     assert [row.split(" | ")[1] for row in rows] == ["4", "32"]
     assert "bon-rlbp" not in text  # of one N only
@@ -628,11 +633,11 @@ def test_the_trained_n_is_compared_on_one_base_with_one_seed() -> None:
         assert row.split(" | ")[3][2:].startswith(f"+{100 * gain / math.comb(8, 4) / 3:.1f} [")
     assert re.search(
         r"at N = 4: . \+\S+ \[[^]]+\] when trained for 4, . \+\S+ \[[^]]+\] when trained for 32\.",
-        outcomes["budgets"],
+        page.outcomes["budgets"],
     )
-    assert "at N = 8: " in outcomes["budgets"]
-    assert "log-pass-32" in figures["countdown-budgets"]
-    assert _budgets(STUDY, TASK, [cell("base", BASE)], results, figures, outcomes) == ""
+    assert "at N = 8: " in page.outcomes["budgets"]
+    assert "log-pass-32" in page.figures["countdown-budgets"]
+    assert _budgets(_page([cell("base", BASE)], results)) == ""
 
 
 # Responses to a target

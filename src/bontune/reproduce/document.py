@@ -16,7 +16,7 @@ from bontune.reproduce.markdown import COMMAND_END, table
 from bontune.reproduce.paper import CLAIMS, EQUATIONS, Item
 from bontune.reproduce.plan import METHODS, SECTIONS, Results, Study, plan, quick
 from bontune.reproduce.scaling import scaling_section, without_paths
-from bontune.reproduce.sections import FOLDER, task_sections
+from bontune.reproduce.sections import FOLDER, Page, task_sections
 
 STORE = Path(FOLDER) / "results.json"
 _WHITE = '<rect width="100%" height="100%" fill="white"/>'
@@ -42,7 +42,8 @@ def write_document(
     parts = [_introduction(study, results, known)]
     for task in study.tasks:
         own = [cell for cell in cells if cell.policy.task == task.task]
-        parts += task_sections(study, task, own, results, figures, outcomes)
+        page = Page(study=study, task=task, cells=own, results=results, figures=figures, outcomes=outcomes)
+        parts += task_sections(page)
         if task.task in scaled:
             parts.append(scaling_section(task.task, scaled[task.task], figures, outcomes))
     parts.append(_estimators(study))

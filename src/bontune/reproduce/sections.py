@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +24,58 @@ _MEASURED = {"pass_at": ("claims", "breadth"), "best_of": ("verifier",)}  # in w
 GAIN = 0.02  # of pass@32 over the bases, the target that `_courses` counts responses to
 
 
-def task_sections(
-    study: Study,
-    task: TaskPlan,
-    cells: Sequence[Cell],
-    results: Results,
-    figures: dict[str, str],
-    outcomes: defaultdict[str, str],
-) -> list[str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What the part about one task is written from, and the document's figures and outcomes, which it adds to.
+
+    cells: of the task, those that are finished.
+    """
+
+    study: Study
+    task: TaskPlan
+    cells: Sequence[Cell]
+    results: Results
+    figures: dict[str, str]
+    outcomes: defaultdict[str, str]
+
+    @property
+    def name(self) -> str:
+        """The task's."""
+        return self.task.task
+
+
+def task_sections(page: Page) -> list[str]:
     """The part of one task; fills in figures and outcomes."""
-    parts = [f"# {task.task.capitalize()}", _bases(task, cells, results)]
-    parts.append(_sweep(study, task, results, figures))
-    parts.append(_claims(task, cells, results, figures, outcomes))
-    parts.append(_pairs(task, cells, results))
-    parts.append(_courses(task, cells, results, figures, outcomes))
-    parts.append(_meta(task, cells, results, outcomes))
-    for section, title in (
-        ("harder", f"A harder variant: {task.harder}"),
-        ("breadth", "Other methods and budgets"),
-    ):
-        parts.append(_section(section, title, task, cells, results, outcomes))
-    parts.append(_budgets(study, task, cells, results, figures, outcomes))
-    parts.append(_temperatures(task, cells, results, outcomes))
-    parts.append(_verifier(task, cells, results, outcomes))
-    parts.append(_forms(task, cells, results))
-    return parts
+    return [
+        f"# {page.name.capitalize()}",
+        _bases(page),
+        _sweep(page),
+        _claims(page),
+        _pairs(page),
+        _courses(page),
+        _meta(page),
+        _section(page, "harder", f"A harder variant: {page.task.harder}"),
+        _section(page, "breadth", "Other methods and budgets"),
+        _budgets(page),
+        _temperatures(page),
+        _verifier(page),
+        _forms(page),
+    ]
 
 
-def _bases(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
+def _bases(page: Page) -> str:
     rows = []
-    for cell in cells:
+    for cell in page.cells:
         if cell.section == "base" and cell.place.split == "test":
-            entry = results[cell.id]
+            entry = page.results[cell.id]
             row = [f"{Path(cell.policy.base).name}", f"{entry['prompts']:,} × {cell.place.responses}"]
             rows.append((*row, *(rate(entry["pass_at"].get(str(n))) for n in SHOWN)))
     head = ("base", "prompts × responses", *(f"pass@{n}" for n in SHOWN))
-    return _section_text(f"## {task.task}: the base models", "base", rows, head)
+    return _section_text(f"## {page.name}: the base models", "base", rows, head)
 
 
-def _sweep(study: Study, task: TaskPlan, results: Results, figures: dict[str, str]) -> str:
-    found = swept(study, task, results)
+def _sweep(page: Page) -> str:
+    found = swept(page.study, page.task, page.results)
     if not found:
         return ""
     rows = [
@@ -77,7 +90,7 @@ def _sweep(study: Study, task: TaskPlan, results: Results, figures: dict[str, st
         )
         for item in found
     ]
-    tune = results.get(f"base/{task.task}/{Path(task.bases[0]).name}/{BASE}/{task.task}-tune")
+    tune = page.results.get(f"base/{page.name}/{Path(page.task.bases[0]).name}/{BASE}/{page.name}-tune")
     if tune is not None:
         one, wide = (100 * tune["pass_at"][n]["value"] for n in ("1", "32"))
         rows.insert(0, ("base", "", f"{one:.1f}", "", f"{wide:.1f}", "", ""))
@@ -89,13 +102,13 @@ def _sweep(study: Study, task: TaskPlan, results: Results, figures: dict[str, st
     if tune is not None:
         point = tune["pass_at"]
         series.append(Series(name=BASE, x=[point["1"]["value"]], y=[point["32"]["value"]]))
-    figures[f"{task.task}-frontier"] = frontier_plot(series, x_label="pass@1", y_label="pass@32")
+    page.figures[f"{page.name}-frontier"] = frontier_plot(series, x_label="pass@1", y_label="pass@32")
     head = ("method", "learning rate", "pass@1, %", "to the base", "pass@32, %", "to the base")
     head = (*head, "what it trains for, %")
-    text = _section_text(f"## {task.task}: the sweep of learning rates", "base sweep", rows, head)
+    text = _section_text(f"## {page.name}: the sweep of learning rates", "base sweep", rows, head)
     return (
-        f"{text}\n\n✓: the rate that the comparisons below use. {_at_the_edge(study, found)}The frontier, one point per "
-        f"learning rate, on tune prompts:\n\n![pass@32 against pass@1]({FOLDER}/{task.task}-frontier.svg)"
+        f"{text}\n\n✓: the rate that the comparisons below use. {_at_the_edge(page.study, found)}The frontier, one point "
+        f"per learning rate, on tune prompts:\n\n![pass@32 against pass@1]({FOLDER}/{page.name}-frontier.svg)"
     )
 
 
@@ -110,20 +123,14 @@ def _at_the_edge(study: Study, found: Sequence[Swept]) -> str:
     return f"Of the rates tried, {'; '.join(said)}: a better one may lie beyond. " if said else ""
 
 
-def _claims(
-    task: TaskPlan,
-    cells: Sequence[Cell],
-    results: Results,
-    figures: dict[str, str],
-    outcomes: defaultdict[str, str],
-) -> str:
-    found = compare([cell for cell in cells if cell.section == "claims"], results)
+def _claims(page: Page) -> str:
+    found = compare([cell for cell in page.cells if cell.section == "claims"], page.results)
     if not found:
         return ""
     for item in found:
         if 32 in item.gaps:
             gap = item.gaps[32]
-            outcomes[item.method] += f"{task.task}, pass@32: {gap_text(gap)}, {runs_text(gap)}. "
+            page.outcomes[item.method] += f"{page.name}, pass@32: {gap_text(gap)}, {runs_text(gap)}. "
     series = [
         Series(
             name=item.method,
@@ -134,56 +141,50 @@ def _claims(
         )
         for item in found
     ]
-    figures[f"{task.task}-claims"] = difference_plot(series, reference=BASE)
-    text = _section_text(f"## {task.task}: against the base", "claims", _rows(found), _head(found))
-    return f"{text}\n\n![Difference to the base over N]({FOLDER}/{task.task}-claims.svg)"
+    page.figures[f"{page.name}-claims"] = difference_plot(series, reference=BASE)
+    text = _section_text(f"## {page.name}: against the base", "claims", _rows(found), _head(found))
+    return f"{text}\n\n![Difference to the base over N]({FOLDER}/{page.name}-claims.svg)"
 
 
-def _pairs(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
+def _pairs(page: Page) -> str:
     """BoN-aware methods against the ways to train for one response, and against each other."""
-    own = [cell for cell in cells if cell.section == "claims"]
+    own = [cell for cell in page.cells if cell.section == "claims"]
     names = list(dict.fromkeys(cell.policy.method for cell in own))
     single = [name for name in names if METHODS[name].budget == 1]
     aware = [name for name in names if METHODS[name].budget > 1]
     pairs = [(a, b) for i, a in enumerate(aware) for b in (*single, *aware[i + 1 :])]
-    found = {f"{a} minus {b}": gaps for a, b in pairs if (gaps := between(own, results, a, b))}
+    found = {f"{a} minus {b}": gaps for a, b in pairs if (gaps := between(own, page.results, a, b))}
     budgets = [n for n in SHOWN if all(n in gaps for gaps in found.values())]
     rows = [(name, *(cell_text(gaps[n]) for n in budgets)) for name, gaps in found.items()]
     head = ("pair", *(f"pass@{n}" for n in budgets))
-    return _section_text(f"## {task.task}: methods against each other", "claims", rows, head)
+    return _section_text(f"## {page.name}: methods against each other", "claims", rows, head)
 
 
-def _courses(
-    task: TaskPlan,
-    cells: Sequence[Cell],
-    results: Results,
-    figures: dict[str, str],
-    outcomes: defaultdict[str, str],
-) -> str:
+def _courses(page: Page) -> str:
     """Responses to a target, from the training responses."""
     bases = [
-        results[cell.id]["pass_at"]["32"]["value"]
-        for cell in cells
+        page.results[cell.id]["pass_at"]["32"]["value"]
+        for cell in page.cells
         if cell.section == "base" and cell.place.split == "test"
     ]
     if not bases:
         return ""
     level = sum(bases) / len(bases)
-    found = courses([cell for cell in cells if cell.section == "claims"], results, 32, level + GAIN)
+    found = courses([cell for cell in page.cells if cell.section == "claims"], page.results, 32, level + GAIN)
     if not found:
         return ""
     rows = []
     for item in found:
         middle = len(item.values) // 2
         needed = "not reached" if item.reached is None else f"{item.reached:,}"
-        outcomes["course"] += f"{task.task}, {item.method}: {needed}. "
+        page.outcomes["course"] += f"{page.name}, {item.method}: {needed}. "
         between = f"{_count(item.low)} to {_count(item.high)}"
         shares = [f"{100 * value:.1f}" for value in (item.values[0], item.values[middle], item.values[-1])]
         rows.append((item.method, str(item.runs), *shares, needed, between, f"{100 * item.share:.0f}"))
     series = [
         Series(name=item.method, x=[float(x) for x in item.responses], y=list(item.values)) for item in found
     ]
-    figures[f"{task.task}-courses"] = metric_plot(
+    page.figures[f"{page.name}-courses"] = metric_plot(
         series, x_label="responses drawn", y_label="pass@32", percent=True
     )
     first = found[0]
@@ -191,14 +192,14 @@ def _courses(
     head = ("method", "runs", f"pass@32, % after {first.responses[0]:,}", f"after {middle:,}")
     head = (*head, f"after {first.responses[-1]:,}", "responses to the target", "95 % of resamples of runs")
     text = _section_text(
-        f"## {task.task}: responses to a target", "claims", rows, (*head, "reached in % of them")
+        f"## {page.name}: responses to a target", "claims", rows, (*head, "reached in % of them")
     )
     return (
         f"{text}\n\nOf the training responses, each step's drawn before its update, on prompts of `train` that are the "
         f"same for all methods at the same step: mean over runs and over {WINDOW} steps. The target is "
         f"{100 * (level + GAIN):.1f} %, {100 * GAIN:g} points above the bases on test prompts; where `train` "
         "is harder than `test` it may be out of reach, and only the columns compare.\n\n"
-        f"![pass@32 over the responses drawn]({FOLDER}/{task.task}-courses.svg)"
+        f"![pass@32 over the responses drawn]({FOLDER}/{page.name}-courses.svg)"
     )
 
 
@@ -206,56 +207,40 @@ def _count(value: int | None) -> str:
     return "never" if value is None else f"{value:,}"
 
 
-def _section(
-    section: str,
-    title: str,
-    task: TaskPlan,
-    cells: Sequence[Cell],
-    results: Results,
-    outcomes: defaultdict[str, str],
-) -> str:
-    found = compare([cell for cell in cells if cell.section == section], results)
+def _section(page: Page, section: str, title: str) -> str:
+    found = compare([cell for cell in page.cells if cell.section == section], page.results)
     if not found:
         return ""
     for item in found:
         if 32 in item.gaps:
             key = section if section == "harder" else item.method
-            outcomes[key] += f"{task.task}, {item.method}, pass@32: {gap_text(item.gaps[32])}. "
-    return _section_text(f"## {task.task}: {title}", section, _rows(found), _head(found))
+            page.outcomes[key] += f"{page.name}, {item.method}, pass@32: {gap_text(item.gaps[32])}. "
+    return _section_text(f"## {page.name}: {title}", section, _rows(found), _head(found))
 
 
-def _families(
-    study: Study, task: TaskPlan, cells: Sequence[Cell], results: Results
-) -> dict[tuple[str, str], list[Comparison]]:
+def _families(page: Page) -> dict[tuple[str, str], list[Comparison]]:
     """{(family, what is measured): its methods by the N they train for} on one base with one seed, two N or more."""
     found: dict[tuple[str, str], list[Comparison]] = {}
     for by, kind in (("reward", "pass_at"), ("verifier", "best_of")):
         own = [
             cell
-            for cell in cells
+            for cell in page.cells
             if cell.section in _MEASURED[kind]
             and cell.policy.method != BASE
-            and (METHODS[cell.policy.method].by, cell.policy.base) == (by, task.bases[0])
+            and (METHODS[cell.policy.method].by, cell.policy.base) == (by, page.task.bases[0])
             and METHODS[cell.policy.method].budget > 1
-            and cell.policy.seed in study.breadth_seeds
+            and cell.policy.seed in page.study.breadth_seeds
         ]
-        for item in sorted(compare(own, results, kind), key=lambda item: METHODS[item.method].budget):
+        for item in sorted(compare(own, page.results, kind), key=lambda item: METHODS[item.method].budget):
             found.setdefault((family(METHODS[item.method]), kind), []).append(item)
     return {name: items for name, items in found.items() if len(items) > 1}
 
 
-def _budgets(
-    study: Study,
-    task: TaskPlan,
-    cells: Sequence[Cell],
-    results: Results,
-    figures: dict[str, str],
-    outcomes: defaultdict[str, str],
-) -> str:
+def _budgets(page: Page) -> str:
     """What each family gains at the N that is served, by the N it was trained for."""
     rows: list[tuple[str, ...]] = []
     picture = ""
-    for (name, kind), items in _families(study, task, cells, results).items():
+    for (name, kind), items in _families(page).items():
         what = f"{name}, {'pass@N' if kind == 'pass_at' else 'best-of-N'}"
         for item in items:
             gaps = (cell_text(item.gaps.get(n)) for n in (1, *BUDGETS))
@@ -267,44 +252,42 @@ def _budgets(
                 f"{gap_text(item.gaps[n])} when trained for {METHODS[item.method].budget}"
                 for item in (items[0], items[-1])
             )
-            outcomes["budgets"] += f"{task.task}, {what}, at N = {n}: {', '.join(ends)}. "
+            page.outcomes["budgets"] += f"{page.name}, {what}, at N = {n}: {', '.join(ends)}. "
         if name == "log-pass":
             lines = [
                 Series(name=item.method, x=[float(n) for n in shared], y=[item.gaps[n].value for n in shared])
                 for item in items
             ]
-            figures[f"{task.task}-budgets"] = difference_plot(lines, reference=BASE)
-            picture = f"\n\n![log pass@N, trained for several N]({FOLDER}/{task.task}-budgets.svg)"
+            page.figures[f"{page.name}-budgets"] = difference_plot(lines, reference=BASE)
+            picture = f"\n\n![log pass@N, trained for several N]({FOLDER}/{page.name}-budgets.svg)"
     head = ("family, measured", "trained for N", *(f"N = {n}" for n in (1, *BUDGETS)))
-    text = _section_text(f"## {task.task}: the N that is trained for", "claims breadth verifier", rows, head)
+    text = _section_text(f"## {page.name}: the N that is trained for", "claims breadth verifier", rows, head)
     return text and f"{text}\n\nThe learning rate is that of the central N of each family.{picture}"
 
 
-def _temperatures(
-    task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: defaultdict[str, str]
-) -> str:
-    own = [cell for cell in cells if cell.section == "temperature"]
+def _temperatures(page: Page) -> str:
+    own = [cell for cell in page.cells if cell.section == "temperature"]
     rows: list[tuple[str, ...]] = []
     for temperature in sorted({cell.place.temperature for cell in own}):
-        for item in compare([cell for cell in own if cell.place.temperature == temperature], results):
+        for item in compare([cell for cell in own if cell.place.temperature == temperature], page.results):
             rows.append(
                 (f"{temperature:g}", item.method, *(cell_text(item.gaps.get(n)) for n in (1, 8, 32, 64)))
             )
             if 32 in item.gaps:
-                sentence = f"{task.task}, T = {temperature:g}, {item.method}: {gap_text(item.gaps[32])}. "
-                outcomes["temperature"] += sentence
+                sentence = f"{page.name}, T = {temperature:g}, {item.method}: {gap_text(item.gaps[32])}. "
+                page.outcomes["temperature"] += sentence
     head = ("T", "method", "pass@1", "pass@8", "pass@32", "pass@64")
-    text = _section_text(f"## {task.task}: other temperatures", "temperature", rows, head)
+    text = _section_text(f"## {page.name}: other temperatures", "temperature", rows, head)
     first = [
         cell
-        for cell in cells
-        if cell.policy.base == task.bases[0]
+        for cell in page.cells
+        if cell.policy.base == page.task.bases[0]
         and (
             cell.section in ("temperature", "claims")
             or (cell.section == "base" and cell.place.split == "test")
         )
     ]
-    best = at_best_temperature(first, results, (1, 8, 32, 64))
+    best = at_best_temperature(first, page.results, (1, 8, 32, 64))
     if not text or not best:
         return text
     head = ("T", "method", *(f"pass@{n}" for n in next(iter(best.values()))))
@@ -318,18 +301,16 @@ def _temperatures(
     )
 
 
-def _verifier(
-    task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: defaultdict[str, str]
-) -> str:
+def _verifier(page: Page) -> str:
     """Best-of-N by the verifier of each base, and beside it how well that verifier tells responses of a policy apart."""
-    own = [cell for cell in cells if cell.section == "verifier" and cell.id in results]
-    found, passes = compare(own, results, "best_of"), compare(own, results)
+    own = [cell for cell in page.cells if cell.section == "verifier" and cell.id in page.results]
+    found, passes = compare(own, page.results, "best_of"), compare(own, page.results)
     if not found:
         return ""
     for item in found:
         if 8 in item.gaps and METHODS[item.method].by == "verifier":
-            sentence = f"{task.task}, best-of-8: {gap_text(item.gaps[8])}, {runs_text(item.gaps[8])}. "
-            outcomes[item.method] += sentence
+            sentence = f"{page.name}, best-of-8: {gap_text(item.gaps[8])}, {runs_text(item.gaps[8])}. "
+            page.outcomes[item.method] += sentence
     more = [
         (cell_text(wide.gaps.get(32)), "" if item.auc is None else f"{item.auc:.3f}")
         for item, wide in zip(found, passes, strict=True)
@@ -339,8 +320,8 @@ def _verifier(
     bases = [
         (
             Path(cell.policy.base).name,
-            *(rate(results[cell.id]["best_of"].get(str(n))) for n in budgets),
-            f"{results[cell.id]['score_auc']['value']:.3f}",
+            *(rate(page.results[cell.id]["best_of"].get(str(n))) for n in budgets),
+            f"{page.results[cell.id]['score_auc']['value']:.3f}",
         )
         for cell in own
         if cell.policy.method == BASE
@@ -351,10 +332,10 @@ def _verifier(
         "new prompt was wrong for every prompt that the verifier has seen, so that it can be worse than chance, an AUC "
         "below 0.5. "
     )
-    text = _section_text(f"## {task.task}: a learned verifier selects", "verifier", rows, head)
+    text = _section_text(f"## {page.name}: a learned verifier selects", "verifier", rows, head)
     return (
         f"{text}\n\nThe verifier is taught from each base's own responses and stays as it is, but for methods named "
-        f"refreshed; it chooses among the responses of each policy. {halves if task.halves else ''}AUC: the chance "
+        f"refreshed; it chooses among the responses of each policy. {halves if page.task.halves else ''}AUC: the chance "
         "that it scores a right response above a wrong one to the same prompt. The bases, by their verifiers, in %:\n\n"
         f"{table(('base', *(f'best-of-{n}' for n in budgets), 'AUC'), bases)}"
     )
@@ -367,19 +348,19 @@ _FORMS = (  # (variational, exact, what is measured); both forms have a sweep of
 )
 
 
-def _forms(task: TaskPlan, cells: Sequence[Cell], results: Results) -> str:
+def _forms(page: Page) -> str:
     """The variational form against the exact one, where both have run on the same base with the same seed."""
     rows = []
     for variational, exact, kind in _FORMS:
-        own = [cell for cell in cells if cell.section in _MEASURED[kind]]
-        gaps = between(own, results, variational, exact, kind)
+        own = [cell for cell in page.cells if cell.section in _MEASURED[kind]]
+        gaps = between(own, page.results, variational, exact, kind)
         if gaps:
             what = "pass@N" if kind == "pass_at" else "best-of-N by the verifier"
             cells_of = [cell_text(gaps.get(n)) for n in (1, 8, 32, 64)]
             rows.append((f"{variational} minus {exact}", what, str(gaps[1].runs), *cells_of))
     head = ("pair", "measured", "runs", *(f"N = {n}" for n in (1, 8, 32, 64)))
     return _section_text(
-        f"## {task.task}: the variational form against the exact one", "breadth verifier", rows, head
+        f"## {page.name}: the variational form against the exact one", "breadth verifier", rows, head
     )
 
 
@@ -392,15 +373,15 @@ _META = {
 }
 
 
-def _meta(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: defaultdict[str, str]) -> str:
+def _meta(page: Page) -> str:
     """By difficulty of the prompt for the base: means over runs, side by side."""
     rows: list[tuple[str, ...]] = []
     by_method: dict[str, list[Mapping[str, Any]]] = {}
-    for cell in cells:
-        first = Path(task.bases[0]).name == Path(cell.policy.base).name
+    for cell in page.cells:
+        first = Path(page.task.bases[0]).name == Path(cell.policy.base).name
         wanted = first and cell.section in ("base", "claims") and cell.place.split == "test"
-        if wanted and results[cell.id].get("meta"):
-            by_method.setdefault(cell.policy.method, []).append(results[cell.id]["meta"])
+        if wanted and page.results[cell.id].get("meta"):
+            by_method.setdefault(cell.policy.method, []).append(page.results[cell.id]["meta"])
     for name in dict.fromkeys(bin_ for metas in by_method.values() for meta in metas for bin_ in meta):
         for method, metas in by_method.items():
             shown = []
@@ -414,10 +395,10 @@ def _meta(task: TaskPlan, cells: Sequence[Cell], results: Results, outcomes: def
     whole = {row[1]: row for row in rows if row[0] == "all"}
     shares = ", ".join(f"{name} {row[2]} %" for name, row in whole.items())
     counts = ", ".join(f"{name} {row[5]}" for name, row in whole.items())
-    sentence = f"{task.task}: the most frequent response is {shares} of all; different ones {counts}. "
-    outcomes["meta"] += sentence
+    sentence = f"{page.name}: the most frequent response is {shares} of all; different ones {counts}. "
+    page.outcomes["meta"] += sentence
     head = ("pass@1 of the base", "policy", *_META.values())
-    text = _section_text(f"## {task.task}: best response and exploring ones", "base claims", rows, head)
+    text = _section_text(f"## {page.name}: best response and exploring ones", "base claims", rows, head)
     return (
         f"{text}\n\nPer prompt, of half of its responses; difficulty is the base's success in the other half."
     )
