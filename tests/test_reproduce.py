@@ -513,6 +513,7 @@ def test_a_learned_verifier_is_taught_once_and_chooses(tmp_path: Path) -> None:
     assert f"| {gap.auc:.3f} |" in row
     assert "one half" not in text
     assert "best-of-8" in page.outcomes["rl-v"]
+    assert "rl-v" in page.figures["countdown-verifier"]
     base_row = text.splitlines()[-1]
     assert base_row.startswith("| countdown-base |")
     assert f"{100 * results[base.id]['best_of']['8']['value']:.1f}" in base_row

@@ -131,17 +131,7 @@ def _claims(page: Page) -> str:
         if 32 in item.gaps:
             gap = item.gaps[32]
             page.outcomes[item.method] += f"{page.name}, pass@32: {gap_text(gap)}, {runs_text(gap)}. "
-    series = [
-        Series(
-            name=item.method,
-            x=[float(n) for n in item.gaps],
-            y=[gap.value for gap in item.gaps.values()],
-            low=[gap.low for gap in item.gaps.values()],
-            high=[gap.high for gap in item.gaps.values()],
-        )
-        for item in found
-    ]
-    page.figures[f"{page.name}-claims"] = difference_plot(series, reference=BASE)
+    page.figures[f"{page.name}-claims"] = difference_plot([_line(item) for item in found], reference=BASE)
     text = _section_text(f"## {page.name}: against the base", "claims", _rows(found), _head(found))
     return f"{text}\n\n![Difference to the base over N]({FOLDER}/{page.name}-claims.svg)"
 
@@ -236,6 +226,9 @@ def _families(page: Page) -> dict[tuple[str, str], list[Comparison]]:
     return {name: items for name, items in found.items() if len(items) > 1}
 
 
+_OUTLINED = ("log-pass", "bon-rl-v")  # families whose numbers stand in the outcome, too
+
+
 def _budgets(page: Page) -> str:
     """What each family gains at the N that is served, by the N it was trained for."""
     rows: list[tuple[str, ...]] = []
@@ -246,7 +239,7 @@ def _budgets(page: Page) -> str:
             gaps = (cell_text(item.gaps.get(n)) for n in (1, *BUDGETS))
             rows.append((what, str(METHODS[item.method].budget), *gaps))
         shared = [n for n in items[0].gaps if all(n in item.gaps for item in items)]
-        served = [n for n in shared if n in BUDGETS]
+        served = [n for n in shared if n in BUDGETS] if name in _OUTLINED else []
         for n in served[:: max(1, len(served) - 1)]:
             ends = (
                 f"{gap_text(item.gaps[n])} when trained for {METHODS[item.method].budget}"
@@ -268,14 +261,18 @@ def _budgets(page: Page) -> str:
 def _temperatures(page: Page) -> str:
     own = [cell for cell in page.cells if cell.section == "temperature"]
     rows: list[tuple[str, ...]] = []
+    wide: dict[str, list[str]] = {}
     for temperature in sorted({cell.place.temperature for cell in own}):
         for item in compare([cell for cell in own if cell.place.temperature == temperature], page.results):
             rows.append(
                 (f"{temperature:g}", item.method, *(cell_text(item.gaps.get(n)) for n in (1, 8, 32, 64)))
             )
             if 32 in item.gaps:
-                sentence = f"{page.name}, T = {temperature:g}, {item.method}: {gap_text(item.gaps[32])}. "
-                page.outcomes["temperature"] += sentence
+                gap = gap_text(item.gaps[32]).partition(" [")[0]
+                wide.setdefault(item.method, []).append(f"{gap} at {temperature:g}")
+    if wide:
+        said = "; ".join(f"{method} {', '.join(gaps)}" for method, gaps in wide.items())
+        page.outcomes["temperature"] += f"{page.name}, pass@32 at T: {said}. "
     head = ("T", "method", "pass@1", "pass@8", "pass@32", "pass@64")
     text = _section_text(f"## {page.name}: other temperatures", "temperature", rows, head)
     first = [
@@ -317,6 +314,11 @@ def _verifier(page: Page) -> str:
     ]
     rows, head = _rows(found, more), _head(found, "best-of-", ("pass@32", "AUC"))
     budgets = _shown(found)
+    lines = [
+        _line(item) for item in found if METHODS[item.method].claim and METHODS[item.method].by == "verifier"
+    ]
+    if lines:
+        page.figures[f"{page.name}-verifier"] = difference_plot(lines, reference=BASE)
     bases = [
         (
             Path(cell.policy.base).name,
@@ -333,10 +335,16 @@ def _verifier(page: Page) -> str:
         "below 0.5. "
     )
     text = _section_text(f"## {page.name}: a learned verifier selects", "verifier", rows, head)
+    picture = (
+        f"\n\n![best-of-N by the verifier, minus the base]({FOLDER}/{page.name}-verifier.svg)"
+        if lines
+        else ""
+    )
     return (
-        f"{text}\n\nThe verifier is taught from each base's own responses and stays as it is, but for methods named "
-        f"refreshed; it chooses among the responses of each policy. {halves if page.task.halves else ''}AUC: the chance "
-        "that it scores a right response above a wrong one to the same prompt. The bases, by their verifiers, in %:\n\n"
+        f"{text}{picture}\n\nThe verifier is taught from each base's own responses and stays as it is, but for methods "
+        "named refreshed; it chooses among the responses of each policy. "
+        f"{halves if page.task.halves else ''}AUC: the chance that it scores a right response above a wrong one to the "
+        "same prompt. The bases, by their verifiers, in %:\n\n"
         f"{table(('base', *(f'best-of-{n}' for n in budgets), 'AUC'), bases)}"
     )
 
@@ -408,6 +416,18 @@ def _section_text(title: str, only: str, rows: Sequence[Sequence[str]], head: Se
     if not rows:
         return ""
     return f"{title}\n\n`bontune reproduce --only {only}{COMMAND_END}`\n\n{table(head, rows)}"
+
+
+def _line(item: Comparison) -> Series:
+    """The differences to the base over N, with their intervals."""
+    gaps = item.gaps.values()
+    return Series(
+        name=item.method,
+        x=[float(n) for n in item.gaps],
+        y=[gap.value for gap in gaps],
+        low=[gap.low for gap in gaps],
+        high=[gap.high for gap in gaps],
+    )
 
 
 def _shown(found: Sequence[Comparison]) -> list[int]:
