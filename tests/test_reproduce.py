@@ -36,6 +36,7 @@ from bontune.reproduce.course import WINDOW, courses
 from bontune.reproduce.document import write_document
 from bontune.reproduce.estimators import quality
 from bontune.reproduce.markdown import cell_text
+from bontune.reproduce.paper import QUESTIONS
 from bontune.reproduce.plan import (
     BASE,
     METHODS,
@@ -426,6 +427,16 @@ def test_the_document_comes_from_the_results_alone(ran: tuple[Path, dict[str, An
     stored = json.loads((tmp_path / "reproduction" / "results.json").read_text())
     assert stored["cells"] == json.loads(json.dumps(results))
     assert write_document(tiny(), {}, tmp_path).read_text() == first  # the cells it knows are enough
+    answers = first[first.index("## In short") : first.index("\n# Countdown")]
+    named = [name for names in QUESTIONS.values() for name in names]
+    assert {*named} <= {*METHODS, "forms", "course", "noise"}
+    assert all(
+        f"`{name}`: {stored['outcomes'][name].strip()}" in answers
+        for name in named
+        if name in stored["outcomes"]
+    )
+    assert "`rl-s`: countdown, pass@32: " in answers
+    assert "`noise`: " in answers
     links = re.findall(r"\]\(([^)#:]+)\)", first)
     assert links
     assert all((tmp_path / link).exists() for link in links if link != "reproduction.md")

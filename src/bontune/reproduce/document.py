@@ -13,7 +13,7 @@ from bontune.evaluate import write_json
 from bontune.registry import build_objective
 from bontune.reproduce.estimators import quality
 from bontune.reproduce.markdown import COMMAND_END, table
-from bontune.reproduce.paper import CLAIMS, EQUATIONS, Item
+from bontune.reproduce.paper import CLAIMS, EQUATIONS, QUESTIONS, Item
 from bontune.reproduce.plan import METHODS, SECTIONS, Results, Study, plan, quick
 from bontune.reproduce.scaling import scaling_section, without_paths
 from bontune.reproduce.sections import FOLDER, Page, task_sections
@@ -46,7 +46,8 @@ def write_document(
         parts += task_sections(page)
         if task.task in scaled:
             parts.append(scaling_section(task.task, scaled[task.task], figures, outcomes))
-    parts.append(_estimators(study))
+    parts.append(_estimators(study, outcomes))
+    parts.insert(1, _answers(outcomes))
     text = "\n\n".join(part for part in parts if part).replace(COMMAND_END, _options(study)) + "\n"
     for name, svg in figures.items():
         path = folder / FOLDER / f"{name}.svg"
@@ -135,7 +136,17 @@ def _introduction(study: Study, results: Results, known: Mapping[str, Any]) -> s
     )
 
 
-def _estimators(study: Study) -> str:
+def _answers(outcomes: Mapping[str, str]) -> str:
+    """The questions of the study, each with the outcomes that bear on it."""
+    lines = ["## In short", "", "The paper's claims, one by one: [paper-map.md](paper-map.md)."]
+    for question, names in QUESTIONS.items():
+        found = [f"    - `{name}`: {outcomes[name].strip()}" for name in names if name in outcomes]
+        if found:
+            lines += ["", f"- {question}", "", *found]
+    return "\n".join(lines)
+
+
+def _estimators(study: Study, outcomes: defaultdict[str, str]) -> str:
     """Noise and bias of the objectives as estimators of the gradient of pass@32: exact, no run needed."""
     names = (
         "log-pass-32",
@@ -147,9 +158,11 @@ def _estimators(study: Study) -> str:
         "grpo",
     )
     rates = (0.02, 0.1, 0.3)
-    rows = []
+    rows, said = [], []
     for name in names:
         found = [quality(build_objective(METHODS[name].objective), q, 32, study.group_size) for q in rates]
+        noise = ", ".join(f"{item.noise:.3g} at {q:g}" for item, q in zip(found, rates, strict=True))
+        said.append(f"{name} {noise}")
         rows.append(
             (
                 name,
@@ -158,6 +171,9 @@ def _estimators(study: Study) -> str:
                 *(f"{100 * item.rows:.0f}" for item in found),
             )
         )
+    outcomes["noise"] += (
+        f"noise of the gradient of pass@32 over the least possible, by the chance of a right response: {'; '.join(said)}."
+    )
     head = ["objective"]
     head += [f"{what}, q = {q:g}" for what in ("scale", "noise", "rows %") for q in rates]
     return (

@@ -168,3 +168,24 @@ EQUATIONS = (
         command="bontune train --kl.start 1 --kl.end 0.001",
     ),
 )
+
+QUESTIONS = {
+    "Does training for one response lower what N responses reach together?": ("rl-s", "grpo", "star"),
+    "Do methods that train for best-of-N raise it above the base?": (
+        "log-pass-32",
+        "bon-rlbp-32",
+        "bon-rl-s-32",
+    ),
+    "Does BoN-RL-V raise what a learned verifier chooses, and is RL for its score (RL-V) hacked? Does refreshing help?": (
+        "bon-rl-v-8",
+        "bon-rl-v-refreshed-8",
+        "rl-v",
+        "rl-v-refreshed",
+    ),
+    "Does the variational form lose to the exact one?": ("forms",),
+    "Which method reaches a target with the fewest responses, and how far are the estimators from the least noise?": (
+        "course",
+        "noise",
+    ),
+}
+"""{question of the study: the outcomes that answer it}."""

@@ -305,9 +305,11 @@ def _verifier(page: Page) -> str:
     if not found:
         return ""
     for item in found:
-        if 8 in item.gaps and METHODS[item.method].by == "verifier":
-            sentence = f"{page.name}, best-of-8: {gap_text(item.gaps[8])}, {runs_text(item.gaps[8])}. "
-            page.outcomes[item.method] += sentence
+        if METHODS[item.method].by == "verifier":
+            said = ", ".join(f"best-of-{n} {gap_text(item.gaps[n])}" for n in (8, 64) if n in item.gaps)
+            page.outcomes[item.method] += (
+                f"{page.name}: {said}, {runs_text(next(iter(item.gaps.values())))}. "
+            )
     more = [
         (cell_text(wide.gaps.get(32)), "" if item.auc is None else f"{item.auc:.3f}")
         for item, wide in zip(found, passes, strict=True)
@@ -366,6 +368,12 @@ def _forms(page: Page) -> str:
             what = "pass@N" if kind == "pass_at" else "best-of-N by the verifier"
             cells_of = [cell_text(gaps.get(n)) for n in (1, 8, 32, 64)]
             rows.append((f"{variational} minus {exact}", what, str(gaps[1].runs), *cells_of))
+            said = ", ".join(
+                f"{gap_text(gaps[n])} at N = {n}" for n in (1, METHODS[exact].budget) if n in gaps
+            )
+            page.outcomes["forms"] += (
+                f"{page.name}, {variational} minus {exact}, {what}: {said}, {runs_text(gaps[1])}. "
+            )
     head = ("pair", "measured", "runs", *(f"N = {n}" for n in (1, 8, 32, 64)))
     return _section_text(
         f"## {page.name}: the variational form against the exact one", "breadth verifier", rows, head
