@@ -32,7 +32,7 @@ from bontune.reproduce.cells import (
     run_cell,
     train_config,
 )
-from bontune.reproduce.course import WINDOW, courses
+from bontune.reproduce.course import WINDOW, Course, courses
 from bontune.reproduce.document import write_document
 from bontune.reproduce.estimators import quality
 from bontune.reproduce.markdown import cell_text
@@ -54,7 +54,7 @@ from bontune.reproduce.plan import (
     sweep,
     with_needed,
 )
-from bontune.reproduce.sections import Page, _budgets, _forms, _sweep
+from bontune.reproduce.sections import Page, _budgets, _courses, _forms, _sweep
 from bontune.reproduce.sections import _verifier as _verifier_section
 from bontune.reproduce.summary import pass_at, per_prompt, summary
 from bontune.reproduce.tables import (
@@ -470,8 +470,8 @@ def test_cells_finished_elsewhere_are_not_run_again(
         assert ended.value.code == 0
         return capsys.readouterr().out
 
-    assert re.search(r"base +│ +2 │ +0 │", done())
-    assert re.search(r"base +│ +2 │ +2 │", done("--extend"))
+    assert re.search(r"base +│ +3 │ +0 │", done())
+    assert re.search(r"base +│ +3 │ +2 │", done("--extend"))
     assert read_results(tmp_path / "run") == known
 
 
@@ -664,12 +664,23 @@ def _with_course(method: str, seed: int, values: list[float]) -> tuple[Cell, dic
     return cell, {"train": {"steps": len(values), "responses": 100 * len(values), "course": course}}
 
 
+def _base_on(run: int, rights: list[int]) -> tuple[Cell, dict[str, Any]]:
+    """The base on the training prompts of the runs with a seed: right ones of 32 responses to each."""
+    place = Place(task="countdown", split="train", prompts=len(rights), responses=32, run=run)
+    policy = Policy(task="countdown", base="countdown-base")
+    return Cell(section="base", policy=policy, place=place), {"train": None, **_measured(32, rights)}
+
+
+def _courses_of(pairs: list[tuple[Cell, dict[str, Any]]], target: float) -> list[Course]:
+    return courses([cell for cell, _ in pairs], {cell.id: result for cell, result in pairs}, 32, target)
+
+
 def test_responses_to_a_target_are_counted_from_the_trailing_mean() -> None:
     rising = [step / 40 for step in range(40)]  # mean of 12 values that end at step s: (s - 5.5)/40
-    pairs = [_with_course("rl-s", seed, [0.5] * 40) for seed in (1, 2)]
+    pairs = [_base_on(seed, [0] * 80) for seed in (1, 2)]
+    pairs += [_with_course("rl-s", seed, [0.5] * 40) for seed in (1, 2)]
     pairs += [_with_course("log-pass-32", seed, rising) for seed in (1, 2)]
-    found = courses([cell for cell, _ in pairs], {cell.id: result for cell, result in pairs}, 32, 0.6)
-    flat, up = found
+    flat, up = _courses_of(pairs, 0.6)
     assert (flat.method, flat.reached, flat.low, flat.high, flat.share) == ("rl-s", None, None, None, 0.0)
     assert flat.values == pytest.approx([0.5] * (40 - WINDOW + 1))
     # (s - 5.5)/40 >= 0.6 first at s = 30, when 31 steps of 100 responses are drawn.
@@ -677,9 +688,23 @@ def test_responses_to_a_target_are_counted_from_the_trailing_mean() -> None:
     assert up.responses[0] == 100 * WINDOW
 
 
+def test_a_target_is_a_gain_over_the_base_on_the_prompts_of_each_step() -> None:
+    """Prompts that are easy for the base, the last steps' here, are no gain; those of another seed do not count."""
+    pairs = [_base_on(1, [0] * 24 + [1] * 24), _with_course("grpo", 1, [0.1] * 12 + [1.0] * 12)]
+    (found,) = _courses_of([*pairs, _with_course("grpo", 2, [1.0] * 24)], 0.09)
+    assert found.runs == 1
+    assert found.values == pytest.approx([0.1 * (12 - step) / 12 for step in range(13)])
+    assert found.reached == 1200
+    page = _page([cell for cell, _ in pairs], {cell.id: result for cell, result in pairs})
+    text = _courses(page)
+    assert "| grpo | 1 | +10.0 | +5.0 | +0.0 | 1,200 | 1,200 to 1,200 | 100 |" in text
+    assert page.outcomes["course"] == "countdown, grpo: 1,200. "
+    assert _courses(_page([pairs[1][0]], page.results)) == ""
+
+
 def test_responses_to_a_target_say_how_sure_they_are() -> None:
     pairs = [_with_course("grpo", 1, [0.4] * 30), _with_course("grpo", 2, [0.8] * 30)]
-    (found,) = courses([cell for cell, _ in pairs], {cell.id: result for cell, result in pairs}, 32, 0.6)
+    (found,) = _courses_of([_base_on(1, [0] * 30), _base_on(2, [0] * 30), *pairs], 0.6)
     assert found.reached == 100 * WINDOW
     assert found.low == 100 * WINDOW
     assert found.high is None
@@ -689,4 +714,5 @@ def test_responses_to_a_target_say_how_sure_they_are() -> None:
 def test_runs_without_a_course_are_left_out() -> None:
     short, result = _with_course("grpo", 1, [0.4] * (WINDOW - 1))
     base = Cell(section="claims", policy=Policy(task="countdown", base="countdown-base"), place=short.place)
-    assert courses([short, base], {short.id: result, base.id: {"train": None}}, 32, 0.1) == []
+    known = _base_on(1, [0] * (WINDOW - 1))
+    assert _courses_of([(short, result), (base, {"train": None}), known], 0.1) == []

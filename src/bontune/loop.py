@@ -328,7 +328,13 @@ def training_prompts(task: Task, config: TrainConfig) -> list[Prompt]:
 def prompt_batches(
     pool: Sequence[Prompt], config: TrainConfig, accelerator: Accelerator
 ) -> Iterator[list[Prompt]]:
-    """This process's prompts of each step; every pass over the training prompts is a new permutation."""
+    """This process's prompts of each step."""
+    for batch in step_prompts(pool, config):
+        yield batch[accelerator.process_index :: accelerator.num_processes]
+
+
+def step_prompts(pool: Sequence[Prompt], config: TrainConfig) -> Iterator[list[Prompt]]:
+    """The prompts of each step; every pass over the training prompts is a new permutation."""
     queue: list[Prompt] = []
     for _ in range(config.steps):
         if len(queue) < config.prompts_per_step:
@@ -336,7 +342,7 @@ def prompt_batches(
             queue = [pool[i] for i in torch.randperm(len(pool), generator=generator).tolist()]
             config = replace(config, seed=config.seed + 1)
         batch, queue = queue[: config.prompts_per_step], queue[config.prompts_per_step :]
-        yield batch[accelerator.process_index :: accelerator.num_processes]
+        yield batch
 
 
 def origin_of(run: Run, step: int) -> Origin | None:

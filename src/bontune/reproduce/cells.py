@@ -18,7 +18,7 @@ from zlib import crc32
 from bontune.config import FitConfig, TrainConfig
 from bontune.coscaling import co_scale
 from bontune.evaluate import SampleGroup, SampleSet, meta_strategy, pair, read_samples, write_json
-from bontune.loop import Metrics, Run, train
+from bontune.loop import Metrics, Run, step_prompts, train, training_prompts
 from bontune.measure import Draw, draw_samples
 from bontune.policy import load_policy
 from bontune.records import Prompt, Sampling
@@ -93,7 +93,9 @@ def is_done(cell: Cell, results: Results) -> bool:
     """Whether the cell has been measured at its present size."""
     known = results.get(cell.id)
     return (
-        known is not None and known["place"] == asdict(cell.place) and known.get("summary") == SUMMARY_VERSION
+        known is not None
+        and Place(**known["place"]) == cell.place
+        and known.get("summary") == SUMMARY_VERSION
     )
 
 
@@ -106,7 +108,7 @@ def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
     meta = _meta(shop, cell, samples)
     verifier = _verifier(shop, cell.policy) if cell.scored else None
     if verifier is not None:
-        samples = _chosen_by(verifier, samples, _prompts(task, cell.place))
+        samples = _chosen_by(verifier, samples, _prompts(shop.study, task, cell.place))
     found = {
         "summary": SUMMARY_VERSION,
         "section": cell.section,
@@ -122,8 +124,11 @@ def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
     return found
 
 
-def _prompts(task: Task, place: Place) -> list[Prompt]:
-    return task.prompts(place.split, place.prompts, PROMPTS_SEED)
+def _prompts(study: Study, task: Task, place: Place) -> list[Prompt]:
+    if place.run is None:
+        return task.prompts(place.split, place.prompts, PROMPTS_SEED)
+    config = TrainConfig(steps=study.steps, prompts_per_step=study.prompts_per_step, seed=place.run)
+    return [prompt for batch in step_prompts(training_prompts(task, config), config) for prompt in batch]
 
 
 def _drawn(shop: Workshop, cell: Cell, task: Task) -> SampleSet:
@@ -131,7 +136,7 @@ def _drawn(shop: Workshop, cell: Cell, task: Task) -> SampleSet:
     policy, place = cell.policy, cell.place
     where = policy.base if policy.method == BASE else shop.policy_folder(policy) / "model"
     model, tokenizer = load_policy(where)
-    prompts = _prompts(task, place)
+    prompts = _prompts(shop.study, task, place)
     draw = Draw(
         name=policy.id,
         model=model,

@@ -1,7 +1,8 @@
 """Which method reaches a target with the fewest responses, from the training responses themselves.
 
 The responses of a step are drawn before its update and judged without bias, so pass@N of the training groups measures
-the policy at that step. Runs of one base and seed see the same prompts at the same step, whatever the method.
+the policy at that step. Runs of one base and seed see the same prompts at the same step, whatever the method, and the
+base is measured on these prompts, too.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bontune.reproduce.plan import BASE, Cell, Results
+from bontune.reproduce.summary import per_prompt
 
 WINDOW = 12  # steps of the trailing mean
 RESAMPLES = 2000
@@ -19,7 +21,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Course:
-    """pass@N over training, the mean over runs of the trailing mean over `WINDOW` steps.
+    """pass@N minus that of the base on the same prompts, the mean over runs of the trailing mean over `WINDOW` steps.
 
     responses: drawn per run up to each value.  reached: responses per run when the target is first met, None where it
     never is.  low, high: range that holds it in 95 % of resamples of the runs, None where some end is "never".
@@ -37,17 +39,23 @@ class Course:
 
 
 def courses(cells: Sequence[Cell], results: Results, budget: int, target: float) -> list[Course]:
-    """One entry per method among the finished cells that were trained and logged pass@budget."""
+    """One entry per method among the finished cells that were trained and logged pass@budget.
+
+    target: gain over the base. Runs whose base was not measured on their prompts are left out.
+    """
+    bases = {(cell.policy.base, cell.place.run): cell.id for cell in cells if cell.place.run is not None}
     rows: dict[str, list[np.ndarray]] = {}
     drawn: dict[str, int] = {}
     for cell in cells:
         train = results[cell.id]["train"] if cell.id in results else None
         logged = (train or {}).get("course", {}).get(f"pass_at_{budget}")
-        if cell.policy.method == BASE or train is None or logged is None:
+        base = results.get(bases.get((cell.policy.base, cell.policy.seed), ""))
+        if cell.policy.method == BASE or train is None or logged is None or base is None:
             continue
         values = np.array([float(word) for word in logged.split()])
-        if len(values) >= WINDOW:
-            rows.setdefault(cell.policy.method, []).append(trailing_mean(values))
+        if len(values) >= WINDOW and base["prompts"] % len(values) == 0:
+            before = per_prompt(dict(base), "pass_at", (budget,)).reshape(len(values), -1).mean(1).numpy()
+            rows.setdefault(cell.policy.method, []).append(trailing_mean(values - before))
             drawn[cell.policy.method] = train["responses"] // train["steps"]
     return [_course(name, np.array(found), drawn[name], target) for name, found in rows.items()]
 

@@ -130,7 +130,7 @@ CLAIMS = (
     Item(
         what="Beyond the paper: responses drawn in training until pass@32 is 2 points above the base",
         where="`reproduce/course.py`",
-        command="bontune reproduce --only claims",
+        command="bontune reproduce --only base claims",
         outcome="course",
     ),
     Item(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 SECTIONS = {
-    "base": "the base models, on tune and on test prompts",
+    "base": "the base models, on tune, train and test prompts",
     "sweep": "every method, at its central N, at every learning rate: one base, one seed, tune prompts",
     "claims": "the methods that the claims rest on: every base and seed, test prompts",
     "breadth": "the other methods and budgets: one base, one seed, test prompts",
@@ -184,18 +184,23 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a policy is measured. The same prompts for every policy; the seed of the responses is fixed, too."""
+    """Where a policy is measured. The same prompts for every policy; the seed of the responses is fixed, too.
+
+    run: measured on all training prompts of the runs with this seed, step by step; None for prompts of their own.
+    """
 
     task: str
-    split: Literal["tune", "test"]
+    split: Literal["tune", "train", "test"]
     prompts: int
     responses: int
     temperature: float = 1.0
+    run: int | None = None
 
     @property
     def id(self) -> str:
         """One name, without the sizes: a place can be measured again with more."""
-        return f"{self.task}-{self.split}" + (f"-t{self.temperature:g}" if self.temperature != 1 else "")
+        name = f"{self.task}-{self.split}" + (f"-t{self.temperature:g}" if self.temperature != 1 else "")
+        return name if self.run is None else f"{name}-run-{self.run}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,8 +318,12 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
     cells = [
         Cell(section="base", policy=Policy(task=task.task, base=base), place=place)
         for base in bases
-        for place in (places["tune"], places["test"])
-        if place is places["test"] or base == bases[0]
+        for place in (
+            places["tune"],
+            places["test"],
+            *(trained_on(study, task, seed) for seed in study.seeds),
+        )
+        if place is not places["tune"] or base == bases[0]
     ]
     ordered = sorted(study.methods, key=lambda method: (method.by == "verifier", not method.claim))
     for method in ordered:
@@ -380,6 +389,12 @@ def _places(study: Study, task: TaskPlan) -> dict[str, Place]:
     for temperature in study.temperatures:
         places[f"t{temperature:g}"] = Place(task=task.task, temperature=temperature, **other)
     return places
+
+
+def trained_on(study: Study, task: TaskPlan, seed: int) -> Place:
+    """The prompts of the training runs with this seed, in the order of their steps."""
+    prompts = study.steps * study.prompts_per_step
+    return Place(task=task.task, split="train", prompts=prompts, responses=study.group_size, run=seed)
 
 
 def sweep(study: Study, task: TaskPlan, method: Method) -> list[Cell]:
