@@ -54,9 +54,9 @@ from bontune.reproduce.plan import (
     sweep,
     with_needed,
 )
-from bontune.reproduce.sections import Page, _budgets, _courses, _forms, _sweep
+from bontune.reproduce.sections import Page, _budgets, _courses, _forms, _pairs_by_verifier, _sweep
 from bontune.reproduce.sections import _verifier as _verifier_section
-from bontune.reproduce.summary import pass_at, per_prompt, summary
+from bontune.reproduce.summary import SCALE, pass_at, per_prompt, summary
 from bontune.reproduce.tables import (
     at_best_temperature,
     between,
@@ -617,6 +617,27 @@ def test_the_two_forms_are_compared_run_by_run() -> None:
     assert "| pass@N | 1 |" in row
     assert f"−{100 * (1 + 0 + 2) / 4 / 3:.1f} [" in row
     assert _forms(_page(list(exact), results)) == ""
+
+
+def test_by_the_verifier_a_claim_is_compared_with_every_other_run_by_run() -> None:
+    def cell(method: str, seed: int, best: float) -> tuple[Cell, dict[str, Any]]:
+        policy = Policy(task="countdown", base="countdown-base", method=method, seed=seed)
+        place = Place(task="countdown", split="test", prompts=2, responses=8)
+        rows = {"1": f"{SCALE // 10} {SCALE // 10}", "8": f"{round(best * SCALE)} 0"}
+        return Cell(section="verifier", policy=policy, place=place, scored=True), {
+            "prompts": 2,
+            "best_of": {"1": {}, "8": {}},
+            "best_of_rows": rows,
+        }
+
+    pairs = [cell("bon-rl-v-8", seed, 0.8) for seed in (1, 2, 3)]
+    pairs += [cell("grpo", seed, 0.2) for seed in (1, 2)]
+    pairs += [cell("maxrl", 1, 0.2), cell(BASE, 0, 0.2)]
+    text = _pairs_by_verifier(_page([one for one, _ in pairs], {one.id: found for one, found in pairs}))
+    (row,) = [line for line in text.splitlines() if " minus " in line]
+    assert row.startswith("| bon-rl-v-8 minus grpo | 2 | ")
+    assert "| ○ +0.0 [" in row
+    assert f"+{100 * (0.8 - 0.2) / 2:.1f} [" in row
 
 
 def test_the_trained_n_is_compared_on_one_base_with_one_seed() -> None:

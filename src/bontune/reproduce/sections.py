@@ -59,6 +59,7 @@ def task_sections(page: Page) -> list[str]:
         _budgets(page),
         _temperatures(page),
         _verifier(page),
+        _pairs_by_verifier(page),
         _forms(page),
     ]
 
@@ -143,11 +144,30 @@ def _pairs(page: Page) -> str:
     single = [name for name in names if METHODS[name].budget == 1]
     aware = [name for name in names if METHODS[name].budget > 1]
     pairs = [(a, b) for i, a in enumerate(aware) for b in (*single, *aware[i + 1 :])]
-    found = {f"{a} minus {b}": gaps for a, b in pairs if (gaps := between(own, page.results, a, b))}
+    return _pair_table(page, "methods against each other", own, pairs, "pass_at")
+
+
+def _pairs_by_verifier(page: Page) -> str:
+    """The claim by the verifier against every other claim, on the bases and seeds that both have run on."""
+    own = [cell for cell in page.cells if cell.section == "verifier" and cell.policy.method != BASE]
+    names = [name for name in dict.fromkeys(cell.policy.method for cell in own) if METHODS[name].claim]
+    aware = [name for name in names if METHODS[name].by == "verifier" and METHODS[name].budget > 1]
+    pairs = [(a, b) for a in aware for b in names if b not in aware]
+    return _pair_table(page, "methods against each other, the verifier selects", own, pairs, "best_of")
+
+
+def _pair_table(
+    page: Page, title: str, cells: Sequence[Cell], pairs: Sequence[tuple[str, str]], kind: str
+) -> str:
+    found = {f"{a} minus {b}": gaps for a, b in pairs if (gaps := between(cells, page.results, a, b, kind))}
     budgets = [n for n in SHOWN if all(n in gaps for gaps in found.values())]
-    rows = [(name, *(cell_text(gaps[n]) for n in budgets)) for name, gaps in found.items()]
-    head = ("pair", *(f"pass@{n}" for n in budgets))
-    return _section_text(f"## {page.name}: methods against each other", "claims", rows, head)
+    rows = [
+        (name, str(gaps[budgets[0]].runs), *(cell_text(gaps[n]) for n in budgets))
+        for name, gaps in found.items()
+    ]
+    what = {"pass_at": "pass@", "best_of": "best-of-"}[kind]
+    head = ("pair", "runs", *(f"{what}{n}" for n in budgets))
+    return _section_text(f"## {page.name}: {title}", _MEASURED[kind][0], rows, head)
 
 
 def _courses(page: Page) -> str:
@@ -298,7 +318,9 @@ def _verifier(page: Page) -> str:
         return ""
     for item in found:
         if METHODS[item.method].by == "verifier":
-            said = ", ".join(f"best-of-{n} {gap_text(item.gaps[n])}" for n in (8, 64) if n in item.gaps)
+            said = ", ".join(
+                f"best-of-{n} {gap_text(item.gaps[n])}" for n in (8, max(item.gaps)) if n in item.gaps
+            )
             page.outcomes[item.method] += (
                 f"{page.name}: {said}, {runs_text(next(iter(item.gaps.values())))}. "
             )
