@@ -110,8 +110,8 @@ def test_choices_are_made_on_tune_prompts_and_measured_on_test_prompts_with_othe
 
 
 def test_all_sections_on_test_prompts_measure_the_same_prompts() -> None:
-    sizes = {"claims": (10, 256), "breadth": (10, 64), "verifier": (10, 64)}
-    study = replace(STUDY, test=(10, 256), aside=(10, 64))
+    sizes = {"claims": (10, 256), "breadth": (10, 64), "verifier": (10, 128)}
+    study = replace(STUDY, test=(10, 256), aside=(10, 64), chosen=(10, 128))
     cells = plan(study, _all_swept(study))
     for section, size in sizes.items():
         places = {cell.place for cell in cells if cell.section == section}

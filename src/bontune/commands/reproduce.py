@@ -76,7 +76,8 @@ def study_of(command: cli.Reproduce) -> Study:
     def sized(usual: tuple[int, int]) -> tuple[int, int]:
         return command.prompts or usual[0], command.responses or usual[1]
 
-    return replace(study, test=sized(study.test), aside=sized(study.aside), seed=command.seed)
+    sizes = {name: sized(getattr(study, name)) for name in ("test", "aside", "chosen")}
+    return replace(study, **sizes, seed=command.seed)
 
 
 def _check_bases(cells: list[Cell]) -> None:

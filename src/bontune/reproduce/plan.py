@@ -224,8 +224,9 @@ class Study:
 
     verifier_steps: of the methods trained with the verifier, all of them alike; they learn from noisier weights.
     lesson: prompts and responses of each that a verifier is taught from, and the steps of its training.
-    tune, test, aside, other: prompts and responses of each; test: of the bases and the claims, aside: of the breadth and
-    where a verifier chooses, on the same prompts, other: of the harder variant and of other temperatures.
+    tune, test, aside, chosen, other: prompts and responses of each; test: of the bases and the claims, aside: of the
+    breadth, chosen: where a verifier chooses, all on the same prompts, other: of the harder variant and of other
+    temperatures.
     """
 
     tasks: tuple[TaskPlan, ...] = tuple(TASK_PLANS.values())
@@ -242,13 +243,14 @@ class Study:
     tune: tuple[int, int] = (300, 64)
     test: tuple[int, int] = (1000, 256)
     aside: tuple[int, int] = (1000, 64)
+    chosen: tuple[int, int] = (1000, 128)
     other: tuple[int, int] = (500, 64)
     temperatures: tuple[float, ...] = (0.1, 0.6, 1.5)
     seed: int = 0
     bases: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("tune", "test", "aside", "other"):
+        for name in ("tune", "test", "aside", "chosen", "other"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(
                     f"{name} must be prompts and responses of at least 1, got {getattr(self, name)}"
@@ -269,6 +271,7 @@ def quick(study: Study) -> Study:
         tune=(100, 64),
         test=(200, 64),
         aside=(200, 64),
+        chosen=(200, 64),
         other=(100, 64),
         bases=1,
     )
@@ -358,7 +361,7 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
         for seed in study.breadth_seeds
         for base in bases[:1]
     ]
-    cells += _by_verifier(study, task, ordered, tuned, places["aside"])
+    cells += _by_verifier(study, task, ordered, tuned, places["chosen"])
     return [cell for cell in cells if cell.section in study.sections]
 
 
@@ -384,6 +387,7 @@ def _places(study: Study, task: TaskPlan) -> dict[str, Place]:
         "tune": Place(task=task.task, split="tune", prompts=study.tune[0], responses=study.tune[1]),
         "test": Place(task=task.task, split="test", prompts=study.test[0], responses=study.test[1]),
         "aside": Place(task=task.task, split="test", prompts=study.aside[0], responses=study.aside[1]),
+        "chosen": Place(task=task.task, split="test", prompts=study.chosen[0], responses=study.chosen[1]),
         "harder": Place(task=task.harder, **other),
     }
     for temperature in study.temperatures:
