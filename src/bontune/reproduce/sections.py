@@ -7,7 +7,7 @@ Functions return Markdown, "" where nothing of theirs has run, and fill in figur
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bontune.report import Series, difference_plot, frontier_plot, metric_plot
 from bontune.reproduce.course import WINDOW, courses
 from bontune.reproduce.markdown import COMMAND_END, cell_text, gap_text, points, rate, runs_text, table
 from bontune.reproduce.plan import BASE, BUDGETS, METHODS, Cell, Results, Study, TaskPlan, family
-from bontune.reproduce.tables import Comparison, Swept, at_best_temperature, between, compare, swept
+from bontune.reproduce.tables import Comparison, Gap, Swept, at_best_temperature, between, compare, swept
 
 SHOWN = (1, 8, 32, 64, 128)
 FOLDER = "reproduction"
@@ -160,7 +160,7 @@ def _pair_table(
     page: Page, title: str, cells: Sequence[Cell], pairs: Sequence[tuple[str, str]], kind: str
 ) -> str:
     found = {f"{a} minus {b}": gaps for a, b in pairs if (gaps := between(cells, page.results, a, b, kind))}
-    budgets = [n for n in SHOWN if all(n in gaps for gaps in found.values())]
+    budgets = _shown(found.values())
     rows = [
         (name, str(gaps[budgets[0]].runs), *(cell_text(gaps[n]) for n in budgets))
         for name, gaps in found.items()
@@ -329,7 +329,7 @@ def _verifier(page: Page) -> str:
         for item, wide in zip(found, passes, strict=True)
     ]
     rows, head = _rows(found, more), _head(found, "best-of-", ("pass@32", "AUC"))
-    budgets = _shown(found)
+    budgets = _shown(item.gaps for item in found)
     lines = [
         _line(item) for item in found if METHODS[item.method].claim and METHODS[item.method].by == "verifier"
     ]
@@ -452,13 +452,14 @@ def _line(item: Comparison) -> Series:
     )
 
 
-def _shown(found: Sequence[Comparison]) -> list[int]:
-    """The N that a table has columns for: those that all comparisons have."""
-    return [n for n in SHOWN if all(n in item.gaps for item in found)]
+def _shown(rows: Iterable[Mapping[int, Gap]]) -> list[int]:
+    """The N that a table has columns for: those that all its rows have."""
+    common = set(SHOWN).intersection(*rows)
+    return [n for n in SHOWN if n in common]
 
 
 def _head(found: Sequence[Comparison], kind: str = "pass@", more: Sequence[str] = ()) -> tuple[str, ...]:
-    values = (f"{kind}{n}" for n in _shown(found))
+    values = (f"{kind}{n}" for n in _shown(item.gaps for item in found))
     return ("method", "learning rate", "runs", *values, *more, "different", "entropy")
 
 
@@ -466,7 +467,7 @@ def _rows(
     found: Sequence[Comparison], more: Sequence[tuple[str, ...]] | None = None
 ) -> list[tuple[str, ...]]:
     """more: further cells of each comparison, as the head's."""
-    budgets = _shown(found)
+    budgets = _shown(item.gaps for item in found)
     return [
         (
             item.method,
