@@ -284,6 +284,23 @@ def test_votes_of_large_groups_equal_hypergeometric_counts() -> None:
     check_groups(MajorityVote(budget).value, [group], [[total / math.comb(sum(sizes), budget)]])
 
 
+@pytest.mark.parametrize(
+    ("size", "answers", "undecided"), [(8, 4, 0.3), (30, 1, 0.2), (64, 20, 0.0), (64, 90, 0.1)]
+)
+def test_votes_by_tallies_equal_votes_answer_by_answer(size: int, answers: int, undecided: float) -> None:
+    """The value without ratios, and the one by ratios of 1, for frequent and rare answers, and abstentions."""
+    draw = torch.Generator().manual_seed(size + answers)
+    ids = (torch.rand(6, size, generator=draw) ** 3 * (answers + 1)).long() - 1
+    rewards = torch.randn(6, size, generator=draw, dtype=torch.float64)
+    decided = torch.rand(6, size, generator=draw) >= undecided
+    ids[0] = -1
+    group = Scored(rewards, answers=ids, decided=decided)
+    for budget in sorted({1, 2, size // 3, size // 2, size - 1, size}):
+        vote = MajorityVote(budget)
+        want = vote.value(group, torch.zeros_like(rewards))
+        torch.testing.assert_close(vote.value(group), want, rtol=0, atol=1e-12, equal_nan=True)
+
+
 # 3. Limits.
 
 

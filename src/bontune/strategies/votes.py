@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bontune.records import Scored
 from bontune.strategies.base import Strategy, check_budget, check_log_ratios
-from bontune.strategies.combinatorics import log_size_probability
+from bontune.strategies.combinatorics import log_binomial, log_size_probability
 from bontune.strategies.subset import SubsetStrategy
 
 _CHUNK = 4_000_000  # numbers held per step of the vote's dynamic programme: 32 MB
@@ -30,13 +30,15 @@ class MajorityVote(Strategy):
     def value(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
         """[P]: mean of V over all N-subsets, exactly; see `Strategy.value`.
 
-        For each winning count k, a dynamic programme over answers counts the subsets in which no other answer
-        exceeds k; 1/(1 + tied answers) = the integral of y^tied over [0, 1], exact by Gauss-Legendre nodes.
+        For each winning count k, a product over answers counts the subsets in which no other answer exceeds k, by
+        how many responses they have; 1/(1 + tied answers) = the integral of y^tied over [0, 1], exact by
+        Gauss-Legendre nodes. Without ratios, answers that are equally frequent share a factor.
         """
         check_budget(self.budget, group)
         _need_answers(group)
-        ratios = torch.zeros_like(group.rewards) if log_ratios is None else log_ratios
-        ratios = check_log_ratios(group, ratios).exp()
+        if log_ratios is None:
+            return _value_of_tallies(_tallies(group), self.budget)
+        ratios = check_log_ratios(group, log_ratios).exp()
         ballots = _ballots(group)
         n_terms = len(_winning_counts(self.budget, ballots.reward.shape[-1])[0])
         rows = max(1, _CHUNK // (n_terms * (self.budget + 1)))
@@ -109,6 +111,132 @@ class _Ballots(NamedTuple):
     reward: Tensor
     abstains: Tensor  # bool [P, A]
     counts: Tensor  # int64 [P], decided responses
+
+
+class _Tallies(NamedTuple):
+    """What votes without ratios depend on; A answers, 0 where a prompt has fewer."""
+
+    votes: Tensor  # int64 [P, A], responses of each answer
+    rewards: Tensor  # [P, A], their sum of rewards
+    silent: Tensor  # int64 [P], responses that abstain
+    silent_rewards: Tensor  # [P], their sum of rewards
+    counts: Tensor  # int64 [P], decided responses
+
+
+def _tallies(group: Scored) -> _Tallies:
+    answers = _need_answers(group)
+    rewards = torch.where(group.decided, group.rewards, 0.0)
+    voting = group.decided & (answers >= 0)
+    ids, order = torch.where(voting, answers, -1).sort(dim=-1)
+    answer = (ids[:, 1:] != ids[:, :-1]).cumsum(-1)
+    answer = torch.nn.functional.pad(answer, (1, 0))
+    shape = (group.prompts, int(answer.max()) + 1)
+    cast = voting.gather(-1, order)
+    votes = torch.zeros(shape, dtype=torch.int64, device=ids.device).scatter_add(-1, answer, cast.long())
+    summed = rewards.new_zeros(shape).scatter_add(-1, answer, rewards.gather(-1, order) * cast)
+    silent = group.decided & ~voting
+    return _Tallies(votes, summed, silent.sum(-1), (rewards * silent).sum(-1), group.counts)
+
+
+def _value_of_tallies(tallies: _Tallies, budget: int) -> Tensor:
+    """[P]: a vote's value; NaN where fewer than N responses are decided."""
+    value = torch.full_like(tallies.rewards[:, 0], torch.nan)
+    for size in tallies.counts.unique().tolist():
+        if size >= budget:
+            rows = (tallies.counts == size).nonzero().squeeze(-1)
+            found = _Tallies(*(t[rows] for t in tallies))
+            value[rows] = _of_whole(found) if size == budget else _of_subsets(found, budget, size)
+    return value
+
+
+def _of_whole(tallies: _Tallies) -> Tensor:
+    """[P]: V of all responses."""
+    votes, rewards = tallies.votes, tallies.rewards
+    most = votes.amax(-1, keepdim=True)
+    wins = votes == most
+    voted = (rewards * wins).sum(-1) / (votes * wins).sum(-1)
+    return torch.where(most.squeeze(-1) > 0, voted, tallies.silent_rewards / tallies.silent)
+
+
+def _of_subsets(tallies: _Tallies, budget: int, size: int) -> Tensor:
+    """[P]: the mean of V over all N-subsets of `size` > N responses.
+
+    Generating functions of how many responses are drawn, each with probability N/M, at the roots of unity z: of all
+    drawn, open; of all drawn where one answer has won, times its mean reward, won. The coefficient of z^N is read off.
+    """
+    device, share = tallies.votes.device, budget / size
+    k_list, y_list, w_list = _winning_counts(budget, max(1, int(tallies.votes.max())))
+    k = torch.tensor(k_list, dtype=torch.int64, device=device)
+    y = torch.tensor(y_list, dtype=torch.float64, device=device).unsqueeze(-1)
+    weight = torch.tensor(w_list, dtype=torch.float64, device=device)
+    period = max(budget, size - budget) + 1  # no other coefficient up to degree M falls on that of z^N
+    z = _root_powers(period, 1 + int(max(tallies.votes.max(), budget)), device)
+    read = z[budget].conj() / period
+    read[1 : (period + 1) // 2] *= 2  # the other half of the roots is conjugate
+    drawn = _binomials(len(z), share, device)
+    factors = [(c, *_factor(drawn[c], z, k, y)) for c in tallies.votes.unique().tolist() if c > 0]
+    nobody, which = _powers(1 - share + share * z[1], tallies.silent)
+
+    def part(rows: slice) -> Tensor:
+        votes, rewards = tallies.votes[rows], tallies.rewards[rows]
+        open_ = nobody[which[rows]].unsqueeze(1).expand(-1, len(k_list), -1).clone()
+        won = torch.zeros_like(open_)
+        for count, bounded, wins in factors:
+            alike = votes == count
+            own = alike.any(-1).nonzero().squeeze(-1)
+            if len(own) == 0:
+                continue
+            reward = (rewards * alike).sum(-1)[own, None, None] / count
+            but_one, each = _powers(bounded, alike.sum(-1)[own] - 1)
+            but_one = but_one[each]
+            won[own] = but_one * (bounded * won[own] + reward * wins * open_[own])
+            open_[own] = but_one * bounded * open_[own]
+        return (won @ read).real @ weight
+
+    rows = max(1, _CHUNK // (32 * len(k_list) * len(read)))  # parts that stay in the cache
+    total = torch.cat([part(slice(i, i + rows)) for i in range(0, len(tallies.votes), rows)])
+    value = total / log_size_probability(tallies.counts, budget).exp()
+    silent = tallies.silent.clamp(min=budget)
+    chance = (log_binomial(silent, budget) - log_binomial(tallies.counts, budget)).exp()
+    abstained = chance * tallies.silent_rewards / silent
+    return value + torch.where(tallies.silent >= budget, abstained, 0.0)
+
+
+def _root_powers(period: int, degrees: int, device: torch.device) -> Tensor:
+    """[degrees, period // 2 + 1]: z^0, z^1, ... of the roots of unity z from 1 half way round."""
+    turns = torch.outer(torch.arange(degrees), torch.arange(period // 2 + 1)) % period
+    angle = 2 * torch.pi * turns.double().to(device) / period
+    return torch.polar(torch.ones_like(angle), angle)
+
+
+def _factor(drawn: Tensor, z: Tensor, k: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """[T, L] twice: an answer beside a winner with k votes, and as that winner; z: powers of the L points.
+
+    Beside a winner, an answer is drawn fewer than k times, or k times at the price y.
+    """
+    terms = drawn.unsqueeze(-1) * z
+    wins = terms[k]
+    return terms.cumsum(0)[k - 1] + y * wins, wins
+
+
+def _binomials(size: int, share: float, device: torch.device) -> Tensor:
+    """[size, size]: the chance that j of c responses are drawn, each with probability `share`, at [c, j]."""
+    rows = [(torch.arange(size, device=device) == 0).double()]
+    for _ in range(size - 1):
+        rows.append((1 - share) * rows[-1] + share * torch.nn.functional.pad(rows[-1][:-1], (1, 0)))
+    return torch.stack(rows)
+
+
+def _powers(base: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """The powers [E, ...] of a tensor to the different exponents >= 0, and which of them each exponent is."""
+    different, which = exponents.unique(return_inverse=True)
+    power, reached, found = torch.ones_like(base), 0, []
+    for exponent in different.tolist():
+        for _ in range(exponent - reached):
+            power = power * base
+        reached = exponent
+        found.append(power)
+    return torch.stack(found), which
 
 
 def _part(ballots: _Ballots, rows: slice) -> _Ballots:
