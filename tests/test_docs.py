@@ -244,7 +244,7 @@ def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
     shutil.copy(results, tmp_path / "reproduction")
     sizes = json.loads(results.read_text())["study"]
     write_document(
-        replace(Study(), **{name: tuple(sizes[name]) for name in ("test", "aside", "chosen")}),
+        replace(Study(), **{name: tuple(sizes[name]) for name in ("test", "aside", "other")}),
         {},
         tmp_path,
     )

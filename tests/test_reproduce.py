@@ -54,7 +54,7 @@ from bontune.reproduce.plan import (
     sweep,
     with_needed,
 )
-from bontune.reproduce.sections import Page, _budgets, _courses, _forms, _pairs_by_verifier, _sweep
+from bontune.reproduce.sections import Page, _budgets, _courses, _forms, _pairs_by_verifier, _rates, _sweep
 from bontune.reproduce.sections import _verifier as _verifier_section
 from bontune.reproduce.summary import SCALE, pass_at, per_prompt, summary
 from bontune.reproduce.tables import (
@@ -110,8 +110,8 @@ def test_choices_are_made_on_tune_prompts_and_measured_on_test_prompts_with_othe
 
 
 def test_all_sections_on_test_prompts_measure_the_same_prompts() -> None:
-    sizes = {"claims": (10, 256), "breadth": (10, 64), "verifier": (10, 128)}
-    study = replace(STUDY, test=(10, 256), aside=(10, 64), chosen=(10, 128))
+    sizes = {"claims": (10, 256), "breadth": (10, 128), "verifier": (10, 128)}
+    study = replace(STUDY, test=(10, 256), aside=(10, 128))
     cells = plan(study, _all_swept(study))
     for section, size in sizes.items():
         places = {cell.place for cell in cells if cell.section == section}
@@ -179,7 +179,26 @@ def test_a_selection_takes_with_it_what_it_needs() -> None:
     }
     known = _all_swept(STUDY)
     assert chosen("claims/countdown/seed-1/rl-s", known) == {"base": {"base test"}, "claims": {"rl-s test"}}
+    assert chosen("verifier/countdown/seed-1/rl-v", known) == {
+        "base": {"base test"},
+        "verifier": {"base test", "rl-v test"},
+    }
+    assert chosen("rates/countdown/seed-1", known) == {
+        "base": {"base test"},
+        "verifier": {"base test"},
+        "rates": {"bon-rl-v-8 test"},
+    }
     assert chosen("nonsense", known) == {}
+
+
+def test_the_claim_by_the_verifier_is_measured_at_the_other_rates_too() -> None:
+    cells = plan(STUDY, _all_swept(STUDY))
+    own = {cell.policy for cell in cells if cell.policy.method == "bon-rl-v-8" and cell.section != "sweep"}
+    assert {(p.learning_rate, p.base, p.seed) for p in own} == {
+        (rate, base, seed) for rate in STUDY.learning_rates for base in TASK.bases for seed in STUDY.seeds
+    }
+    (chosen,) = {cell.policy.learning_rate for cell in cells if "verifier/countdown/seed-1/bon" in cell.id}
+    assert chosen not in {cell.policy.learning_rate for cell in cells if cell.section == "rates"}
 
 
 def test_cells_wait_for_their_sweep() -> None:
@@ -429,7 +448,7 @@ def test_the_document_comes_from_the_results_alone(ran: tuple[Path, dict[str, An
     assert write_document(tiny(), {}, tmp_path).read_text() == first  # the cells it knows are enough
     answers = first[first.index("## In short") : first.index("\n# Countdown")]
     named = [name for names in QUESTIONS.values() for name in names]
-    assert {*named} <= {*METHODS, "forms", "course", "noise"}
+    assert {*named} <= {*METHODS, "rates", "forms", "course", "noise"}
     assert all(
         f"`{name}`: {stored['outcomes'][name].strip()}" in answers
         for name in named
@@ -638,6 +657,31 @@ def test_by_the_verifier_a_claim_is_compared_with_every_other_run_by_run() -> No
     assert row.startswith("| bon-rl-v-8 minus grpo | 2 | ")
     assert "| ○ +0.0 [" in row
     assert f"+{100 * (0.8 - 0.2) / 2:.1f} [" in row
+
+
+def test_learning_rates_are_compared_where_the_verifier_selects() -> None:
+    def cell(section: str, method: str, rate: float, best: float) -> tuple[Cell, dict[str, Any]]:
+        policy = Policy(task="countdown", base="countdown-base", method=method, learning_rate=rate)
+        place = Place(task="countdown", split="test", prompts=2, responses=8)
+        scored = {
+            "best_of": {"1": {}, "8": {}},
+            "best_of_rows": {"1": "0 0", "8": f"{round(best * SCALE)} 0"},
+        }
+        return Cell(section=section, policy=policy, place=place, scored=True), _measured(8, [4, 2]) | scored
+
+    found = dict(
+        (
+            cell("verifier", BASE, 0.0, 0.4),
+            cell("verifier", "bon-rl-v-8", 1e-4, 0.6),
+            cell("rates", "bon-rl-v-8", 3e-5, 0.2),
+            cell("verifier", "rl-v", 3e-5, 0.8),
+        )
+    )
+    page = _page(list(found), {one.id: value for one, value in found.items()})
+    rows = [line.split(" | ") for line in _rates(page).splitlines() if line.startswith("| bon-rl-v-8 |")]
+    assert [(row[1], row[4][:7]) for row in rows] == [("3e-05", "○ −10.0"), ("0.0001 ✓", "○ +10.0")]
+    assert "best-of-8 at 0.0001 ✓: ○ +10.0 [" in page.outcomes["rates"]
+    assert _rates(_page([one for one in found if one.section == "verifier"], {})) == ""
 
 
 def test_the_trained_n_is_compared_on_one_base_with_one_seed() -> None:

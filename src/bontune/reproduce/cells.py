@@ -104,11 +104,12 @@ def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
     trained = _trained(shop, cell.policy)
     started = time.process_time()
     task = load_task(cell.place.task)
-    samples = _drawn(shop, cell, task)
+    prompts = _prompts(shop.study, task, cell.place)
+    samples = _drawn(shop, cell, task, prompts)
     meta = _meta(shop, cell, samples)
     verifier = _verifier(shop, cell.policy) if cell.scored else None
     if verifier is not None:
-        samples = _chosen_by(verifier, samples, _prompts(shop.study, task, cell.place))
+        samples = _chosen_by(verifier, samples, prompts)
     found = {
         "summary": SUMMARY_VERSION,
         "section": cell.section,
@@ -131,12 +132,11 @@ def _prompts(study: Study, task: Task, place: Place) -> list[Prompt]:
     return [prompt for batch in step_prompts(training_prompts(task, config), config) for prompt in batch]
 
 
-def _drawn(shop: Workshop, cell: Cell, task: Task) -> SampleSet:
+def _drawn(shop: Workshop, cell: Cell, task: Task, prompts: Sequence[Prompt]) -> SampleSet:
     """The responses of a cell, drawn as far as they are missing."""
     policy, place = cell.policy, cell.place
     where = policy.base if policy.method == BASE else shop.policy_folder(policy) / "model"
     model, tokenizer = load_policy(where)
-    prompts = _prompts(shop.study, task, place)
     draw = Draw(
         name=policy.id,
         model=model,

@@ -74,7 +74,13 @@ CLAIMS = (
         outcome="bon-rl-v-8",
     ),
     Item(
-        what="The same in its variational form",
+        what="How far that depends on the learning rate",
+        where="`objectives.BoNRL(form='exact')`",
+        command="bontune reproduce --only verifier rates",
+        outcome="rates",
+    ),
+    Item(
+        what="BoN-RL-V in its variational form",
         where="`objectives.BoNRL(form='variational')`",
         command="bontune reproduce --only verifier",
         outcome="bon-rl-v-variational-8",
@@ -178,6 +184,7 @@ QUESTIONS = {
     ),
     "Does BoN-RL-V raise what a learned verifier chooses, and is RL for its score (RL-V) hacked? Does refreshing help?": (
         "bon-rl-v-8",
+        "rates",
         "bon-rl-v-refreshed-8",
         "rl-v",
         "rl-v-refreshed",

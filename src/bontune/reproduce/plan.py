@@ -20,6 +20,7 @@ SECTIONS = {
     "harder": "the claims' policies on a harder variant of the task, one base",
     "temperature": "the claims' policies at other temperatures, one base",
     "verifier": "a learned verifier selects: the methods trained with it, and the others chosen from by it",
+    "rates": "BoN-RL-V at the learning rates that the sweep did not choose: every base and seed, the verifier selects",
 }
 Results = Mapping[str, Mapping[str, Any]]
 """{cell id: what the cell's JSON file holds}."""
@@ -224,9 +225,8 @@ class Study:
 
     verifier_steps: of the methods trained with the verifier, all of them alike; they learn from noisier weights.
     lesson: prompts and responses of each that a verifier is taught from, and the steps of its training.
-    tune, test, aside, chosen, other: prompts and responses of each; test: of the bases and the claims, aside: of the
-    breadth, chosen: where a verifier chooses, all on the same prompts, other: of the harder variant and of other
-    temperatures.
+    tune, test, aside, other: prompts and responses of each; test: of the bases and the claims, aside: of the breadth and
+    where a verifier chooses, on the same prompts, other: of the harder variant and of other temperatures.
     """
 
     tasks: tuple[TaskPlan, ...] = tuple(TASK_PLANS.values())
@@ -242,15 +242,14 @@ class Study:
     lesson: tuple[int, int, int] = (8000, 16, 600)
     tune: tuple[int, int] = (300, 64)
     test: tuple[int, int] = (1000, 256)
-    aside: tuple[int, int] = (1000, 64)
-    chosen: tuple[int, int] = (1000, 128)
+    aside: tuple[int, int] = (1000, 128)
     other: tuple[int, int] = (500, 64)
     temperatures: tuple[float, ...] = (0.1, 0.6, 1.5)
     seed: int = 0
     bases: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("tune", "test", "aside", "chosen", "other"):
+        for name in ("tune", "test", "aside", "other"):
             if min(getattr(self, name)) < 1:
                 raise ValueError(
                     f"{name} must be prompts and responses of at least 1, got {getattr(self, name)}"
@@ -271,7 +270,6 @@ def quick(study: Study) -> Study:
         tune=(100, 64),
         test=(200, 64),
         aside=(200, 64),
-        chosen=(200, 64),
         other=(100, 64),
         bases=1,
     )
@@ -297,13 +295,17 @@ def with_needed(cells: Sequence[Cell], chosen: Set[str]) -> list[Cell]:
         for cell in cells
         if cell.section == "sweep" and (cell.policy.task, cell.policy.method) in waiting
     }
-    places = {(cell.policy.task, cell.policy.base, cell.place.id) for cell in own}
+    scored = {_where(cell) for cell in own if cell.scored}
+    places = {"base": {_where(cell) for cell in own}, "verifier": scored}
     return [
         cell
         for cell in cells
-        if cell in own
-        or (cell.section == "base" and (cell.policy.task, cell.policy.base, cell.place.id) in places)
+        if cell in own or (cell.policy.method == BASE and _where(cell) in places.get(cell.section, ()))
     ]
+
+
+def _where(cell: Cell) -> tuple[str, str, str]:
+    return cell.policy.task, cell.policy.base, cell.place.id
 
 
 def _swept(cell: Cell) -> str:
@@ -361,7 +363,16 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
         for seed in study.breadth_seeds
         for base in bases[:1]
     ]
-    cells += _by_verifier(study, task, ordered, tuned, places["chosen"])
+    cells += _by_verifier(study, task, ordered, tuned, places["aside"])
+    for method in ordered:
+        if method.claim and method.by == "verifier" and method.budget > 1:
+            choice = chosen[method.name]
+            others = [rate for rate in study.learning_rates if rate != choice] if choice else [0.0]
+            policies = [replace(tuned(method, *run), learning_rate=rate) for rate in others for run in runs]
+            cells += [
+                Cell(section="rates", policy=policy, place=places["aside"], scored=True)
+                for policy in policies
+            ]
     return [cell for cell in cells if cell.section in study.sections]
 
 
@@ -387,7 +398,6 @@ def _places(study: Study, task: TaskPlan) -> dict[str, Place]:
         "tune": Place(task=task.task, split="tune", prompts=study.tune[0], responses=study.tune[1]),
         "test": Place(task=task.task, split="test", prompts=study.test[0], responses=study.test[1]),
         "aside": Place(task=task.task, split="test", prompts=study.aside[0], responses=study.aside[1]),
-        "chosen": Place(task=task.task, split="test", prompts=study.chosen[0], responses=study.chosen[1]),
         "harder": Place(task=task.harder, **other),
     }
     for temperature in study.temperatures:

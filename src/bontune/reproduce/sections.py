@@ -60,6 +60,7 @@ def task_sections(page: Page) -> list[str]:
         _temperatures(page),
         _verifier(page),
         _pairs_by_verifier(page),
+        _rates(page),
         _forms(page),
     ]
 
@@ -319,7 +320,8 @@ def _verifier(page: Page) -> str:
     for item in found:
         if METHODS[item.method].by == "verifier":
             said = ", ".join(
-                f"best-of-{n} {gap_text(item.gaps[n])}" for n in (8, max(item.gaps)) if n in item.gaps
+                f"best-of-{n} {gap_text(item.gaps[n])}"
+                for n in sorted({8, max(item.gaps)} & item.gaps.keys())
             )
             page.outcomes[item.method] += (
                 f"{page.name}: {said}, {runs_text(next(iter(item.gaps.values())))}. "
@@ -362,6 +364,32 @@ def _verifier(page: Page) -> str:
         f"{halves if page.task.halves else ''}AUC: the chance that it scores a right response above a wrong one to the "
         "same prompt. The bases, by their verifiers, in %:\n\n"
         f"{table(('base', *(f'best-of-{n}' for n in budgets), 'AUC'), bases)}"
+    )
+
+
+def _rates(page: Page) -> str:
+    """The claim by the verifier at all learning rates of the sweep, on test prompts."""
+    names = {cell.policy.method for cell in page.cells if cell.section == "rates"}
+    own = [
+        cell for cell in page.cells if cell.section in ("rates", "verifier") and cell.policy.method in names
+    ]
+    rows: list[tuple[str, ...]] = []
+    for value in sorted({cell.policy.learning_rate for cell in own}):
+        cells = [cell for cell in own if cell.policy.learning_rate == value]
+        name = f"{value:g}{' ✓' if cells[0].section == 'verifier' else ''}"
+        both = zip(compare(cells, page.results, "best_of"), compare(cells, page.results), strict=True)
+        for item, wide in both:
+            gaps = [item.gaps.get(n) for n in SHOWN]
+            texts = (*(cell_text(gap) for gap in gaps), cell_text(wide.gaps.get(32)))
+            rows.append((item.method, name, str(item.gaps[1].runs), *texts))
+            if 8 in item.gaps:
+                page.outcomes["rates"] += f"{page.name}, best-of-8 at {name}: {gap_text(item.gaps[8])}. "
+    title = f"## {page.name}: BoN-RL-V at every learning rate"
+    head = ("method", "learning rate", "runs", *(f"best-of-{n}" for n in SHOWN), "pass@32")
+    text = _section_text(title, "verifier rates", rows, head)
+    return (
+        text
+        and f"{text}\n\n✓: the rate that the sweep chose on tune prompts of one base, for the other tables."
     )
 
 

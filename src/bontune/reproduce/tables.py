@@ -164,8 +164,8 @@ def between(
 
 
 def _base_of(cell: Cell, results: Results, kind: str) -> Mapping[str, Any] | None:
-    """The base of a cell in the same place: measured by the base section, by this one, or with the verifier."""
-    for section in (cell.section, "base"):
+    """The base of a cell in the same place: measured by this section, with the verifier, or by the base section."""
+    for section in (cell.section, *(("verifier",) if cell.scored else ()), "base"):
         base = results.get(f"{section}/{cell.policy.task}/{_last(cell.policy.base)}/{BASE}/{cell.place.id}")
         if base is not None and kind in base and base["prompts"] == results[cell.id]["prompts"]:
             return base
