@@ -243,7 +243,7 @@ class Study:
     tune: tuple[int, int] = (300, 64)
     test: tuple[int, int] = (1000, 256)
     aside: tuple[int, int] = (1000, 128)
-    other: tuple[int, int] = (500, 64)
+    other: tuple[int, int] = (1000, 64)
     temperatures: tuple[float, ...] = (0.1, 0.6, 1.5)
     seed: int = 0
     bases: int = 3
