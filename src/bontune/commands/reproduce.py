@@ -76,8 +76,7 @@ def study_of(command: cli.Reproduce) -> Study:
     def sized(usual: tuple[int, int]) -> tuple[int, int]:
         return command.prompts or usual[0], command.responses or usual[1]
 
-    sizes = {name: sized(getattr(study, name)) for name in ("test", "aside")}
-    return replace(study, **sizes, seed=command.seed)
+    return replace(study, test=sized(study.test), aside=sized(study.aside), seed=command.seed)
 
 
 def _check_bases(cells: list[Cell]) -> None:
