@@ -438,6 +438,12 @@ def test_the_document_comes_from_the_results_alone(ran: tuple[Path, dict[str, An
     assert scaled is not None
     assert scaled["coscale"]["temperatures"] == [0.5, 1.0]
     assert scaled["prompts"] == 4  # those measured at both
+    older = {name: {**found, "place": {**found["place"]}} for name, found in results.items()}
+    for found in older.values():
+        del found["place"]["run"]  # cells of earlier versions do not say it
+    again = coscale_base(Workshop(study=tiny(), output=output), TASK, older)
+    assert again is not None
+    assert again["coscale"] == scaled["coscale"]
     path = write_document(tiny(), results, tmp_path, {"countdown": output / "coscale/countdown/results.json"})
     first = path.read_text()
     base = results["base/countdown/countdown-base/base/countdown-test"]["pass_at"]["32"]["value"]

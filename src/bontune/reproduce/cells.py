@@ -408,16 +408,15 @@ def run_all(
 def coscale_base(shop: Workshop, task: TaskPlan, results: Results) -> dict[str, Any] | None:
     """Co-scaling of the first base from the responses stored at all temperatures; None until all are drawn."""
     policy = Policy(task=task.task, base=task.bases[0])
-    places = [
-        cell.place
+    cells = [
+        cell
         for cell in plan(shop.study, results)
         if cell.policy == policy
         and (cell.section == "temperature" or (cell.section == "base" and cell.place.split == "test"))
     ]
-    paths = [shop.samples_path(policy, place) for place in places]
-    finished = {f"{result['policy']} {result['place']}" for result in results.values()}
-    wanted = {f"{asdict(policy)} {asdict(place)}" for place in places}
-    if len(paths) < 2 or not wanted <= finished or not all(path.exists() for path in paths):
+    paths = [shop.samples_path(policy, cell.place) for cell in cells]
+    drawn = all(is_done(cell, results) for cell in cells) and all(path.exists() for path in paths)
+    if len(paths) < 2 or not drawn:
         return None
     sets = [read_samples(path, skip_torn_tail=True) for path in paths]
     return co_scale(sets, shop.output / "coscale" / task.task, seed=PROMPTS_SEED)
