@@ -54,7 +54,16 @@ from bontune.reproduce.plan import (
     sweep,
     with_needed,
 )
-from bontune.reproduce.sections import Page, _budgets, _courses, _forms, _pairs_by_verifier, _rates, _sweep
+from bontune.reproduce.sections import (
+    Page,
+    _budgets,
+    _courses,
+    _forms,
+    _pairs_by_verifier,
+    _rates,
+    _served,
+    _sweep,
+)
 from bontune.reproduce.sections import _verifier as _verifier_section
 from bontune.reproduce.summary import SCALE, pass_at, per_prompt, summary
 from bontune.reproduce.tables import (
@@ -188,6 +197,8 @@ def test_a_selection_takes_with_it_what_it_needs() -> None:
         "verifier": {"base test"},
         "rates": {"bon-rl-v-8 test"},
     }
+    assert chosen("served/countdown/countdown-base/rl-v", known) == {"served": {"base test", "rl-v test"}}
+    assert chosen("harder/countdown/countdown-base/grpo", known) == {"harder": {"base test", "grpo test"}}
     assert chosen("nonsense", known) == {}
 
 
@@ -417,7 +428,10 @@ def test_against_the_base_at_its_best_temperature(ran: tuple[Path, dict[str, Any
     cells = [cell for cell in plan(tiny(), results) if cell.section in ("base", "claims", "temperature")]
     cells = [cell for cell in cells if cell.place.split == "test"]
     found = at_best_temperature(cells, results, (1, 8))
-    assert set(found) == {(name, t) for name in ("rl-s", "log-pass-32") for t in (0.5, 1.0)}
+    assert {(name, t) for name, _, t in found} == {
+        (name, t) for name in ("rl-s", "log-pass-32") for t in (0.5, 1.0)
+    }
+    assert len(found) == 4
     base = {
         cell.place.temperature: per_prompt(results[cell.id], "pass_at", (1, 8))[:4].mean(0)
         for cell in cells
@@ -428,7 +442,7 @@ def test_against_the_base_at_its_best_temperature(ran: tuple[Path, dict[str, Any
             own = per_prompt(results[cell.id], "pass_at", (1, 8))[:4].mean(0)
             for j, n in enumerate((1, 8)):
                 expected = float(own[j] - max(rates[j] for rates in base.values()))
-                gap = found[cell.policy.method, cell.place.temperature][n]
+                gap = found[cell.policy.method, cell.policy.learning_rate, cell.place.temperature][n]
                 assert gap.value == pytest.approx(expected, abs=1e-9)
 
 
@@ -525,6 +539,35 @@ def test_the_command_says_what_it_would_do(tmp_path: Path, capsys: pytest.Captur
     assert "matches no cell" in capsys.readouterr().err
     assert run("--task", "nonsense") == 2
     assert "--task must be of countdown" in capsys.readouterr().err
+
+
+def test_co_scaling_is_of_the_verifiers_choice_too_and_made_once(
+    ran: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, results = ran
+    shop = Workshop(study=tiny(), output=shutil.copytree(output, tmp_path / "run"))
+    first = coscale_base(shop, TASK, results)
+    assert first is not None
+    assert "best_of" not in first["coscale"]["rules"]
+    folder = shop.verifier_folder(Policy(task="countdown", base="countdown-base"))
+    folder.mkdir(parents=True)
+    (folder / "verifier.json").write_text("{}")
+    sizes = lambda prompt, texts: [float(len(text)) for text in texts]  # noqa: E731
+    monkeypatch.setattr(cells_module, "_verifier", lambda *_: sizes)
+    chosen = coscale_base(shop, TASK, results)
+    assert chosen is not None
+    rules = chosen["coscale"]["rules"]
+    for t in ("0.5", "1"):
+        assert rules["best_of"][t]["1"]["value"] == pytest.approx(rules["pass_at"][t]["1"]["value"])
+    assert rules["best_of"]["1"]["8"] != rules["pass_at"]["1"]["8"]
+    monkeypatch.setattr(cells_module, "read_samples", lambda *_: pytest.fail("measured again"))
+    assert coscale_base(shop, TASK, results) == chosen
+    path = write_document(
+        tiny(), results, tmp_path / "docs", {"countdown": shop.output / "coscale/countdown/results.json"}
+    )
+    text = path.read_text()
+    assert "--only base temperature verifier/countdown/countdown-base/base" in text
+    assert "reproduction/countdown-coscale-verifier.svg" in text
 
 
 def test_a_learned_verifier_is_taught_once_and_chooses(tmp_path: Path) -> None:
@@ -688,6 +731,57 @@ def test_learning_rates_are_compared_where_the_verifier_selects() -> None:
     assert [(row[1], row[4][:7]) for row in rows] == [("3e-05", "○ −10.0"), ("0.0001 ✓", "○ +10.0")]
     assert "best-of-8 at 0.0001 ✓: ○ +10.0 [" in page.outcomes["rates"]
     assert _rates(_page([one for one in found if one.section == "verifier"], {})) == ""
+
+
+def test_what_the_verifier_serves_is_compared_with_the_base_at_its_best_temperature() -> None:
+    def cell(
+        section: str, method: str, temperature: float, best: float, rate: float = 1e-4
+    ) -> tuple[Cell, dict[str, Any]]:
+        known = (0.0, 0) if method == BASE else (rate, 1)
+        policy = Policy(
+            task="countdown", base="countdown-base", method=method, learning_rate=known[0], seed=known[1]
+        )
+        place = Place(task="countdown", split="test", prompts=2, responses=8, temperature=temperature)
+        scored = {
+            "best_of": {
+                "1": {"value": 0.0, "low": 0.0, "high": 0.0},
+                "8": {"value": best / 2, "low": 0, "high": 1},
+            },
+            "best_of_rows": {"1": "0 0", "8": f"{round(best * SCALE)} 0"},
+        }
+        return Cell(section=section, policy=policy, place=place, scored=True), _measured(8, [4, 2]) | scored
+
+    found = dict(
+        (
+            cell("verifier", BASE, 1.0, 0.2),
+            cell("served", BASE, 0.5, 0.6),
+            cell("verifier", "bon-rl-v-8", 1.0, 0.8),
+            cell("served", "bon-rl-v-8", 0.5, 0.4),
+            cell("rates", "bon-rl-v-8", 1.0, 0.6, 3e-5),
+            cell("verifier", "maxrl", 1.0, 1.0),
+        )
+    )
+    page = _page(list(found), {one.id: value for one, value in found.items()})
+    equal, best = _served(page).split("That compares equal temperatures.")
+    rows = [line.split(" | ") for line in equal.splitlines() if line.startswith(("| 0.5 |", "| 1 |"))]
+    assert [(row[0][2:], *row[1:3], row[4][:7]) for row in rows] == [
+        ("0.5", "base, in %", "", "30.0 [0"),
+        ("0.5", "bon-rl-v-8", "0.0001", "○ −10.0"),
+        ("1", "base, in %", "", "10.0 [0"),
+        ("1", "bon-rl-v-8", "3e-05", "○ +20.0"),
+        ("1", "bon-rl-v-8", "0.0001", "○ +30.0"),
+    ]
+    rows = [line.split(" | ") for line in best.splitlines() if line.startswith(("| 0.5 |", "| 1 |"))]
+    assert [(row[0][2:], *row[1:3], row[4][:7]) for row in rows] == [
+        ("0.5", "bon-rl-v-8", "0.0001", "○ −10.0"),
+        ("1", "bon-rl-v-8", "3e-05", "○ +0.0 "),
+        ("1", "bon-rl-v-8", "0.0001", "○ +10.0"),
+    ]
+    assert page.outcomes["served"] == (
+        "countdown, best-of-8 at T: base 30.0 % at 0.5, 10.0 % at 1; bon-rl-v-8 (3e-05) to its best ○ +0.0 at 1; "
+        "bon-rl-v-8 (0.0001) to its best ○ −10.0 at 0.5, ○ +10.0 at 1. "
+    )
+    assert _served(_page([one for one in found if one.section == "verifier"], {})) == ""
 
 
 def test_the_trained_n_is_compared_on_one_base_with_one_seed() -> None:

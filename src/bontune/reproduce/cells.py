@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,10 @@ class Workshop:
     def samples_path(self, policy: Policy, place: Place) -> Path:
         """Every response drawn."""
         return self.output / "samples" / policy.id / f"{place.id}.jsonl"
+
+    def verifier_folder(self, policy: Policy) -> Path:
+        """The verifier of a policy's base, and how good it is."""
+        return self.output / "verifiers" / policy.task / Path(policy.base).name
 
     def plan_of(self, policy: Policy) -> TaskPlan:
         """The task's part of the study."""
@@ -151,12 +155,17 @@ def _drawn(shop: Workshop, cell: Cell, task: Task, prompts: Sequence[Prompt]) ->
     path = shop.samples_path(policy, place)
     title = f"measuring {policy.id} on {place.id}"
     draw_samples(draw, path, shop.stage(title, len(prompts) * place.responses))
+    return _stored(path, prompts, place.responses)
+
+
+def _stored(path: Path, prompts: Sequence[Prompt], responses: int) -> SampleSet:
+    """The first responses to these prompts, in their order, of a file that may hold more."""
     wanted = {prompt.id: row for row, prompt in enumerate(prompts)}
     found = read_samples(path, skip_torn_tail=True)
     groups = sorted(
         (group for group in found.groups if group.prompt_id in wanted), key=lambda g: wanted[g.prompt_id]
     )
-    return replace(found, groups=tuple(_first(group, place.responses) for group in groups))
+    return replace(found, groups=tuple(_first(group, responses) for group in groups))
 
 
 def _meta(shop: Workshop, cell: Cell, samples: SampleSet) -> dict[str, Any] | None:
@@ -284,7 +293,7 @@ def _record(history: Sequence[Metrics]) -> dict[str, Any]:
 def _verifier(shop: Workshop, policy: Policy) -> LearnedVerifier:
     """The verifier of a base, taught on first use from the base's own responses to prompts nobody trains on."""
     base = Policy(task=policy.task, base=policy.base)
-    folder = shop.output / "verifiers" / policy.task / Path(policy.base).name
+    folder = shop.verifier_folder(policy)
     if not (folder / "verifier.json").exists():
         started = time.process_time()
         task, (model, tokenizer) = load_task(policy.task), load_policy(policy.base)
@@ -406,7 +415,10 @@ def run_all(
 
 
 def coscale_base(shop: Workshop, task: TaskPlan, results: Results) -> dict[str, Any] | None:
-    """Co-scaling of the first base from the responses stored at all temperatures; None until all are drawn."""
+    """Co-scaling of the first base from the responses stored at all temperatures; None until all are drawn.
+
+    The base's verifier chooses, too, where it has been taught. What was made of the same responses is not made again.
+    """
     policy = Policy(task=task.task, base=task.bases[0])
     cells = [
         cell
@@ -414,9 +426,27 @@ def coscale_base(shop: Workshop, task: TaskPlan, results: Results) -> dict[str, 
         if cell.policy == policy
         and (cell.section == "temperature" or (cell.section == "base" and cell.place.split == "test"))
     ]
-    paths = [shop.samples_path(policy, cell.place) for cell in cells]
-    drawn = all(is_done(cell, results) for cell in cells) and all(path.exists() for path in paths)
-    if len(paths) < 2 or not drawn:
+    places = [cell.place for cell in cells]
+    drawn = all(is_done(cell, results) for cell in cells)
+    if len(places) < 2 or not drawn or not all(shop.samples_path(policy, place).exists() for place in places):
         return None
-    sets = [read_samples(path, skip_torn_tail=True) for path in paths]
-    return co_scale(sets, shop.output / "coscale" / task.task, seed=PROMPTS_SEED)
+    taught = (shop.verifier_folder(policy) / "verifier.json").exists()
+    output = shop.output / "coscale" / task.task
+    made = json.loads((output / "results.json").read_text()) if (output / "results.json").exists() else None
+    if made is not None and _made_from(made, places, taught):
+        return made
+    source, sets = load_task(task.task), []
+    for place in places:
+        prompts = _prompts(shop.study, source, place)
+        samples = _stored(shop.samples_path(policy, place), prompts, place.responses)
+        sets.append(_chosen_by(_verifier(shop, policy), samples, prompts) if taught else samples)
+    return co_scale(sets, output, seed=PROMPTS_SEED)
+
+
+def _made_from(found: Mapping[str, Any], places: Sequence[Place], taught: bool) -> bool:
+    """Whether co-scaling was of all prompts and responses of these places, a taught verifier choosing, too."""
+    return (
+        found["responses_per_prompt"] == {f"{place.temperature:g}": place.responses for place in places}
+        and found["prompts"] == min(place.prompts for place in places)
+        and ("best_of" in found["coscale"]["rules"]) == taught
+    )

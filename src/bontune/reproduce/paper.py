@@ -80,6 +80,12 @@ CLAIMS = (
         outcome="rates",
     ),
     Item(
+        what="Gains by that verifier hold against the base at its best temperature",
+        where="`records.Sampling`",
+        command="bontune reproduce --only verifier rates served",
+        outcome="served",
+    ),
+    Item(
         what="BoN-RL-V in its variational form",
         where="`objectives.BoNRL(form='variational')`",
         command="bontune reproduce --only verifier",

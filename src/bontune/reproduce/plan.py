@@ -21,6 +21,7 @@ SECTIONS = {
     "temperature": "the claims' policies at other temperatures, one base",
     "verifier": "a learned verifier selects: the methods trained with it, and the others chosen from by it",
     "rates": "BoN-RL-V at the learning rates that the sweep did not choose: every base and seed, the verifier selects",
+    "served": "the same, RL-V and GRPO at other temperatures, the verifier selects: one base",
 }
 Results = Mapping[str, Mapping[str, Any]]
 """{cell id: what the cell's JSON file holds}."""
@@ -46,6 +47,11 @@ class Method:
     experts: Literal["none", "references", "best-of-n"] = "none"
     refresh_every: int | None = None
     swept_as: str = ""
+
+    @property
+    def claim_by_verifier(self) -> bool:
+        """Whether it carries the claim that best-of-N by a verifier can be trained for."""
+        return self.claim and self.by == "verifier" and self.budget > 1
 
 
 BUDGETS = (4, 8, 16, 32, 64)
@@ -132,6 +138,7 @@ def _in_family(method: Method) -> Method:
 
 METHODS = {method.name: method for method in _methods()}
 BASE = "base"  # the name of a policy that is not trained
+RIVAL = "grpo"  # the best of the methods without a verifier where a verifier chooses
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,12 +302,15 @@ def with_needed(cells: Sequence[Cell], chosen: Set[str]) -> list[Cell]:
         for cell in cells
         if cell.section == "sweep" and (cell.policy.task, cell.policy.method) in waiting
     }
-    scored = {_where(cell) for cell in own if cell.scored}
-    places = {"base": {_where(cell) for cell in own}, "verifier": scored}
+    bases = {
+        (section, _where(cell))
+        for cell in own
+        for section in (cell.section, "base", *(("verifier",) if cell.scored else ()))
+    }
     return [
         cell
         for cell in cells
-        if cell in own or (cell.policy.method == BASE and _where(cell) in places.get(cell.section, ()))
+        if cell in own or (cell.policy.method == BASE and (cell.section, _where(cell)) in bases)
     ]
 
 
@@ -364,16 +374,36 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
         for base in bases[:1]
     ]
     cells += _by_verifier(study, task, ordered, tuned, places["aside"])
-    for method in ordered:
-        if method.claim and method.by == "verifier" and method.budget > 1:
-            choice = chosen[method.name]
-            others = [rate for rate in study.learning_rates if rate != choice] if choice else [0.0]
-            policies = [replace(tuned(method, *run), learning_rate=rate) for rate in others for run in runs]
-            cells += [
-                Cell(section="rates", policy=policy, place=places["aside"], scored=True)
-                for policy in policies
-            ]
+    by_verifier = [method for method in ordered if method.claim_by_verifier]
+
+    def at_other_rates(runs: Sequence[tuple[str, int]]) -> list[Policy]:
+        return [
+            replace(tuned(method, *run), learning_rate=rate)
+            for method in by_verifier
+            for rate in _others(study, chosen[method.name])
+            for run in runs
+        ]
+
+    cells += [
+        Cell(section="rates", policy=policy, place=places["aside"], scored=True)
+        for policy in at_other_rates(runs)
+    ]
+    rivals = [
+        method for method in ordered if method.claim and (method.by == "verifier" or method.name == RIVAL)
+    ]
+    served = [Policy(task=task.task, base=bases[0])]
+    served += [tuned(method, *run) for method in rivals for run in first]
+    cells += [
+        Cell(section="served", policy=policy, place=places[f"t{temperature:g}"], scored=True)
+        for temperature in study.temperatures
+        for policy in dict.fromkeys((*served, *at_other_rates(first)))
+    ]
     return [cell for cell in cells if cell.section in study.sections]
+
+
+def _others(study: Study, choice: float) -> tuple[float, ...]:
+    """The learning rates that a sweep did not choose; 0 where it has not chosen yet."""
+    return tuple(rate for rate in study.learning_rates if rate != choice) if choice else (0.0,)
 
 
 def _by_verifier(

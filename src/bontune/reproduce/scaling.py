@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from bontune.report import heat_plot
 from bontune.reproduce.markdown import COMMAND_END, points, rate, table
+from bontune.reproduce.plan import BASE, TASK_PLANS
 
 SERVED = {"pass_at": "check each", "best_of": "the verifier's choice", "vote": "a vote"}
 
@@ -21,9 +23,16 @@ def scaling_section(
     task: str, found: Mapping[str, Any], figures: dict[str, str], outcomes: defaultdict[str, str]
 ) -> str:
     """pass@N by temperature, the best temperature by difficulty, which fit predicts, and what to serve."""
-    grid = found["coscale"]["rules"]["pass_at"]
-    values = {t: {int(n): item["value"] for n, item in row.items()} for t, row in grid.items()}
-    figures[f"{task}-coscale"] = heat_plot(values)
+    rules = found["coscale"]["rules"]
+    figures[f"{task}-coscale"] = _grid(rules["pass_at"])
+    chosen_by, served = "", ""
+    if "best_of" in rules:
+        figures[f"{task}-coscale-verifier"] = _grid(rules["best_of"])
+        chosen_by = f" verifier/{task}/{Path(TASK_PLANS[task].bases[0]).name}/{BASE}"
+        served = (
+            "Where the base's learned verifier chooses among the N:\n\n"
+            f"![best-of-N by N and temperature](reproduction/{task}-coscale-verifier.svg)\n\n"
+        )
     top = found["best_temperature"]["all"]["best"]
     one, most = next(iter(top)), list(top)[-1]
     better = "; ".join(f"T = {t}: {name}" for t, name in _winners(found).items()) or "not compared"
@@ -33,10 +42,11 @@ def scaling_section(
     )
     return (
         f"## {task}: co-scaling of N and temperature, the base\n\n"
-        f"`bontune reproduce --only base temperature{COMMAND_END}`\n\n"
+        f"`bontune reproduce --only base temperature{chosen_by}{COMMAND_END}`\n\n"
         f"{found['prompts']} prompts. pass@N in %:\n\n"
         f"![pass@N by N and temperature](reproduction/{task}-coscale.svg)\n\n"
-        "The best temperature for every N, with the range that holds it in 95 % of resamples of the prompts; hard, "
+        f"{served}"
+        "The best temperature for pass@N, with the range that holds it in 95 % of resamples of the prompts; hard, "
         "middle and easy are thirds by success in the other half of the responses:\n\n"
         f"{_best(found)}\n\n"
         "Predictions beyond the largest N, in %, and mean absolute errors, in points, on larger N than the fits saw, of "
@@ -45,6 +55,10 @@ def scaling_section(
         "What to serve within a budget of responses; success of a choice made on one half of the prompts, on the "
         f"other:\n\n{_advice(found)}"
     )
+
+
+def _grid(values: Mapping[str, Mapping[str, Any]]) -> str:
+    return heat_plot({t: {int(n): item["value"] for n, item in row.items()} for t, row in values.items()})
 
 
 def _best(found: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from bontune.reproduce.tables import Comparison, Gap, Swept, at_best_temperature
 SHOWN = (1, 8, 32, 64, 128)
 FOLDER = "reproduction"
 _MEASURED = {"pass_at": ("claims", "breadth"), "best_of": ("verifier",)}  # in which sections, for any method
+_WHAT = {"pass_at": "pass@", "best_of": "best-of-"}
 GAIN = 0.02  # of pass@32 over the base, the target that `_courses` counts responses to
 
 
@@ -61,6 +62,7 @@ def task_sections(page: Page) -> list[str]:
         _verifier(page),
         _pairs_by_verifier(page),
         _rates(page),
+        _served(page),
         _forms(page),
     ]
 
@@ -152,7 +154,7 @@ def _pairs_by_verifier(page: Page) -> str:
     """The claim by the verifier against every other claim, on the bases and seeds that both have run on."""
     own = [cell for cell in page.cells if cell.section == "verifier" and cell.policy.method != BASE]
     names = [name for name in dict.fromkeys(cell.policy.method for cell in own) if METHODS[name].claim]
-    aware = [name for name in names if METHODS[name].by == "verifier" and METHODS[name].budget > 1]
+    aware = [name for name in names if METHODS[name].claim_by_verifier]
     pairs = [(a, b) for a in aware for b in names if b not in aware]
     return _pair_table(page, "methods against each other, the verifier selects", own, pairs, "best_of")
 
@@ -166,8 +168,7 @@ def _pair_table(
         (name, str(gaps[budgets[0]].runs), *(cell_text(gaps[n]) for n in budgets))
         for name, gaps in found.items()
     ]
-    what = {"pass_at": "pass@", "best_of": "best-of-"}[kind]
-    head = ("pair", "runs", *(f"{what}{n}" for n in budgets))
+    head = ("pair", "runs", *(f"{_WHAT[kind]}{n}" for n in budgets))
     return _section_text(f"## {page.name}: {title}", _MEASURED[kind][0], rows, head)
 
 
@@ -297,18 +298,61 @@ def _temperatures(page: Page) -> str:
             or (cell.section == "base" and cell.place.split == "test")
         )
     ]
-    best = at_best_temperature(first, page.results, (1, 8, 32, 64))
-    if not text or not best:
-        return text
-    head = ("T", "method", *(f"pass@{n}" for n in next(iter(best.values()))))
+    return text and f"{text}{_against_the_best(first, page.results)}"
+
+
+def _against_the_best(cells: Sequence[Cell], results: Results, kind: str = "pass_at") -> str:
+    """Every method at every temperature against the base at the best one for it; "" before the base has several."""
+    best = at_best_temperature(cells, results, (1, 8, 32, 64), kind)
+    if not best:
+        return ""
+    head = ("T", "method", "learning rate", *(f"{_WHAT[kind]}{n}" for n in next(iter(best.values()))))
     rows = [
-        (f"{temperature:g}", method, *(cell_text(gap) for gap in gaps.values()))
-        for (method, temperature), gaps in sorted(best.items(), key=lambda item: (item[0][1], item[0][0]))
+        (f"{temperature:g}", method, f"{learning_rate:g}", *(cell_text(gap) for gap in gaps.values()))
+        for (method, learning_rate, temperature), gaps in sorted(best.items(), key=lambda item: item[0][::-1])
     ]
     return (
-        f"{text}\n\nThat compares equal temperatures. Against the base at the temperature that is best for it at each N, "
+        f"\n\nThat compares equal temperatures. Against the base at the temperature that is best for it at each N, "
         f"chosen on the same prompts, which favours the base:\n\n{table(head, rows)}"
     )
+
+
+def _served(page: Page) -> str:
+    """What the verifier chooses at several temperatures, against the base at the same one and at its best one."""
+    names = {cell.policy.method for cell in page.cells if cell.section == "served"}
+    own = [
+        cell
+        for cell in page.cells
+        if cell.section in ("served", "verifier", "rates")
+        and cell.policy.method in names
+        and cell.policy.base == page.task.bases[0]
+    ]
+    rows: list[tuple[str, ...]] = []
+    said: dict[str, list[str]] = {}
+    for temperature in sorted({cell.place.temperature for cell in own}):
+        there = [cell for cell in own if cell.place.temperature == temperature]
+        for cell in there:
+            if cell.policy.method == BASE:
+                entries = page.results[cell.id]["best_of"]
+                values = [rate(entries.get(str(n))) for n in (1, 8, 32, 64)]
+                rows.append((f"{temperature:g}", f"{BASE}, in %", "", *values))
+                said.setdefault(BASE, []).append(f"{values[1].partition(' [')[0]} % at {temperature:g}")
+        for learning_rate in sorted({cell.policy.learning_rate for cell in there}):
+            alike = [cell for cell in there if cell.policy.learning_rate == learning_rate]
+            for item in compare(alike, page.results, "best_of"):
+                gaps = (cell_text(item.gaps.get(n)) for n in (1, 8, 32, 64))
+                rows.append((f"{temperature:g}", item.method, f"{learning_rate:g}", *gaps))
+    best = at_best_temperature(own, page.results, (8,), "best_of")
+    for (method, learning_rate, temperature), gaps in best.items():
+        gap = gap_text(gaps[8]).partition(" [")[0] if 8 in gaps else "not measured"
+        said.setdefault(f"{method} ({learning_rate:g}) to its best", []).append(f"{gap} at {temperature:g}")
+    if best:
+        listed = "; ".join(f"{name} {', '.join(values)}" for name, values in said.items())
+        page.outcomes["served"] += f"{page.name}, best-of-8 at T: {listed}. "
+    head = ("T", "method", "learning rate", *(f"best-of-{n}" for n in (1, 8, 32, 64)))
+    title = f"## {page.name}: other temperatures, the verifier selects"
+    text = _section_text(title, "verifier rates served", rows, head)
+    return text and f"{text}{_against_the_best(own, page.results, 'best_of')}"
 
 
 def _verifier(page: Page) -> str:

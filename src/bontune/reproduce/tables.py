@@ -228,9 +228,9 @@ def swept(study: Study, task: TaskPlan, results: Results, wide: int = 32) -> lis
 
 
 def at_best_temperature(
-    cells: Sequence[Cell], results: Results, budgets: Sequence[int]
-) -> dict[tuple[str, float], dict[int, Gap]]:
-    """{(method, T): {N: gap}}: each method at each T against its base at the T that is best for the base at that N.
+    cells: Sequence[Cell], results: Results, budgets: Sequence[int], kind: str = "pass_at"
+) -> dict[tuple[str, float, float], dict[int, Gap]]:
+    """{(method, learning rate, T): {N: gap}}: each against its base at the T that is best for the base at that N.
 
     cells: of one task at several temperatures, those of the base among them. The base's T is chosen by the very prompts
     that are measured, so the comparison favours the base. Budgets that some cell lacks are left out. All are cut to
@@ -241,20 +241,21 @@ def at_best_temperature(
     if len({cell.place.temperature for cell in bases}) < 2:
         return {}
     count = min(results[cell.id]["prompts"] for cell in finished)
-    wanted = tuple(n for n in budgets if all(str(n) in results[cell.id]["pass_at"] for cell in finished))
+    wanted = tuple(n for n in budgets if all(str(n) in results[cell.id][kind] for cell in finished))
 
     def values(cell: Cell) -> np.ndarray:
-        return per_prompt(dict(results[cell.id]), "pass_at", wanted).numpy()[:count]
+        return per_prompt(dict(results[cell.id]), kind, wanted).numpy()[:count]
 
     best: dict[str, np.ndarray] = {}
     for base in {cell.policy.base for cell in bases}:
         stack = np.stack([values(cell) for cell in bases if cell.policy.base == base])
         chosen = stack.mean(1).argmax(0)
         best[base] = np.stack([stack[t, :, j] for j, t in enumerate(chosen)], -1)
-    found: dict[tuple[str, float], list[Cell]] = {}
+    found: dict[tuple[str, float, float], list[Cell]] = {}
     for cell in finished:
         if cell.policy.method != BASE and cell.policy.base in best:
-            found.setdefault((cell.policy.method, cell.place.temperature), []).append(cell)
+            key = cell.policy.method, cell.policy.learning_rate, cell.place.temperature
+            found.setdefault(key, []).append(cell)
     result = {}
     for key, own in sorted(found.items()):
         rows = [values(cell) - best[cell.policy.base] for cell in own]
