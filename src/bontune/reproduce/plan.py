@@ -232,8 +232,9 @@ class Study:
 
     verifier_steps: of the methods trained with the verifier, all of them alike; they learn from noisier weights.
     lesson: prompts and responses of each that a verifier is taught from, and the steps of its training.
-    tune, test, aside, other: prompts and responses of each; test: of the bases and the claims, aside: of the breadth and
-    where a verifier chooses, on the same prompts, other: of the harder variant and of other temperatures.
+    tune, test, aside, other: prompts and responses of each; test: of the bases and the claims, aside: of the other
+    methods, and of the claims by reward where a verifier chooses, on the same prompts, other: of the harder variant and
+    of other temperatures.
     """
 
     tasks: tuple[TaskPlan, ...] = tuple(TASK_PLANS.values())
@@ -373,7 +374,7 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
         for seed in study.breadth_seeds
         for base in bases[:1]
     ]
-    cells += _by_verifier(study, task, ordered, tuned, places["aside"])
+    cells += _by_verifier(study, task, ordered, tuned, places)
     by_verifier = [method for method in ordered if method.claim_by_verifier]
 
     def at_other_rates(runs: Sequence[tuple[str, int]]) -> list[Policy]:
@@ -385,7 +386,7 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
         ]
 
     cells += [
-        Cell(section="rates", policy=policy, place=places["aside"], scored=True)
+        Cell(section="rates", policy=policy, place=places["test"], scored=True)
         for policy in at_other_rates(runs)
     ]
     rivals = [
@@ -407,18 +408,25 @@ def _others(study: Study, choice: float) -> tuple[float, ...]:
 
 
 def _by_verifier(
-    study: Study, task: TaskPlan, methods: Sequence[Method], tuned: Any, place: Place
+    study: Study, task: TaskPlan, methods: Sequence[Method], tuned: Any, places: Mapping[str, Place]
 ) -> list[Cell]:
-    """Bases, the claims' policies, the rest. The policies that no verifier helped to train are of one base."""
+    """Bases and the claims by the verifier, then the rest, which is of one base."""
     bases = task.bases[: study.bases]
+    claims = [method for method in methods if method.claim and method.by == "verifier"]
     policies = [Policy(task=task.task, base=base) for base in bases]
-    claims = [method for method in methods if method.claim]
-    for base in bases:
-        for seed in study.seeds:
-            policies += [tuned(m, base, seed) for m in claims if m.by == "verifier" or base == bases[0]]
-    rest = [method for method in methods if method.by == "verifier" and not method.claim]
-    policies += [tuned(method, bases[0], seed) for method in rest for seed in study.breadth_seeds]
-    return [Cell(section="verifier", policy=policy, place=place, scored=True) for policy in policies]
+    policies += [tuned(method, base, seed) for base in bases for seed in study.seeds for method in claims]
+    rest = [
+        tuned(method, bases[0], seed)
+        for method in methods
+        if method not in claims
+        for seed in (study.seeds if method.claim else study.breadth_seeds)
+        if method.claim or method.by == "verifier"
+    ]
+    return [
+        Cell(section="verifier", policy=policy, place=places[place], scored=True)
+        for place, own in (("test", policies), ("aside", rest))
+        for policy in own
+    ]
 
 
 def _places(study: Study, task: TaskPlan) -> dict[str, Place]:
