@@ -699,7 +699,7 @@ def test_by_the_verifier_a_claim_is_compared_with_every_other_run_by_run() -> No
 
     pairs = [cell("bon-rl-v-8", seed, 0.8) for seed in (1, 2, 3)]
     pairs += [cell("grpo", seed, 0.2) for seed in (1, 2)]
-    pairs += [cell("maxrl", 1, 0.2), cell(BASE, 0, 0.2)]
+    pairs += [cell("sft", 1, 0.2), cell(BASE, 0, 0.2)]
     text = _pairs_by_verifier(_page([one for one, _ in pairs], {one.id: found for one, found in pairs}))
     (row,) = [line for line in text.splitlines() if " minus " in line]
     assert row.startswith("| bon-rl-v-8 minus grpo | 2 | ")

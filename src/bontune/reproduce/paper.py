@@ -38,6 +38,12 @@ CLAIMS = (
         outcome="star",
     ),
     Item(
+        what="The same for MaxRL, which is later than the paper",
+        where="`objectives.MaxRL`",
+        command="bontune reproduce --only claims",
+        outcome="maxrl",
+    ),
+    Item(
         what="BoN-aware RL by the environment raises pass@N (BoN-RLB(P))",
         where="`objectives.BoNRLBP`",
         command="bontune reproduce --only claims",
@@ -182,7 +188,12 @@ EQUATIONS = (
 )
 
 QUESTIONS = {
-    "Does training for one response lower what N responses reach together?": ("rl-s", "grpo", "star"),
+    "Does training for one response lower what N responses reach together?": (
+        "rl-s",
+        "grpo",
+        "star",
+        "maxrl",
+    ),
     "Do methods that train for best-of-N raise it above the base?": (
         "log-pass-32",
         "bon-rlbp-32",

@@ -63,7 +63,7 @@ def _methods() -> tuple[Method, ...]:
         Method(name="rl-s", objective="RLOO()", claim=True),
         Method(name="grpo", objective="GRPO()", claim=True),
         Method(name="star", objective="STaR()", claim=True),
-        Method(name="maxrl", objective="MaxRL()"),
+        Method(name="maxrl", objective="MaxRL()", claim=True),
         Method(name="sft", objective="SFT()", experts="references"),
         Method(name="rl-v", objective="RLOO(by='score')", by="verifier", claim=True),
         Method(name="rl-v-refreshed", objective="RLOO(by='score')", by="verifier", refresh_every=8),
