@@ -758,27 +758,43 @@ def test_what_the_verifier_serves_is_compared_with_the_base_at_its_best_temperat
             cell("served", "bon-rl-v-8", 0.5, 0.4),
             cell("rates", "bon-rl-v-8", 1.0, 0.6, 3e-5),
             cell("verifier", "maxrl", 1.0, 1.0),
+            cell("verifier", "grpo", 1.0, 0.3, 3e-4),
+            cell("served", "grpo", 0.5, 0.4, 3e-4),
         )
     )
     page = _page(list(found), {one.id: value for one, value in found.items()})
     equal, best = _served(page).split("That compares equal temperatures.")
-    rows = [line.split(" | ") for line in equal.splitlines() if line.startswith(("| 0.5 |", "| 1 |"))]
-    assert [(row[0][2:], *row[1:3], row[4][:7]) for row in rows] == [
+    best, rival = best.split("Minus grpo at the same temperature:")
+
+    def rows_of(text: str) -> list[tuple[str, ...]]:
+        rows = [line.split(" | ") for line in text.splitlines() if line.startswith(("| 0.5 |", "| 1 |"))]
+        return [(row[0][2:], *row[1:3], row[4][:7]) for row in rows]
+
+    assert rows_of(equal) == [
         ("0.5", "base, in %", "", "30.0 [0"),
         ("0.5", "bon-rl-v-8", "0.0001", "○ −10.0"),
+        ("0.5", "grpo", "0.0003", "○ −10.0"),
         ("1", "base, in %", "", "10.0 [0"),
         ("1", "bon-rl-v-8", "3e-05", "○ +20.0"),
         ("1", "bon-rl-v-8", "0.0001", "○ +30.0"),
+        ("1", "grpo", "0.0003", "○ +5.0 "),
     ]
-    rows = [line.split(" | ") for line in best.splitlines() if line.startswith(("| 0.5 |", "| 1 |"))]
-    assert [(row[0][2:], *row[1:3], row[4][:7]) for row in rows] == [
+    assert rows_of(best) == [
         ("0.5", "bon-rl-v-8", "0.0001", "○ −10.0"),
+        ("0.5", "grpo", "0.0003", "○ −10.0"),
         ("1", "bon-rl-v-8", "3e-05", "○ +0.0 "),
         ("1", "bon-rl-v-8", "0.0001", "○ +10.0"),
+        ("1", "grpo", "0.0003", "○ −15.0"),
+    ]
+    assert rows_of(rival) == [
+        ("0.5", "bon-rl-v-8 minus grpo", "0.0001", "○ +0.0 "),
+        ("1", "bon-rl-v-8 minus grpo", "3e-05", "○ +15.0"),
+        ("1", "bon-rl-v-8 minus grpo", "0.0001", "○ +25.0"),
     ]
     assert page.outcomes["served"] == (
         "countdown, best-of-8 at T: base 30.0 % at 0.5, 10.0 % at 1; bon-rl-v-8 (3e-05) to its best ○ +0.0 at 1; "
-        "bon-rl-v-8 (0.0001) to its best ○ −10.0 at 0.5, ○ +10.0 at 1. "
+        "bon-rl-v-8 (0.0001) to its best ○ −10.0 at 0.5, ○ +10.0 at 1; grpo (0.0003) to its best ○ −10.0 at 0.5, "
+        "○ −15.0 at 1. "
     )
     assert _served(_page([one for one in found if one.section == "verifier"], {})) == ""
 

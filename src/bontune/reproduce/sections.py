@@ -15,7 +15,7 @@ from typing import Any
 from bontune.report import Series, difference_plot, frontier_plot, metric_plot
 from bontune.reproduce.course import WINDOW, courses
 from bontune.reproduce.markdown import COMMAND_END, cell_text, gap_text, points, rate, runs_text, table
-from bontune.reproduce.plan import BASE, BUDGETS, METHODS, Cell, Results, Study, TaskPlan, family
+from bontune.reproduce.plan import BASE, BUDGETS, METHODS, RIVAL, Cell, Results, Study, TaskPlan, family
 from bontune.reproduce.tables import Comparison, Gap, Swept, at_best_temperature, between, compare, swept
 
 SHOWN = (1, 8, 32, 64, 128)
@@ -317,6 +317,9 @@ def _against_the_best(cells: Sequence[Cell], results: Results, kind: str = "pass
     )
 
 
+_SERVED = (1, 8, 32, 64)
+
+
 def _served(page: Page) -> str:
     """What the verifier chooses at several temperatures, against the base at the same one and at its best one."""
     names = {cell.policy.method for cell in page.cells if cell.section == "served"}
@@ -327,32 +330,66 @@ def _served(page: Page) -> str:
         and cell.policy.method in names
         and cell.policy.base == page.task.bases[0]
     ]
+    alike: dict[
+        tuple[float, float], list[Cell]
+    ] = {}  # by temperature and learning rate, which is 0 for the base
+    for cell in own:
+        alike.setdefault((cell.place.temperature, cell.policy.learning_rate), []).append(cell)
     rows: list[tuple[str, ...]] = []
+    for (temperature, learning_rate), cells in sorted(alike.items()):
+        entries = [page.results[cell.id]["best_of"] for cell in cells if cell.policy.method == BASE]
+        for entry in entries:
+            values = (rate(entry.get(str(n))) for n in _SERVED)
+            rows.append((f"{temperature:g}", f"{BASE}, in %", "", *values))
+        for item in compare(cells, page.results, "best_of"):
+            gaps = (cell_text(item.gaps.get(n)) for n in _SERVED)
+            rows.append((f"{temperature:g}", item.method, f"{learning_rate:g}", *gaps))
+    head = ("T", "method", "learning rate", *(f"best-of-{n}" for n in _SERVED))
+    title = f"## {page.name}: other temperatures, the verifier selects"
+    text = _section_text(title, "verifier rates served", rows, head)
+    rivals = _against_the_rival(page, alike)
+    beside = f"\n\nMinus {RIVAL} at the same temperature:\n\n{table(head, rivals)}" if rivals else ""
+    _say_served(page, own)
+    return text and f"{text}{_against_the_best(own, page.results, 'best_of')}{beside}"
+
+
+def _against_the_rival(
+    page: Page, alike: Mapping[tuple[float, float], Sequence[Cell]]
+) -> list[tuple[str, ...]]:
+    """Rows of the claims by the verifier minus the best method without one; alike: cells by T and learning rate."""
+    rows: list[tuple[str, ...]] = []
+    for (temperature, learning_rate), cells in sorted(alike.items()):
+        rival = [
+            cell
+            for (t, _), others in alike.items()
+            for cell in others
+            if t == temperature and cell.policy.method == RIVAL
+        ]
+        for name in (method.name for method in METHODS.values() if method.claim_by_verifier):
+            gaps = between([*cells, *rival], page.results, name, RIVAL, "best_of")
+            if gaps:
+                texts = (cell_text(gaps.get(n)) for n in _SERVED)
+                rows.append((f"{temperature:g}", f"{name} minus {RIVAL}", f"{learning_rate:g}", *texts))
+    return rows
+
+
+def _say_served(page: Page, cells: Sequence[Cell]) -> None:
+    """The outcome: best-of-8 of the base by temperature, and of the others minus the base at its best."""
     said: dict[str, list[str]] = {}
-    for temperature in sorted({cell.place.temperature for cell in own}):
-        there = [cell for cell in own if cell.place.temperature == temperature]
-        for cell in there:
-            if cell.policy.method == BASE:
-                entries = page.results[cell.id]["best_of"]
-                values = [rate(entries.get(str(n))) for n in (1, 8, 32, 64)]
-                rows.append((f"{temperature:g}", f"{BASE}, in %", "", *values))
-                said.setdefault(BASE, []).append(f"{values[1].partition(' [')[0]} % at {temperature:g}")
-        for learning_rate in sorted({cell.policy.learning_rate for cell in there}):
-            alike = [cell for cell in there if cell.policy.learning_rate == learning_rate]
-            for item in compare(alike, page.results, "best_of"):
-                gaps = (cell_text(item.gaps.get(n)) for n in (1, 8, 32, 64))
-                rows.append((f"{temperature:g}", item.method, f"{learning_rate:g}", *gaps))
-    best = at_best_temperature(own, page.results, (8,), "best_of")
+    for cell in sorted(cells, key=lambda cell: cell.place.temperature):
+        if cell.policy.method == BASE:
+            value = rate(page.results[cell.id]["best_of"].get("8")).partition(" [")[0]
+            said.setdefault(BASE, []).append(f"{value} % at {cell.place.temperature:g}")
+    best = at_best_temperature(cells, page.results, (8,), "best_of")
     for (method, learning_rate, temperature), gaps in best.items():
-        gap = gap_text(gaps[8]).partition(" [")[0] if 8 in gaps else "not measured"
-        said.setdefault(f"{method} ({learning_rate:g}) to its best", []).append(f"{gap} at {temperature:g}")
+        if 8 in gaps:
+            gap = gap_text(gaps[8]).partition(" [")[0]
+            said.setdefault(f"{method} ({learning_rate:g}) to its best", []).append(
+                f"{gap} at {temperature:g}"
+            )
     if best:
         listed = "; ".join(f"{name} {', '.join(values)}" for name, values in said.items())
         page.outcomes["served"] += f"{page.name}, best-of-8 at T: {listed}. "
-    head = ("T", "method", "learning rate", *(f"best-of-{n}" for n in (1, 8, 32, 64)))
-    title = f"## {page.name}: other temperatures, the verifier selects"
-    text = _section_text(title, "verifier rates served", rows, head)
-    return text and f"{text}{_against_the_best(own, page.results, 'best_of')}"
 
 
 def _verifier(page: Page) -> str:
