@@ -32,6 +32,7 @@ from bontune.reproduce.cells import (
     run_cell,
     train_config,
 )
+from bontune.reproduce.costs import rates
 from bontune.reproduce.course import WINDOW, Course, courses
 from bontune.reproduce.document import write_document
 from bontune.reproduce.estimators import quality
@@ -534,6 +535,12 @@ def test_the_command_says_what_it_would_do(tmp_path: Path, capsys: pytest.Captur
     assert "waits for" not in said
     assert "sweep/" not in said  # the document's rates
     assert said.count("base/countdown/countdown-base/base/countdown-test") == 1
+    rate = rates(json.loads((docs / "reproduction/results.json").read_text())["cells"])
+    thousands = STUDY.steps * STUDY.prompts_per_step * STUDY.group_size / 1000
+    seconds = math.prod(STUDY.test) / 1000 * rate["measure"] + thousands * rate["train rl-s"]
+    assert re.search(
+        rf"claims +│ +3 │ +0 │ +3 │ +{3 * seconds / 60:.0f} │", said
+    )  # the document's times, too
     assert run("--dry-run", "--only", "nonsense") == 2
     assert "matches no cell" in capsys.readouterr().err
     assert run("--task", "nonsense") == 2

@@ -48,7 +48,7 @@ def run(command: cli.Reproduce) -> None:
         raise ValueError(
             f"--only {' '.join(command.only)} matches no cell; see the names with --dry-run --verbose"
         )
-    show_plan(study, command, wanted(results), results)
+    show_plan(study, command, wanted(results), results, {**known, **results})
     if not command.dry_run:
         _check_bases([cell for cell in wanted(results) if not is_done(cell, results)])
         with locked(command.output), progress() as bars, asked_to_stop() as should_stop:
@@ -86,13 +86,18 @@ def _check_bases(cells: list[Cell]) -> None:
         raise ValueError(f"no base model in {', '.join(missing)}; make them with: make base-seeds")
 
 
-def show_plan(study: Study, command: cli.Reproduce, cells: list[Cell], results: Results) -> None:
-    """The table of sections with their costs, on stdout; with --verbose every cell."""
+def show_plan(
+    study: Study, command: cli.Reproduce, cells: list[Cell], results: Results, measured: Results
+) -> None:
+    """The table of sections with their costs, on stdout; with --verbose every cell.
+
+    measured: cells whose times say what others will cost, those of the document among them.
+    """
     output = command.output
     costs = estimate(
         study,
         cells,
-        results,
+        measured,
         done={cell.id for cell in cells if is_done(cell, results)},
         trained={
             p.parent.relative_to(output / "policies").as_posix()

@@ -23,7 +23,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 INK = "#24292f"
 FIXED = {"base": "#767676", "rl": "#d9720a", "bon": "#0b6fb8"}
 HEAT = "#0b6fb8"
-CYCLE = ("#009e73", "#b4559e", "#a07d00", "#56a5dc", "#c0392b", "#5b5bd6")  # after Okabe and Ito
+CYCLE = (  # after Okabe and Ito
+    *("#009e73", "#b4559e", "#a07d00", "#56a5dc", "#c0392b", "#5b5bd6"),
+    *("#7b4b2a", "#1f3a5f", "#e07a9b"),
+)
 _DASHES: dict[str, Any] = {"base": (0, (4, 2)), "rl": (0, (6, 1.5, 1.2, 1.5)), "bon": "-"}
 _LEFT = 0.56  # inches left of the axes, for the tick labels
 _STYLE: Any = {

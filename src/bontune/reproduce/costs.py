@@ -10,7 +10,7 @@ from typing import Any
 from bontune.reproduce.plan import BASE, Cell, Method, Results, Study
 
 # CPU seconds of one thread, measured once on the machine docs/reproduction.md was made on; finished cells replace them.
-DEFAULTS = {"train": 0.70, "train by verifier": 0.90, "measure": 0.40, "score": 0.30, "teach": 250.0}
+DEFAULTS = {"train": 0.41, "train by verifier": 0.75, "measure": 0.14, "score": 0.37, "teach": 145.0}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ SECTIONS = {
     "temperature": "the claims' policies at other temperatures, one base",
     "verifier": "a learned verifier selects: the methods trained with it, and the others chosen from by it",
     "rates": "BoN-RL-V at the learning rates that the sweep did not choose: every base and seed, the verifier selects",
-    "served": "the same, RL-V and GRPO at other temperatures, the verifier selects: one base",
+    "served": "BoN-RL-V at every rate, RL-V and GRPO at other temperatures, the verifier selects: one base",
 }
 Results = Mapping[str, Mapping[str, Any]]
 """{cell id: what the cell's JSON file holds}."""

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from bontune.report import heat_plot
+from bontune.report.coscale import SERVED
 from bontune.reproduce.markdown import COMMAND_END, points, rate, table
 from bontune.reproduce.plan import BASE, TASK_PLANS
-
-SERVED = {"pass_at": "check each", "best_of": "the verifier's choice", "vote": "a vote"}
 
 
 def without_paths(found: dict[str, Any]) -> dict[str, Any]:
