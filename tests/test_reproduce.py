@@ -572,7 +572,8 @@ def test_co_scaling_is_of_the_verifiers_choice_too_and_made_once(
         tiny(), results, tmp_path / "docs", {"countdown": shop.output / "coscale/countdown/results.json"}
     )
     text = path.read_text()
-    assert "--only base temperature verifier/countdown/countdown-base/base" in text
+    needed = "temperature/countdown/countdown-base/base verifier/countdown/countdown-base/base"
+    assert f"--only base/countdown/countdown-base/base/countdown-test {needed}" in text
     assert "reproduction/countdown-coscale-verifier.svg" in text
 
 

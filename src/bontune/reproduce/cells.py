@@ -435,11 +435,11 @@ def coscale_base(shop: Workshop, task: TaskPlan, results: Results) -> dict[str, 
     made = json.loads((output / "results.json").read_text()) if (output / "results.json").exists() else None
     if made is not None and _made_from(made, places, taught):
         return made
-    source, sets = load_task(task.task), []
+    source, verifier, sets = load_task(task.task), _verifier(shop, policy) if taught else None, []
     for place in places:
         prompts = _prompts(shop.study, source, place)
         samples = _stored(shop.samples_path(policy, place), prompts, place.responses)
-        sets.append(_chosen_by(_verifier(shop, policy), samples, prompts) if taught else samples)
+        sets.append(samples if verifier is None else _chosen_by(verifier, samples, prompts))
     return co_scale(sets, output, seed=PROMPTS_SEED)
 
 

@@ -138,7 +138,7 @@ def _in_family(method: Method) -> Method:
 
 METHODS = {method.name: method for method in _methods()}
 BASE = "base"  # the name of a policy that is not trained
-RIVAL = "grpo"  # the best of the methods without a verifier where a verifier chooses
+RIVAL = "grpo"  # trained without a verifier, and chosen from by one at every temperature beside those trained with it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

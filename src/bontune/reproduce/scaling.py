@@ -24,10 +24,11 @@ def scaling_section(
     """pass@N by temperature, the best temperature by difficulty, which fit predicts, and what to serve."""
     rules = found["coscale"]["rules"]
     figures[f"{task}-coscale"] = _grid(rules["pass_at"])
-    chosen_by, served = "", ""
+    base = f"{task}/{Path(TASK_PLANS[task].bases[0]).name}/{BASE}"
+    needed, served = f"base/{base}/{task}-test temperature/{base}", ""
     if "best_of" in rules:
         figures[f"{task}-coscale-verifier"] = _grid(rules["best_of"])
-        chosen_by = f" verifier/{task}/{Path(TASK_PLANS[task].bases[0]).name}/{BASE}"
+        needed += f" verifier/{base}"
         served = (
             "Where the base's learned verifier chooses among the N:\n\n"
             f"![best-of-N by N and temperature](reproduction/{task}-coscale-verifier.svg)\n\n"
@@ -41,7 +42,7 @@ def scaling_section(
     )
     return (
         f"## {task}: co-scaling of N and temperature, the base\n\n"
-        f"`bontune reproduce --only base temperature{chosen_by}{COMMAND_END}`\n\n"
+        f"`bontune reproduce --only {needed}{COMMAND_END}`\n\n"
         f"{found['prompts']} prompts. pass@N in %:\n\n"
         f"![pass@N by N and temperature](reproduction/{task}-coscale.svg)\n\n"
         f"{served}"

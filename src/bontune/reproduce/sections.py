@@ -330,9 +330,8 @@ def _served(page: Page) -> str:
         and cell.policy.method in names
         and cell.policy.base == page.task.bases[0]
     ]
-    alike: dict[
-        tuple[float, float], list[Cell]
-    ] = {}  # by temperature and learning rate, which is 0 for the base
+    # By temperature and learning rate, which is 0 for the base.
+    alike: dict[tuple[float, float], list[Cell]] = {}
     for cell in own:
         alike.setdefault((cell.place.temperature, cell.policy.learning_rate), []).append(cell)
     rows: list[tuple[str, ...]] = []
@@ -356,7 +355,7 @@ def _served(page: Page) -> str:
 def _against_the_rival(
     page: Page, alike: Mapping[tuple[float, float], Sequence[Cell]]
 ) -> list[tuple[str, ...]]:
-    """Rows of the claims by the verifier minus the best method without one; alike: cells by T and learning rate."""
+    """Rows of the claims by the verifier minus the rival without one; alike: cells by T and learning rate."""
     rows: list[tuple[str, ...]] = []
     for (temperature, learning_rate), cells in sorted(alike.items()):
         rival = [
