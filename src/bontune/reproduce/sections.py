@@ -19,6 +19,7 @@ from bontune.reproduce.plan import BASE, BUDGETS, METHODS, RIVAL, Cell, Results,
 from bontune.reproduce.tables import Comparison, Gap, Swept, at_best_temperature, between, compare, swept
 
 SHOWN = (1, 8, 32, 64, 128)
+_FEWER = SHOWN[:-1]  # where cells of 64 responses are among those shown
 FOLDER = "reproduction"
 _MEASURED = {"pass_at": ("claims", "breadth"), "best_of": ("verifier",)}  # in which sections, for any method
 _WHAT = {"pass_at": "pass@", "best_of": "best-of-"}
@@ -278,16 +279,14 @@ def _temperatures(page: Page) -> str:
     wide: dict[str, list[str]] = {}
     for temperature in sorted({cell.place.temperature for cell in own}):
         for item in compare([cell for cell in own if cell.place.temperature == temperature], page.results):
-            rows.append(
-                (f"{temperature:g}", item.method, *(cell_text(item.gaps.get(n)) for n in (1, 8, 32, 64)))
-            )
+            rows.append((f"{temperature:g}", item.method, *(cell_text(item.gaps.get(n)) for n in _FEWER)))
             if 32 in item.gaps:
-                gap = gap_text(item.gaps[32]).partition(" [")[0]
+                gap = _without_interval(gap_text(item.gaps[32]))
                 wide.setdefault(item.method, []).append(f"{gap} at {temperature:g}")
     if wide:
         said = "; ".join(f"{method} {', '.join(gaps)}" for method, gaps in wide.items())
         page.outcomes["temperature"] += f"{page.name}, pass@32 at T: {said}. "
-    head = ("T", "method", "pass@1", "pass@8", "pass@32", "pass@64")
+    head = ("T", "method", *(f"pass@{n}" for n in _FEWER))
     text = _section_text(f"## {page.name}: other temperatures", "temperature", rows, head)
     first = [
         cell
@@ -298,12 +297,15 @@ def _temperatures(page: Page) -> str:
             or (cell.section == "base" and cell.place.split == "test")
         )
     ]
-    return text and f"{text}{_against_the_best(first, page.results)}"
+    return text and f"{text}{_against_the_best(at_best_temperature(first, page.results, _FEWER), 'pass_at')}"
 
 
-def _against_the_best(cells: Sequence[Cell], results: Results, kind: str = "pass_at") -> str:
-    """Every method at every temperature against the base at the best one for it; "" before the base has several."""
-    best = at_best_temperature(cells, results, (1, 8, 32, 64), kind)
+def _without_interval(text: str) -> str:
+    return text.partition(" [")[0]
+
+
+def _against_the_best(best: Mapping[tuple[str, float, float], Mapping[int, Gap]], kind: str) -> str:
+    """Every method at every temperature against the base at its best one; "" before the base has several."""
     if not best:
         return ""
     head = ("T", "method", "learning rate", *(f"{_WHAT[kind]}{n}" for n in next(iter(best.values()))))
@@ -315,9 +317,6 @@ def _against_the_best(cells: Sequence[Cell], results: Results, kind: str = "pass
         f"\n\nThat compares equal temperatures. Against the base at the temperature that is best for it at each N, "
         f"chosen on the same prompts, which favours the base:\n\n{table(head, rows)}"
     )
-
-
-_SERVED = (1, 8, 32, 64)
 
 
 def _served(page: Page) -> str:
@@ -338,18 +337,19 @@ def _served(page: Page) -> str:
     for (temperature, learning_rate), cells in sorted(alike.items()):
         entries = [page.results[cell.id]["best_of"] for cell in cells if cell.policy.method == BASE]
         for entry in entries:
-            values = (rate(entry.get(str(n))) for n in _SERVED)
+            values = (rate(entry.get(str(n))) for n in _FEWER)
             rows.append((f"{temperature:g}", f"{BASE}, in %", "", *values))
         for item in compare(cells, page.results, "best_of"):
-            gaps = (cell_text(item.gaps.get(n)) for n in _SERVED)
+            gaps = (cell_text(item.gaps.get(n)) for n in _FEWER)
             rows.append((f"{temperature:g}", item.method, f"{learning_rate:g}", *gaps))
-    head = ("T", "method", "learning rate", *(f"best-of-{n}" for n in _SERVED))
+    head = ("T", "method", "learning rate", *(f"best-of-{n}" for n in _FEWER))
     title = f"## {page.name}: other temperatures, the verifier selects"
     text = _section_text(title, "verifier rates served", rows, head)
     rivals = _against_the_rival(page, alike)
     beside = f"\n\nMinus {RIVAL} at the same temperature:\n\n{table(head, rivals)}" if rivals else ""
-    _say_served(page, own)
-    return text and f"{text}{_against_the_best(own, page.results, 'best_of')}{beside}"
+    best = at_best_temperature(own, page.results, _FEWER, "best_of")
+    _say_served(page, own, best)
+    return text and f"{text}{_against_the_best(best, 'best_of')}{beside}"
 
 
 def _against_the_rival(
@@ -357,32 +357,29 @@ def _against_the_rival(
 ) -> list[tuple[str, ...]]:
     """Rows of the claims by the verifier minus the rival without one; alike: cells by T and learning rate."""
     rows: list[tuple[str, ...]] = []
+    rivals = [cell for cells in alike.values() for cell in cells if cell.policy.method == RIVAL]
     for (temperature, learning_rate), cells in sorted(alike.items()):
-        rival = [
-            cell
-            for (t, _), others in alike.items()
-            for cell in others
-            if t == temperature and cell.policy.method == RIVAL
-        ]
+        there = [cell for cell in rivals if cell.place.temperature == temperature]
         for name in (method.name for method in METHODS.values() if method.claim_by_verifier):
-            gaps = between([*cells, *rival], page.results, name, RIVAL, "best_of")
+            gaps = between([*cells, *there], page.results, name, RIVAL, "best_of")
             if gaps:
-                texts = (cell_text(gaps.get(n)) for n in _SERVED)
+                texts = (cell_text(gaps.get(n)) for n in _FEWER)
                 rows.append((f"{temperature:g}", f"{name} minus {RIVAL}", f"{learning_rate:g}", *texts))
     return rows
 
 
-def _say_served(page: Page, cells: Sequence[Cell]) -> None:
+def _say_served(
+    page: Page, cells: Sequence[Cell], best: Mapping[tuple[str, float, float], Mapping[int, Gap]]
+) -> None:
     """The outcome: best-of-8 of the base by temperature, and of the others minus the base at its best."""
     said: dict[str, list[str]] = {}
     for cell in sorted(cells, key=lambda cell: cell.place.temperature):
         if cell.policy.method == BASE:
-            value = rate(page.results[cell.id]["best_of"].get("8")).partition(" [")[0]
+            value = _without_interval(rate(page.results[cell.id]["best_of"].get("8")))
             said.setdefault(BASE, []).append(f"{value} % at {cell.place.temperature:g}")
-    best = at_best_temperature(cells, page.results, (8,), "best_of")
     for (method, learning_rate, temperature), gaps in best.items():
         if 8 in gaps:
-            gap = gap_text(gaps[8]).partition(" [")[0]
+            gap = _without_interval(gap_text(gaps[8]))
             said.setdefault(f"{method} ({learning_rate:g}) to its best", []).append(
                 f"{gap} at {temperature:g}"
             )
@@ -488,7 +485,7 @@ def _forms(page: Page) -> str:
         gaps = between(own, page.results, variational, exact, kind)
         if gaps:
             what = "pass@N" if kind == "pass_at" else "best-of-N by the verifier"
-            cells_of = [cell_text(gaps.get(n)) for n in (1, 8, 32, 64)]
+            cells_of = [cell_text(gaps.get(n)) for n in _FEWER]
             rows.append((f"{variational} minus {exact}", what, str(gaps[1].runs), *cells_of))
             said = ", ".join(
                 f"{gap_text(gaps[n])} at N = {n}" for n in (1, METHODS[exact].budget) if n in gaps
@@ -496,7 +493,7 @@ def _forms(page: Page) -> str:
             page.outcomes["forms"] += (
                 f"{page.name}, {variational} minus {exact}, {what}: {said}, {runs_text(gaps[1])}. "
             )
-    head = ("pair", "measured", "runs", *(f"N = {n}" for n in (1, 8, 32, 64)))
+    head = ("pair", "measured", "runs", *(f"N = {n}" for n in _FEWER))
     return _section_text(
         f"## {page.name}: the variational form against the exact one", "breadth verifier", rows, head
     )
