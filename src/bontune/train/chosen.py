@@ -75,20 +75,19 @@ class _Chosen(torch.autograd.Function):
         chosen, masses = (torch.cat(part, -1) for part in zip(*parts, strict=True))
         mass = masses.logsumexp(0)
         ctx.save_for_backward(states, weight, tokens, chosen, masses, mass)
-        ctx.shape, ctx.dtype = shape, hidden.dtype
+        ctx.shape, ctx.blocks, ctx.dtype = shape, blocks, hidden.dtype
         return chosen - mass
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         states, weight, tokens, chosen, masses, mass = ctx.saved_tensors
-        blocks = _blocks(states, weight)
         d_states = torch.empty_like(states, dtype=mass.dtype)
         d_weight = torch.zeros_like(weight, dtype=mass.dtype) if ctx.needs_input_grad[1] else None
         with torch.autocast(states.device.type, enabled=False):
             for rows in _spans(len(states), _ROWS):
                 given = (states[rows], tokens[rows], chosen[rows], masses[:, rows], mass[rows])
-                d_states[rows] = _gradients(*given, grads[0][rows], weight, ctx.shape, blocks, d_weight)
+                d_states[rows] = _gradients(*given, grads[0][rows], weight, ctx.shape, ctx.blocks, d_weight)
         d_weight = None if d_weight is None else d_weight.to(weight.dtype)
         return d_states.to(ctx.dtype), d_weight, None, None, None, None
 

@@ -429,9 +429,9 @@ def _loss(learner: Learner, rows: Rows, with_reference: bool) -> tuple[Tensor, T
 def _row_log_probs(
     learner: Learner, rows: Rows, *, held: bool = False
 ) -> tuple[Tensor, Sequence[Predictions]]:
-    """[K] float32: sum over the tokens of their log-probability under `sampling`; and what predicts them, where logits are held.
+    """[K] float32: sum over the response's tokens of their log-probability; and what predicts them.
 
-    held: whether they must be. They also are where they are few.
+    That is nothing where no logits are held; `held` says that they must be, and they are where they are few.
     """
     head = None if held else _head(learner)
     if head is not None and int(rows.lengths.sum()) * len(head.weight) > chosen.LOGITS:
