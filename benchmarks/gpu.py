@@ -19,16 +19,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 LIMIT = 60.0  # seconds of one piece
 LEAST = 20.0  # seconds below which none is begun: to load the libraries takes ten
-NAMES = ("correctness", "rollout-135m", "rollout-0.5b", "update-0.5b", "step", "trl", "update-135m", "parts-0.5b", "memory")  # fmt: skip
-BEFORE = """Before this section was in pieces (November 2026, one H100 80 GB, PyTorch 2.11, transformers 5.17): rollouts of 16 prompts x 64,
-128 + 256 tokens in bfloat16 64,750 tokens a second with SmolLM2-135M's shape and 65,410 with Qwen2.5-0.5B's, 15.8 and 15.6 ms a
-token step, the card busy 24 % of the time; a training step of 32 prompts x 64, 200 tokens (float32 weights, bfloat16 autocast)
-9.6 s: rollout 5.5 to 8.3, score 1.0 to 3.6, update 0.5 to 1.3."""
+NAMES = (
+    "correctness",
+    "rollout-135m",
+    "rollout-0.5b",
+    "update-0.5b",
+    "step",
+    "trl",
+    "update-135m",
+    "parts-0.5b",
+    "memory",
+)
+BEFORE = """Before (November 2026, bontune 0.1.0, one H100 80 GB, PyTorch 2.11, transformers 5.17): rollouts of 16 prompts x 64 with
+128 + 256 tokens in bfloat16, 64,750 tokens a second with SmolLM2-135M's shape and 65,410 with Qwen2.5-0.5B's, 15.8 and
+15.6 ms a token step, the card busy 24 % of the time; a training step of 32 prompts x 64, 200 tokens (SmolLM2-135M, float32
+weights, bfloat16 autocast), 9.6 s: rollout 5.5 to 8.3, score 1.0 to 3.6, update 0.5 to 1.3."""
 
 
 def machine() -> dict[str, str]:
@@ -71,10 +82,8 @@ def run_piece(name: str, limit: float) -> dict[str, Any]:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """The piece with all that it started."""
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -120,11 +129,10 @@ def section(results: dict[str, Any]) -> str:
     """The block of docs/performance.md."""
     machine = results["machine"]
     missing = machine["card"] == "no GPU"
-    note = (
-        "**No GPU was at hand: its figures are missing.** What follows shows that all pieces run, with a tiny model on a CPU."
-        if missing
-        else f"{machine['card']}."
+    none = (
+        "**No GPU was at hand: its figures are missing.** What follows shows that all pieces run, on a CPU."
     )
+    note = none if missing else f"{machine['card']}."
     rows = [
         [piece if i == 0 else "", f["what"].removeprefix("- "), shown(f)]
         for piece, found in results["pieces"].items()
@@ -138,9 +146,9 @@ def section(results: dict[str, Any]) -> str:
     return f"""## On a GPU
 
 `make bench-gpu` writes this section, from `results.json` of `benchmarks/gpu.py`. {note}
-Python {machine["python"]}, PyTorch {machine["torch"]}, transformers {machine["transformers"]}, {machine["date"]}. Random weights; the
-shapes are those of the models named. Operations are those of the products, 6 a weight and token; the ceiling is a product of
-two 8,192 x 8,192 matrices in the same run.
+Python {machine["python"]}, PyTorch {machine["torch"]}, transformers {machine["transformers"]}, {machine["date"]}.
+Random weights; the shapes are those of the models named. Operations are those of the products, 6 a weight and token; the
+ceiling is a product of two 8,192 x 8,192 matrices in the same run.
 
 {body}{fell}
 

@@ -1,4 +1,4 @@
-"""The pieces of `benchmarks/gpu.py`: each measures for well under a minute and tells every figure as soon as it has it."""
+"""The pieces of `benchmarks/gpu.py`: each takes well under a minute, and tells a figure as soon as it has it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +219,9 @@ def rollout(shape: Shape, tell: Tell) -> None:
 def _predicted(model: Any, dtype: torch.dtype, shape: Shape) -> float | str:
     """What the captured decoder says beforehand that it will hold, GiB; where this bontune has one."""
     try:
-        from bontune.rollout import captured  # pyright: ignore
         from bontune.rollout.turns import plan_of  # pyright: ignore
+
+        from bontune.rollout import captured  # pyright: ignore
     except ImportError:
         return "not told: the token step is not captured"
     ids = [tuple(range(2, 2 + shape.prompt_tokens))] * shape.prompts
@@ -312,7 +314,7 @@ def updates(shape: Shape, tell: Tell) -> None:
         name = "float32 weights, autocast" if cast else "bfloat16 weights"
         for rows, weights in (("all rows", every), ("5 % of rows", few)):
             clean()
-            took = min(timed(lambda w=weights: update(taught, groups, w))[0] for _ in range(2))
+            took = min(timed(partial(update, taught, groups, weights))[0] for _ in range(2))
             rate = operations(model, *passed_tokens(groups, weights)) / took
             tell(f"{name}, {rows}", 1e3 * took, "ms")
             tell(f"{name}, {rows}: rate", rate / 1e12, "TFLOP/s")
@@ -336,9 +338,7 @@ def _first(tell: Tell, taught: Learner, groups: Sequence[Group], weights: torch.
 
 
 def parts(shape: Shape, tell: Tell) -> None:
-    """Where an update of all rows spends its time: by kernel, and with attention in blocks or norms of the model's own."""
-    from contextlib import nullcontext
-
+    """Where an update spends its time, by kernel; and what it takes with attention in blocks, or norms as they were."""
     from bontune.train import update as stage
 
     shape = sized(shape)
@@ -385,7 +385,7 @@ def judge_of(prompts: Sequence[Prompt]) -> Any:
 
 
 def step(tell: Tell) -> None:
-    """Steps of training: draw, judge, weigh, update, with a store; seconds of each stage, of the steps after the first."""
+    """Steps of training with a store: draw, judge, weigh, update; seconds of each stage, and of a step from end to end."""
     from bontune.loop import Run, train
     from bontune.store import open_store
 
@@ -508,7 +508,7 @@ def memory(tell: Tell) -> None:
             taught = learner(model, False, tokens)
             update(taught, groups[:1], every[:1])
             clean()
-            took, _ = timed(lambda t=taught: update(t, groups, every))
+            took, _ = timed(partial(update, taught, groups, every))
             tell(f"{shape.name}, {tokens:,} tokens a micro-batch: peak", peak(), "GiB")
             tell(f"{shape.name}, {tokens:,} tokens a micro-batch", 1e3 * took, "ms")
             del taught
