@@ -37,7 +37,7 @@ from bontune.report import write_report
 from bontune.reuse import judged_or_kept, judges
 from bontune.rollout import Engine, sample_groups
 from bontune.score import Score, Verify, grade, undecided_reasons
-from bontune.store import COLUMNS, Origin, Store, is_store, open_store, policy_hash
+from bontune.store import COLUMNS, Origin, Store, is_store, open_store
 from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Strategy, curve
 
 STORE = "responses.sqlite"  # in a run folder
@@ -71,9 +71,9 @@ class Draw:
         if self.group_size < 1:
             raise ValueError(f"group_size must be at least 1, got {self.group_size}")
 
-    def origin(self) -> Origin:
-        """What the responses are drawn from."""
-        policy = policy_hash(self.model, self.tokenizer)
+    def origin(self, store: Store) -> Origin:
+        """What the responses are drawn from, as the store knows it."""
+        policy = store.policy_of(self.model, self.tokenizer)
         return Origin(policy=policy, sampling=self.sampling, seed=self.seed)
 
     def description(self) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def draw_samples(
     is another than before, the file is written anew from it. Returns how many responses were left undecided, by reason.
     Raises ValueError where the file was drawn or judged otherwise.
     """
-    origin = None if store is None else draw.origin()
+    origin = None if store is None else draw.origin(store)
     kept = store is not None and any(known == origin for known, _ in store.origins())
     sampled = _resume(draw, path, regrade=kept)
     counts = {} if sampled is None else {group.prompt_id: group.size for group in sampled.groups}
