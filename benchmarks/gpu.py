@@ -36,10 +36,10 @@ NAMES = (
     "parts-0.5b",
     "memory",
 )
-BEFORE = """Before (November 2026, bontune 0.1.0, one H100 80 GB, PyTorch 2.11, transformers 5.17): rollouts of 16 prompts x 64 with
-128 + 256 tokens in bfloat16, 64,750 tokens a second with SmolLM2-135M's shape and 65,410 with Qwen2.5-0.5B's, 15.8 and
-15.6 ms a token step, the card busy 24 % of the time; a training step of 32 prompts x 64, 200 tokens (SmolLM2-135M, float32
-weights, bfloat16 autocast), 9.6 s: rollout 5.5 to 8.3, score 1.0 to 3.6, update 0.5 to 1.3."""
+BEFORE = """Before (November 2026, bontune 0.1.0, one H100 80 GB, PyTorch 2.11, transformers 5.17): rollouts of 16 x 64
+responses with 128 + 256 tokens in bfloat16, 64,750 tokens a second with SmolLM2-135M's shape and 65,410 with Qwen2.5-0.5B's, 15.8
+and 15.6 ms a token step, the card busy 24 % of the time; a training step of 32 prompts x 64, 200 tokens (SmolLM2-135M,
+float32 weights, bfloat16 autocast), 9.6 s: rollout 5.5 to 8.3, score 1.0 to 3.6, update 0.5 to 1.3."""
 
 
 def machine() -> dict[str, str]:

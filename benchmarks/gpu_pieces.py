@@ -385,7 +385,7 @@ def judge_of(prompts: Sequence[Prompt]) -> Any:
 
 
 def step(tell: Tell) -> None:
-    """Steps of training with a store: draw, judge, weigh, update; seconds of each stage, and of a step from end to end."""
+    """Steps of training with a store: draw, judge, weigh, update; seconds of each stage, and of a step as a whole."""
     from bontune.loop import Run, train
     from bontune.store import open_store
 

@@ -36,8 +36,8 @@ STAGES: dict[str, set[str]] = {
     "store": set(),  # what was drawn and judged, on disk
 }
 JOINERS = {
-    "__init__", "best", "card", "cli", "commands", "coscaling", "demo", "demo_verifier", "judges", "loop", "lora",
-    "measure", "options", "policy", "regrade", "registry", "reproduce", "reuse", "serve",
+    "__init__", "ahead", "best", "card", "cli", "commands", "coscaling", "demo", "demo_verifier", "judges", "loop",
+    "lora", "measure", "options", "policy", "regrade", "registry", "reproduce", "reuse", "serve",
     "teach", "tracking",
 }  # fmt: skip
 ASSETS = {"assets"}  # holds no code

@@ -22,6 +22,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 from transformers.optimization import get_scheduler
 
+from bontune.ahead import Ahead
 from bontune.config import Stopped, TrainConfig
 from bontune.lora import ADAPTER_CONFIG, WithoutAdapters, has_adapters
 from bontune.policy import save_policy
@@ -30,7 +31,7 @@ from bontune.registry import served_strategy
 from bontune.reuse import drawn_or_kept, judged_or_kept
 from bontune.rollout import Engine, sample_groups
 from bontune.score import Score, Verify, judge, undecided_reasons, version_of
-from bontune.store import Origin, Store, policy_hash
+from bontune.store import Origin, Store
 from bontune.strategies import MaxAtK, Strategy, curve
 from bontune.tasks import Task
 from bontune.train.checkpoint import (
@@ -99,6 +100,11 @@ def train(run: Run) -> list[Metrics]:
     Each step draws groups, grades them, turns them into weights and moves the policy; the last two are repeated
     on the same groups where `updates_per_rollout` > 1. Writes `metrics.jsonl` and `model/` below `run.output`.
     """
+    with Ahead(run.verify, run.score) as ahead:
+        return _train(run, ahead)
+
+
+def _train(run: Run, ahead: Ahead) -> list[Metrics]:
     config, learner = run.config, make_learner(run)
     pool = training_prompts(run.task, config)
     description = describe_run(run, pool) | parts(run.model, learner.accelerator)
@@ -111,9 +117,9 @@ def train(run: Run) -> list[Metrics]:
         with clock("rollout"), learner.accelerator.autocast():
             origin = origin_of(run, step)
             with whole(run.model):
-                groups = rollout(run, origin, prompts, step)
+                groups = rollout(run, origin, prompts, step, ahead.begin)
         with clock("score"):
-            graded = judged_or_kept(run.store, origin, groups, run.verify, run.score)
+            graded = judged_or_kept(run.store, origin, groups, run.verify, run.score, judge=ahead.grade)
             scored = Scored.stack(graded)
         weights, stats, clipped = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0
         for turn in range(config.updates_per_rollout):
@@ -349,13 +355,20 @@ def origin_of(run: Run, step: int) -> Origin | None:
     """What the responses of a step are drawn from, by the policy's own bits; None where nothing is kept."""
     if run.store is None:
         return None
-    policy = policy_hash(run.model, run.tokenizer)
+    policy = run.store.policy_of(run.model, run.tokenizer)
     return Origin(policy=policy, sampling=run.config.sampling, seed=run.config.seed, step=step)
 
 
-def rollout(run: Run, origin: Origin | None, prompts: Sequence[Prompt], step: int) -> list[Group]:
+def rollout(
+    run: Run,
+    origin: Origin | None,
+    prompts: Sequence[Prompt],
+    step: int,
+    on_group: Callable[[Group], None] | None = None,
+) -> list[Group]:
     """One complete group per prompt. Streams are seeded by run, step, prompt id and response index.
 
+    on_group: called with each group that is drawn, as soon as it is complete.
     Raises ValueError where the engine does not tell tokens and log-probabilities.
     """
 
@@ -369,6 +382,7 @@ def rollout(run: Run, origin: Origin | None, prompts: Sequence[Prompt], step: in
             seed=run.config.seed,
             policy_step=step,
             rows_per_batch=run.config.rows_per_batch,
+            on_group=on_group,
         )
         if not all(group.told for group in groups):
             raise ValueError(
