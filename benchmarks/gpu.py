@@ -37,7 +37,7 @@ NAMES = (
     "memory",
 )
 BEFORE = """Before (November 2026, bontune 0.1.0, one H100 80 GB, PyTorch 2.11, transformers 5.17): rollouts of 16 x 64
-responses with 128 + 256 tokens in bfloat16, 64,750 tokens a second with SmolLM2-135M's shape and 65,410 with Qwen2.5-0.5B's, 15.8
+with 128 + 256 tokens in bfloat16, 64,750 tokens a second with SmolLM2-135M's shape and 65,410 with Qwen2.5-0.5B's, 15.8
 and 15.6 ms a token step, the card busy 24 % of the time; a training step of 32 prompts x 64, 200 tokens (SmolLM2-135M,
 float32 weights, bfloat16 autocast), 9.6 s: rollout 5.5 to 8.3, score 1.0 to 3.6, update 0.5 to 1.3."""
 
@@ -58,6 +58,11 @@ def machine() -> dict[str, str]:
     }
 
 
+def command(name: str, figures: Path) -> list[str]:
+    """What runs a piece, which leaves its figures in a file, a line each."""
+    return [sys.executable, __file__, "--piece", name, "--figures", str(figures)]
+
+
 def run_piece(name: str, limit: float) -> dict[str, Any]:
     """Its figures, seconds, and "ok", "failed" or "out of time" with what it said last."""
     start = time.monotonic()
@@ -65,8 +70,7 @@ def run_piece(name: str, limit: float) -> dict[str, Any]:
         told, said = Path(folder) / "figures.jsonl", Path(folder) / "said.txt"
         with said.open("w") as out:
             process = subprocess.Popen(
-                [sys.executable, __file__, "--piece", name, "--figures", str(told)],
-                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+                command(name, told), stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
                 env=os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"},
             )  # fmt: skip
             try:

@@ -276,7 +276,7 @@ def learner(model: Any, cast: bool, tokens: int = 16_384) -> Learner:
 
 def ceiling() -> float:
     """Operations a second of a large matrix product in bfloat16: the median of five, after some that do not count."""
-    width = 8192 if on_card() else 512
+    width = 8192 if on_card() else 128
     a, b = (torch.randn(width, width, device=device(), dtype=torch.bfloat16) for _ in range(2))
     times = [timed(lambda: [a @ b for _ in range(5)])[0] / 5 for _ in range(8)]
     return 2 * width**3 / sorted(times[3:])[2]
