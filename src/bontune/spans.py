@@ -115,7 +115,7 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore
         q, k, v, *found = ctx.saved_tensors
         spans, scale, window = ctx.settings
         keys, values = k.index_select(0, spans.keys), v.index_select(0, spans.keys)

@@ -80,7 +80,7 @@ class _Chosen(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore
         states, weight, tokens, chosen, masses, mass = ctx.saved_tensors
         d_states = torch.empty_like(states, dtype=mass.dtype)
         d_weight = torch.zeros_like(weight, dtype=mass.dtype) if ctx.needs_input_grad[1] else None
