@@ -379,15 +379,16 @@ def judge_of(prompts: Sequence[Prompt]) -> Any:
     """The math verifier, as `bontune train --verifier math` makes it; None where math-verify is missing."""
     if not has("math_verify"):
         return None
-    from bontune.judges import math_judge
+    from bontune.verifiers.judges import math_judge
 
     return math_judge(Fixed(list(prompts)))
 
 
 def step(tell: Tell) -> None:
     """Steps of training with a store: draw, judge, weigh, update; seconds of each stage, and of a step as a whole."""
-    from bontune.loop import Run, train
     from bontune.store import open_store
+    from bontune.train.loop import train
+    from bontune.train.run import Run
 
     shape = step_shape()
     prompts = prompts_of(shape)

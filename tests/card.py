@@ -18,9 +18,9 @@ from models import tiny_model, word_tokenizer
 from torch import Tensor
 from transformers.optimization import get_scheduler
 
+from bontune.models.sampling import token_log_probs
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import hf, sample_groups
-from bontune.sampling import token_log_probs
 from bontune.store import policy_hash
 from bontune.train import chosen, update
 from bontune.train.chosen import Head, chosen_log_probs

@@ -14,12 +14,12 @@ import torch
 from models import tiny_model
 from test_update import Finite, drawn, run_of, same_state, state, timeless
 
-from bontune.ahead import Ahead
-from bontune.loop import train
 from bontune.records import Group, Prompt, Verdict
 from bontune.rollout import sample_groups
-from bontune.score import grade
 from bontune.store import open_store
+from bontune.train.ahead import Ahead
+from bontune.train.loop import train
+from bontune.verifiers.grading import grade
 
 
 class Slow:
@@ -136,7 +136,7 @@ def test_what_the_thread_raises_the_loop_raises(monkeypatch: pytest.MonkeyPatch)
     def broken(*_: Any) -> Any:
         raise MemoryError("of the thread")
 
-    monkeypatch.setattr("bontune.ahead.grade", broken)
+    monkeypatch.setattr("bontune.train.ahead.grade", broken)
     with pytest.raises(MemoryError, match="of the thread"):
         train(replace(run_of(tiny_model()), verify=verify))
 

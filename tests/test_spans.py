@@ -11,8 +11,8 @@ from models import tiny_model
 from test_update import ascended, assert_close, drawn, some_weights
 from torch import Tensor
 
-from bontune import spans
-from bontune.spans import Spans, fused_norms, has_kernel
+from bontune.models import spans
+from bontune.models.spans import Spans, fused_norms, has_kernel
 from bontune.train import update
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "mistral")  # gemma2 caps scores, which the kernel does not

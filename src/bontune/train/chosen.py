@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from bontune.attention import wide
+from bontune.models.attention import wide
 
 LOGITS = 2**26  # held at once; with what is made of them at most 700 MB in bfloat16
 _ROWS = 2**14  # tokens taken together: fewer, and the gradient of the weight is added up more often

@@ -17,12 +17,12 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bontune.attention import EndToEnd, forward, hidden_states, supported, tell_fallback
-from bontune.attention import pack as pack_tokens
-from bontune.model_inputs import cache_argument, left_padded, positions
+from bontune.models.attention import EndToEnd, forward, hidden_states, supported, tell_fallback
+from bontune.models.attention import pack as pack_tokens
+from bontune.models.inputs import cache_argument, left_padded, positions
+from bontune.models.sampling import token_log_probs
+from bontune.models.spans import fused_norms, has_kernel, lay_spans
 from bontune.records import Group, Sampling
-from bontune.sampling import token_log_probs
-from bontune.spans import fused_norms, has_kernel, lay_spans
 from bontune.train import chosen
 from bontune.train.chosen import Head, chosen_log_probs, head_of
 from bontune.train.shard import in_step, is_sharded, whole, whole_tensor
