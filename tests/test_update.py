@@ -591,3 +591,19 @@ def test_logits_bound_micro_batches_only_where_they_are_held(monkeypatch: pytest
             kl,
         )
         assert (len(seen) == 1) == alone
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "mistral", "qwen2", "qwen3"])
+def test_layers_that_are_computed_again_need_no_logits_either(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    groups = drawn(model)
+    weights = some_weights(groups)
+    expected = ascended(copy.deepcopy(model), groups, weights)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = bontune.train.update.without_dropout(model)
+    assert bontune.train.update.recomputes(model)
+    monkeypatch.setattr(bontune.train.update.chosen, "LOGITS", 100)
+    monkeypatch.setattr(bontune.train.update, "predictions", None)
+    assert_close(ascended(model, groups, weights), expected)

@@ -83,16 +83,22 @@ def lay_spans(
     ids = torch.cat([torch.tensor([token for prompt in prompts for token in prompt]), tokens[given]])
     positions = torch.cat([ranges(sizes), ranges(asked) + before.repeat_interleave(asked)])
     keys = torch.cat([sizes, seen])
+    before_own = along < before.repeat_interleave(seen)
+    places = torch.cat([torch.arange(int(sizes.sum())), torch.where(before_own, shared, own)])
+
+    def there(x: Tensor) -> Tensor:
+        return x.to(
+            device, non_blocking=True
+        )  # else the host waits until the device has done all it was given
+
     return Spans(
-        ids=ids.unsqueeze(0).to(device),
-        positions=positions.unsqueeze(0).to(device),
-        ends=(starts + sizes - 1).to(device),
+        ids=there(ids.unsqueeze(0)),
+        positions=there(positions.unsqueeze(0)),
+        ends=there(starts + sizes - 1),
         prompt_tokens=int(sizes.sum()),
-        keys=torch.cat(
-            [torch.arange(int(sizes.sum())), torch.where(along < before.repeat_interleave(seen), shared, own)]
-        ).to(device),
-        query_ends=_ends(queries).to(device),
-        key_ends=_ends(keys).to(device),
+        keys=there(places),
+        query_ends=there(_ends(queries)),
+        key_ends=there(_ends(keys)),
         longest=(int(queries.max()), int(keys.max())),
     )
 

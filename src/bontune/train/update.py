@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bontune.models.attention import EndToEnd, forward, hidden_states, supported, tell_fallback
+from bontune.models.attention import forward, hidden_states, supported, tell_fallback
 from bontune.models.attention import pack as pack_tokens
 from bontune.models.inputs import cache_argument, left_padded, positions
 from bontune.models.sampling import token_log_probs
@@ -223,31 +223,60 @@ def token_log_probs_in_blocks(
     model: Any, head: Head, rows: Rows, temperature: float
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each token of each row, float32 [n], and its row, int64 [n], without all logits at once."""
-    device = next(model.parameters()).device
+    states = _packed_states(model, rows) if packs(model) else _padded_states(model, rows)
+    within = _within(rows)
+    row = torch.arange(len(rows)).unsqueeze(-1).expand_as(within)[within]
+    tokens, row = (x.to(states.device, non_blocking=True) for x in (rows.tokens[within], row))
+    return chosen_log_probs(head, states, tokens, temperature), row
+
+
+def _within(rows: Rows) -> Tensor:
+    """bool [K, T], where a row has a token."""
+    return torch.arange(rows.tokens.shape[1]) < rows.lengths.unsqueeze(-1)
+
+
+def _packed_states(model: Any, rows: Rows) -> Tensor:
+    """[n, D]: the hidden state that predicts each token of each row, of prompts and responses laid end to end."""
     with _laid(model, rows) as layout:
         states = hidden_states(model, layout)
-    row, tokens, before = (x.to(device) for x in _drawn_places(rows, layout))
-    return chosen_log_probs(head, states.index_select(0, before), tokens, temperature), row
-
-
-def _drawn_places(rows: Rows, layout: EndToEnd) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each token of each row, int64 [n]: its row, itself, and the place among the packed tokens that predicts it."""
-    count, longest = rows.tokens.shape
-    within = torch.arange(longest) < rows.lengths.unsqueeze(-1)
     sizes = torch.tensor([len(prompt) for prompt in rows.prompts])
     inputs = rows.lengths - 1
     starts = int(sizes.sum()) + inputs.cumsum(0) - inputs
-    before = starts.unsqueeze(-1) + torch.arange(longest) - 1
+    before = starts.unsqueeze(-1) + torch.arange(rows.tokens.shape[1]) - 1
     before[:, 0] = (sizes.cumsum(0) - 1)[rows.owner]
-    row = torch.arange(count).unsqueeze(-1).expand(-1, longest)
-    return row[within], rows.tokens[within], before[within]
+    return states.index_select(0, before[_within(rows)].to(states.device, non_blocking=True))
+
+
+def _padded_states(model: Any, rows: Rows) -> Tensor:
+    """The same with the prompt repeated for each row: for layers that are computed again in the backward pass."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
+    inputs = _repeated(model, rows)
+    states = inner.base_model(**inputs, use_cache=False).last_hidden_state
+    states = states[:, inputs["input_ids"].shape[1] - rows.tokens.shape[1] :]
+    return states[_within(rows).to(states.device)]
+
+
+def _repeated(model: Any, rows: Rows) -> dict[str, Any]:
+    """Inputs of one pass over each row behind its prompt, but for its last token.
+
+    Without padding before the tokens, causality alone says what each of them may see, which is faster.
+    """
+    device = next(model.parameters()).device
+    prompt_ids, prompt_mask = left_padded(rows.prompts, device)
+    owner, inputs = rows.owner.to(device), rows.tokens[:, :-1].to(device)
+    mask = torch.cat([prompt_mask[owner], torch.ones_like(inputs)], dim=1)
+    return {
+        "input_ids": torch.cat([prompt_ids[owner], inputs], dim=1),
+        "attention_mask": None if bool(prompt_mask.all()) else mask,
+        "position_ids": positions(mask),
+    }
 
 
 def general_predictions(model: Any, rows: Rows) -> list[Predictions]:
     """For any model: each prompt computed once where there is a key-value cache, and its part copied for each row."""
     logits = response_logits(model, rows)
     device = logits.device
-    within = torch.arange(rows.tokens.shape[1]) < rows.lengths.unsqueeze(-1)
+    within = _within(rows)
     row = torch.arange(len(rows)).repeat_interleave(rows.lengths)
     return [Predictions(logits[within.to(device)], rows.tokens[within].to(device), row.to(device))]
 
@@ -289,12 +318,7 @@ def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Ten
                 use_cache=True,
             )
             return torch.cat([first, out.logits], dim=1)
-    out = model(
-        input_ids=torch.cat([prompt_ids[owner], inputs], dim=1),
-        attention_mask=mask if padded else None,
-        position_ids=places,
-        use_cache=False,
-    )
+    out = model(**_repeated(model, rows), use_cache=False)
     return out.logits[:, prompt_ids.shape[1] - 1 :]
 
 
@@ -315,7 +339,7 @@ def _head(learner: Learner) -> Head | None:
     """The head, where log-probabilities can be computed without all logits at once."""
     sampling = learner.sampling
     truncated = bool(sampling.top_k) or sampling.top_p < 1
-    if truncated or is_sharded(learner.model) or not packs(learner.model):
+    if truncated or is_sharded(learner.model) or not supported(learner.model):
         return None
     return head_of(learner.model)
 
@@ -416,8 +440,9 @@ def _loss(learner: Learner, rows: Rows, with_reference: bool) -> tuple[Tensor, T
     """The loss, and float64 [2], the sums of the rows' KL and of their ratios."""
     with learner.accelerator.autocast():
         new, predicted = _row_log_probs(learner, rows, held=with_reference)
-    ratio = (new.detach() - rows.old.to(new)).exp().sum().double()
-    loss = -(rows.weight.to(new) * new).sum()
+    old, weight = (x.to(new, non_blocking=True) for x in (rows.old, rows.weight))
+    ratio = (new.detach() - old).exp().sum().double()
+    loss = -(weight * new).sum()
     if not with_reference:
         return loss, torch.stack([torch.zeros_like(ratio), ratio])
     kl = _kl_to_reference(learner, rows, predicted)
