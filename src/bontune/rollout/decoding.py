@@ -211,7 +211,7 @@ def prompt_keys(layout: Packed) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
 
 def is_like_llama(model: Any) -> bool:
     """Whether the model may be walked through here: its layers are of that form, and nothing hangs on their calls."""
-    inner = _inner(model)
+    inner = inner_model(model)
     if inner.config.model_type not in _LIKE_LLAMA:
         return False
     norms = [inner.model.norm, *(norm for layer in inner.model.layers for norm in _norms(layer))]
@@ -221,7 +221,7 @@ def is_like_llama(model: Any) -> bool:
     return plain and not any(map(_is_watched, (*_passed_over(inner), *norms)))
 
 
-def _inner(model: Any) -> Any:
+def inner_model(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
 
 
@@ -262,7 +262,7 @@ class _Walk:
     """
 
     def __init__(self, model: Any, most: int) -> None:
-        inner = _inner(model)
+        inner = inner_model(model)
         core = inner.model
         self.embed, self.head, self.norm = core.embed_tokens, inner.lm_head, _norm(core.norm)
         self.parts = [_parts(index, layer) for index, layer in enumerate(core.layers)]
@@ -291,7 +291,7 @@ class _Walk:
 def _parts(index: int, layer: Any) -> _Parts:
     own = layer.self_attn
     return _Parts(
-        layer=Layer(index, own.scaling, None, _window(own)),
+        layer=Layer(index, own.scaling, None, window_of(own)),
         before=_norm(layer.input_layernorm),
         project=(own.q_proj, own.k_proj, own.v_proj),
         norms=(_norm(own.q_norm), _norm(own.k_norm)) if hasattr(own, "q_norm") else None,
@@ -309,6 +309,6 @@ def _norm(module: Any) -> Callable[[Tensor], Tensor]:
     return lambda x: rms_norm(x, weight.shape, weight, epsilon)
 
 
-def _window(own: Any) -> int | None:
+def window_of(own: Any) -> int | None:
     """The sliding window of a layer; Mistral's is in the config alone."""
     return getattr(own if hasattr(own, "sliding_window") else own.config, "sliding_window", None)
