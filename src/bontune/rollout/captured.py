@@ -162,8 +162,8 @@ def planned(
     if not fits(low):
         needed = predicted(shape, plan(low), copies).total
         raise ValueError(
-            f"a rollout of prompts of {longest} tokens and max_new_tokens = {most} takes at least {_in_units(needed)} "
-            f"beside the model, and {_in_units(free or 0)} are free. Shorten the prompts or lower max_new_tokens"
+            f"a rollout of prompts of {longest} tokens and max_new_tokens = {most} takes at least {in_units(needed)} "
+            f"beside the model, and {in_units(free or 0)} are free. Shorten the prompts or lower max_new_tokens"
         )
     while low < high:
         middle = (low + high + 1) // 2
@@ -171,7 +171,8 @@ def planned(
     return plan(low)
 
 
-def _in_units(count: int) -> str:
+def in_units(count: int) -> str:
+    """Bytes, for people."""
     return f"{count / 2**30:.1f} GiB"
 
 

@@ -23,6 +23,8 @@ from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
 from bontune.rollout.decoding import Decoding, prompt_keys
 from bontune.rollout.products import fixed_weights
+from bontune.rollout.turns import draw_in_turns, sampling_dtype
+from bontune.rollout.weights import covered
 from bontune.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
 _LEAVE_SHARE = 0.05  # ended rows leave the cache once they are this share of it: copying costs too
@@ -69,6 +71,31 @@ def sample_groups(
         )
     device = next(model.parameters()).device
     groups: dict[int, Group] = {}
+
+    def complete(i: int, parts: list[_Drawn]) -> None:
+        groups[i] = _group(prompts[i], encoded[i], parts, policy_step, sampling)
+        if on_group is not None:
+            on_group(groups[i])
+
+    if prompts and in_turns(model, device):
+        keys = [response_keys(stream_key(seed, policy_step, p.id), first_index, group_size) for p in prompts]
+        drawing = draw_in_turns(
+            model,
+            sampling_dtype(model),
+            encoded,
+            torch.stack(keys),
+            sampling,
+            ends,
+            tokenizer,
+            rows=rows_per_batch,
+            capture=device.type == "cuda",
+        )
+        for i, drawn in _outside(drawing, model):
+            texts = texts_of(tokenizer, drawn.tokens, drawn.lengths, sampling, ends)
+            complete(
+                i, [_Drawn(group_size, drawn.tokens, drawn.log_probs, drawn.lengths, drawn.finished, texts)]
+            )
+        return [groups[i] for i in range(len(prompts))]
     with fixed_weights(model):
         for chunk in _chunks(encoded, max(1, rows_per_batch // group_size)):
             keys = [stream_key(seed, policy_step, prompts[i].id) for i in chunk]
@@ -79,12 +106,14 @@ def sample_groups(
                     for first, count in _spans(first_index, group_size, rows_per_batch)
                 ]
             for row, i in enumerate(chunk):
-                groups[i] = _group(
-                    prompts[i], encoded[i], [part.of(row) for part in parts], policy_step, sampling
-                )
-                if on_group is not None:
-                    on_group(groups[i])
+                complete(i, [part.of(row) for part in parts])
     return [groups[i] for i in range(len(prompts))]
+
+
+def in_turns(model: Any, device: torch.device) -> bool:
+    """Whether the rollout is drawn by `turns`: on an accelerator, where launches decide; a CPU gains more from computing
+    once what is alike."""
+    return device.type == "cuda" and covered(model)
 
 
 def encode(
@@ -172,6 +201,16 @@ def _drawing(model: Any) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def _outside(drawing: Iterator[Any], model: Any) -> Iterator[Any]:
+    """What it gives, each drawn as `_drawing` and without autocast, the caller left as it was in between."""
+    while True:
+        with _drawing(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
+            found = next(drawing, None)
+        if found is None:
+            return
+        yield found
 
 
 def _decode(

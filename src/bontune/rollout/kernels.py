@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false, reportIndexIssue=false
 """Triton kernels for a decoder's token step on a GPU, each the equal of a function in `plain.py`. The only file that
 imports Triton."""
 
@@ -149,7 +150,9 @@ def _attend(
     kind = out.dtype.element_ty
 
     at = row * ((HEADS + 2 * KV) * D)
-    q = _turned(qkv, at, (head * G + group)[:, None] * D, of_q, place, cos, sin, epsilon, inside, D, NORM).to(kind)
+    q = _turned(qkv, at, (head * G + group)[:, None] * D, of_q, place, cos, sin, epsilon, inside, D, NORM).to(
+        kind
+    )
     k = _turned(qkv, at, (HEADS + head) * D, of_k, place, cos, sin, epsilon, inside, D, NORM).to(kind)
     v = tl.load(qkv + at[:, None] + (HEADS + KV + head) * D + d[None, :], mask=inside, other=0.0)
     new = ((row * KV + head) * room + drawn - 1) * D
@@ -203,9 +206,7 @@ def attend(weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers,
     return attend_by(LAUNCH, weights, layer, qkv, buffers)
 
 
-def attend_by(
-    launch: Launch, weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers
-) -> Tensor:
+def attend_by(launch: Launch, weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers) -> Tensor:
     """`attend`, cut like this."""
     rows, index, tile = len(qkv), layer.layer.index, rows_per_tile(weights.groups)
     out = torch.empty(rows, weights.heads * weights.size, dtype=qkv.dtype, device=qkv.device)
@@ -228,7 +229,10 @@ def attend_by(
 def _masses(logits, top, mass, words, temperature, BLOCK: tl.constexpr):
     row, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     along = block * BLOCK + tl.arange(0, BLOCK)
-    x = tl.load(logits + row * words + along, mask=along < words, other=float("-inf")).to(tl.float32) / temperature
+    x = (
+        tl.load(logits + row * words + along, mask=along < words, other=float("-inf")).to(tl.float32)
+        / temperature
+    )
     highest = tl.max(x, 0)
     share = tl.where(x == float("-inf"), 0.0, tl.exp(x - highest))
     at = row * tl.num_programs(1) + block
@@ -238,7 +242,7 @@ def _masses(logits, top, mass, words, temperature, BLOCK: tl.constexpr):
 
 @triton.jit
 def _first(cumulative, share, target, COUNT: tl.constexpr):
-    """The first place whose cumulative mass is above the target and that has a mass of its own; else the last that has."""
+    """The first place whose cumulative mass is above the target and that has a mass of its own; else the last such."""
     along = tl.arange(0, COUNT)
     found = tl.min(tl.where((cumulative > target) & (share > 0), along, COUNT), 0)
     last = tl.max(tl.where(share > 0, along, 0), 0)
@@ -277,7 +281,10 @@ def _pick(
 
     along = tl.arange(0, BLOCK)
     place = block * BLOCK + along
-    x = tl.load(logits + row * words + place, mask=place < words, other=float("-inf")).to(tl.float32) / temperature
+    x = (
+        tl.load(logits + row * words + place, mask=place < words, other=float("-inf")).to(tl.float32)
+        / temperature
+    )
     share = tl.where(x == float("-inf"), 0.0, tl.exp(x - highest))
     within = _first(tl.cumsum(share, 0), share, target.to(tl.float32), BLOCK)
     score = tl.sum(tl.where(along == within, x, 0.0), 0) - highest

@@ -1,4 +1,4 @@
-"""The parts of a decoder's token step that are no matrix product, in PyTorch: what the kernels of `kernels.py` compute."""
+"""The parts of a decoder's token step that are no matrix product, in PyTorch; `kernels.py` computes the same."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def attend(weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers,
     shares = scores.softmax(-1).to(v.dtype)
     of_prompt, of_own = shares.split((to_prompt.shape[1], bound), -1)
     seen = _by_tiles(of_prompt.flatten(1, 2), buffers.prompt_values[index, theirs], weights)
-    return (seen + torch.matmul(of_own, values)).view(rows, -1)
+    return (seen + torch.matmul(of_own, values)).reshape(rows, -1)
 
 
 def _own(q: Tensor, keys: Tensor, weights: Weights) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -15,24 +16,84 @@ from bontune.rollout.captured import (
     PROMPTS_AT_ONCE,
     Plan,
     Stepper,
+    copied_bytes,
+    free_bytes,
+    in_units,
     make_buffers,
     operations,
+    planned,
+    predicted,
     prefill,
+    shape_of,
 )
 from bontune.rollout.plain import rows_per_tile
-from bontune.rollout.weights import Weights
+from bontune.rollout.weights import Weights, weights_of
 
+_LOG = logging.getLogger(__name__)
 _FREE = -1  # in the place of a response or prompt that is not there
 
 
 class Drawn(NamedTuple):
-    """The responses of one prompt: tokens int64 and log_probs float32 [M, T], 0 after a response's end; lengths int64 [M];
-    finished bool [M]."""
+    """The responses of one prompt: tokens int64 and log_probs float32 [M, T], 0 after a response's end; lengths
+    int64 [M]; finished bool [M]."""
 
     tokens: Tensor
     log_probs: Tensor
     lengths: Tensor
     finished: Tensor
+
+
+def sampling_dtype(model: Any) -> torch.dtype:
+    """The precision of the products of a rollout: that of autocast where it is on, else the model's own."""
+    weight = model.get_output_embeddings().weight
+    kind = weight.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def plan_of(
+    model: Any,
+    dtype: torch.dtype,
+    prompts: Sequence[tuple[int, ...]],
+    group_size: int,
+    sampling: Sampling,
+    rows: int,
+) -> Plan:
+    """What a rollout of these prompts will hold at once, at most `rows` responses, as far as the free memory goes."""
+    return planned(
+        shape_of(model, dtype),
+        prompts=len(prompts),
+        longest=max(map(len, prompts)),
+        group_size=group_size,
+        most=sampling.max_new_tokens,
+        rows=rows,
+        copies=copied_bytes(model, dtype),
+        free=free_bytes(next(model.parameters()).device),
+    )
+
+
+def draw_in_turns(
+    model: Any,
+    dtype: torch.dtype,
+    prompts: Sequence[tuple[int, ...]],
+    streams: Tensor,
+    sampling: Sampling,
+    ends: frozenset[int],
+    tokenizer: Any,
+    *,
+    rows: int,
+    capture: bool,
+) -> Iterator[tuple[int, Drawn]]:
+    """(prompt, its responses), in the order in which they are complete, of a model that `weights.covered` names.
+
+    streams: int64 [P, M], keys of the random streams.  rows: responses decoded at once, at most.
+    capture: whether steps are captured, on a GPU.  The memory this takes is logged before it is taken.
+    The model is to be in evaluation mode, without gradients and autocast, whenever the next one is asked for.
+    """
+    plan = plan_of(model, dtype, prompts, streams.shape[1], sampling, rows)
+    memory = predicted(shape_of(model, dtype), plan, copied_bytes(model, dtype))
+    _LOG.info("rollout: %d rows at once, %s beside the model", plan.rows, in_units(memory.total))
+    weights = weights_of(model, dtype)
+    yield from Turns(weights, plan, prompts, streams, sampling, ends, tokenizer, capture=capture)
 
 
 class Turns:
@@ -158,9 +219,7 @@ class Turns:
         """Of similar length, as they wait in that order."""
         chunk: list[int] = []
         for p in prompts:
-            if chunk and (
-                (len(chunk) + 1) * len(self.prompts[p]) > PREFILL or len(chunk) == PROMPTS_AT_ONCE
-            ):
+            if chunk and ((len(chunk) + 1) * len(self.prompts[p]) > PREFILL or len(chunk) == PROMPTS_AT_ONCE):
                 yield chunk
                 chunk = []
             chunk.append(p)
@@ -227,9 +286,7 @@ class Turns:
         lengths = self.lengths[rows]
         longest = int(lengths.max())
         inside = torch.arange(longest) < lengths.unsqueeze(-1)
-        tokens, log_probs = (
-            torch.where(inside, x[rows, :longest], 0) for x in (self.tokens, self.log_probs)
-        )
+        tokens, log_probs = (torch.where(inside, x[rows, :longest], 0) for x in (self.tokens, self.log_probs))
         return Drawn(tokens, log_probs, lengths.clone(), self.finished[rows].clone())
 
     # Places.
@@ -261,7 +318,7 @@ class Turns:
         tiles = -(-counts // self.tile)
         used = int(tiles.sum()) * self.tile
         if not len(open_) or not (
-            self.waiting and used < self.plan.rows or self._level(used) < self._level(self.used)
+            (self.waiting and used < self.plan.rows) or self._level(used) < self._level(self.used)
         ):
             return
         first = (tiles.cumsum(0) - tiles) * self.tile
