@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -312,8 +313,21 @@ class Stepper:
             step(self.weights, self.ops, self.buffers, rows, bound, self.sampling)
 
     def _captured(self, rows: int, bound: int) -> torch.cuda.CUDAGraph:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
-            step(self.weights, self.ops, self.buffers, rows, bound, self.sampling)
+        graph, stream = torch.cuda.CUDAGraph(), _capturing(self.buffers.token.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        # Not `torch.cuda.graph`, which collects garbage and gives cached memory back each time.
+        with torch.cuda.stream(stream):
+            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+            try:
+                step(self.weights, self.ops, self.buffers, rows, bound, self.sampling)
+            finally:
+                graph.capture_end()
+        torch.cuda.current_stream().wait_stream(stream)
         self.pool = self.pool or graph.pool()
         return graph
+
+
+@cache
+def _capturing(device: torch.device) -> torch.cuda.Stream:
+    """The one stream that steps are captured on: PyTorch keeps working memory for each stream there was."""
+    return torch.cuda.Stream(device)
