@@ -25,8 +25,8 @@ import transformers as hf
 from torch import Tensor
 
 from bontune.records import Sampling
-from bontune.rollout import captured
-from bontune.rollout.captured import Stepper
+from bontune.rollout import memory as held
+from bontune.rollout.step import Stepper
 from bontune.rollout.turns import Drawn, Turns, draw_in_turns, plan_of
 from bontune.rollout.weights import weights_of
 from bontune.sampling import response_keys, token_log_probs
@@ -252,8 +252,8 @@ def speed(name: str) -> dict[str, Any]:
     found["first_call_s"], _ = timed(lambda: draw(model, given, group, short, capture=True))
     clean()
     plan = plan_of(model, torch.bfloat16, given, group, sampling, 4096)
-    memory = captured.predicted(
-        captured.shape_of(model, torch.bfloat16), plan, captured.copied_bytes(model, torch.bfloat16)
+    memory = held.predicted(
+        held.shape_of(model, torch.bfloat16), plan, held.copied_bytes(model, torch.bfloat16)
     )
     before = torch.cuda.memory_allocated() if CARD else 0
     with Timed() as captures:
@@ -319,7 +319,7 @@ def before(name: str) -> dict[str, Any]:
 
     asked = [Prompt(id=str(i), text=str(i)) for i in range(prompts)]
     usual = rollout.in_turns
-    rollout.in_turns = lambda model, device: False
+    rollout.in_turns = lambda device: False
     try:
         call = lambda: rollout.sample_groups(model, Ids(), asked, group_size=group, sampling=some, seed=0)  # noqa: E731
         call()

@@ -1,9 +1,11 @@
 """The Triton kernels of a token step against their equals in PyTorch: on a GPU where there is one, else interpreted."""
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from models import tiny_model
 from torch import Tensor
 
 from bontune.records import Sampling
-from bontune.rollout import captured, plain
+from bontune.rollout import memory, plain, step
 from bontune.rollout.plain import Buffers
 from bontune.rollout.weights import Weights, weights_of
 from bontune.sampling import response_keys
@@ -28,13 +30,20 @@ from bontune.rollout import kernels  # noqa: E402
 
 DEVICE = "cuda" if CARD else "cpu"
 LOW = torch.bfloat16 if CARD else torch.float16  # the interpreter's products know no bfloat16
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen3": {},
     "mistral": {"sliding_window": 5},
+    "gemma2": {"sliding_window": 7, "attn_logit_softcapping": 1.5},
+    "gemma3": {"sliding_window": 7},
     "qwen2": {"num_attention_heads": 7, "num_key_value_heads": 1},
 }
-HEADS = {"hidden_size": 48, "head_dim": 16, "num_attention_heads": 6, "num_key_value_heads": 2}
+HEADS: dict[str, Any] = {
+    "hidden_size": 48,
+    "head_dim": 16,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -62,8 +71,8 @@ def random(*sizes: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
 
 def filled(weights: Weights, rows: int, dtype: torch.dtype, seed: int = 0) -> Buffers:
     """Rows of three prompts at different lengths, keys and values at random, NaN where nothing may be read."""
-    plan = captured.Plan(rows=rows, prompts=3, longest=37, most=41, turn=40)
-    buffers = captured.make_buffers(weights, plan)
+    plan = memory.Plan(rows=rows, prompts=3, longest=37, most=41, turn=40)
+    buffers = step.make_buffers(weights, plan)
     generator = torch.Generator().manual_seed(seed)
     buffers.sizes.copy_(torch.tensor([1, 37, 20]))
     tile = plain.rows_per_tile(weights.groups)
@@ -84,7 +93,8 @@ def filled(weights: Weights, rows: int, dtype: torch.dtype, seed: int = 0) -> Bu
 
 
 def copied(buffers: Buffers) -> Buffers:
-    return Buffers(**{name: getattr(buffers, name).clone() for name in Buffers.__dataclass_fields__})
+    tensors = {name: getattr(buffers, name) for name in Buffers.__dataclass_fields__}
+    return replace(buffers, **{n: x.clone() for n, x in tensors.items() if isinstance(x, Tensor)})
 
 
 def close(one: Tensor, other: Tensor, dtype: torch.dtype) -> bool:
@@ -140,10 +150,11 @@ def test_norm(residual: torch.dtype, dtype: torch.dtype) -> None:
         assert close(ours, theirs, dtype)
 
 
+@pytest.mark.parametrize("kind", ["silu", "gelu"])
 @pytest.mark.parametrize("width", [48, 3000])
-def test_gate(width: int) -> None:
+def test_gate(width: int, kind: str) -> None:
     both = random(3, 2 * width)
-    assert close(kernels.gate(both), plain.gate(both), torch.float32)
+    assert close(kernels.gate(both, kind), plain.gate(both, kind), torch.float32)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +180,8 @@ def test_sampling_follows_the_distribution() -> None:
     """Shares of many draws from one row, within six standard errors; what has no mass is never drawn."""
     rows, words = 400, 5000
     weights = weights_of(tiny_model(words=words - 3, **HEADS).to(DEVICE), torch.float32)
-    plan = captured.Plan(rows=rows, prompts=1, longest=1, most=20, turn=19)
-    buffers = captured.make_buffers(weights, plan)
+    plan = memory.Plan(rows=rows, prompts=1, longest=1, most=20, turn=19)
+    buffers = step.make_buffers(weights, plan)
     buffers.key.copy_(response_keys(3, 0, rows))
     logits = torch.full((1, words), -torch.inf, device=DEVICE)
     few = torch.tensor([0, 4095, 4096, words - 1], device=DEVICE)

@@ -10,7 +10,7 @@ on how the work is split; only rounding in the last digit of the logits does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,10 @@ from bontune.model_inputs import cache_argument, left_padded, positions
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
 from bontune.rollout.decoding import Decoding, prompt_keys
-from bontune.rollout.products import fixed_weights
+from bontune.rollout.products import fixed_weights, laid_out
+from bontune.rollout.step import packed_logits
 from bontune.rollout.turns import draw_in_turns, sampling_dtype
-from bontune.rollout.weights import covered
+from bontune.rollout.weights import Weights, covered, weights_of
 from bontune.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
 _LEAVE_SHARE = 0.05  # ended rows leave the cache once they are this share of it: copying costs too
@@ -77,11 +78,14 @@ def sample_groups(
         if on_group is not None:
             on_group(groups[i])
 
-    if prompts and in_turns(model, device):
+    if not prompts:
+        return []
+    dtype = sampling_dtype(model) if covered(model) else None
+    if dtype is not None and in_turns(device):
         keys = [response_keys(stream_key(seed, policy_step, p.id), first_index, group_size) for p in prompts]
         drawing = draw_in_turns(
             model,
-            sampling_dtype(model),
+            dtype,
             encoded,
             torch.stack(keys),
             sampling,
@@ -92,15 +96,15 @@ def sample_groups(
         )
         for i, drawn in _outside(drawing, model):
             texts = texts_of(tokenizer, drawn.tokens, drawn.lengths, sampling, ends)
-            complete(
-                i, [_Drawn(group_size, drawn.tokens, drawn.log_probs, drawn.lengths, drawn.finished, texts)]
-            )
+            part = _Drawn(group_size, drawn.tokens, drawn.log_probs, drawn.lengths, drawn.finished, texts)
+            complete(i, [part])
         return [groups[i] for i in range(len(prompts))]
-    with fixed_weights(model):
+    with nullcontext() if dtype is not None else fixed_weights(model):
+        weights = None if dtype is None else laid_out(weights_of(model, dtype))
         for chunk in _chunks(encoded, max(1, rows_per_batch // group_size)):
             keys = [stream_key(seed, policy_step, prompts[i].id) for i in chunk]
-            with _drawing(model):
-                start = _starter(model, [encoded[i] for i in chunk], device)
+            with _drawing(model, walked=weights is not None):
+                start = _starter(model, weights, [encoded[i] for i in chunk], device)
                 parts = [
                     _decode(start, tokenizer, keys, first, count, sampling, ends, device)
                     for first, count in _spans(first_index, group_size, rows_per_batch)
@@ -110,10 +114,10 @@ def sample_groups(
     return [groups[i] for i in range(len(prompts))]
 
 
-def in_turns(model: Any, device: torch.device) -> bool:
-    """Whether the rollout is drawn by `turns`: on an accelerator, where launches decide; a CPU gains more from computing
-    once what is alike."""
-    return device.type == "cuda" and covered(model)
+def in_turns(device: torch.device) -> bool:
+    """Whether `turns` draws: on an accelerator, where launches decide; a CPU gains more from computing once what is
+    alike."""
+    return device.type == "cuda"
 
 
 def encode(
@@ -191,22 +195,27 @@ def _spans(first: int, count: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def _drawing(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
+def _drawing(model: Any, *, walked: bool) -> Iterator[None]:
+    """Evaluation mode without gradients, and without autocast where the weights are those of `weights_of`; afterwards
+    every module is in the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), _without_autocast(model) if walked else nullcontext():
             yield
     finally:
         for module in training:
             module.training = True
 
 
+def _without_autocast(model: Any) -> Any:
+    return torch.autocast(next(model.parameters()).device.type, enabled=False)
+
+
 def _outside(drawing: Iterator[Any], model: Any) -> Iterator[Any]:
-    """What it gives, each drawn as `_drawing` and without autocast, the caller left as it was in between."""
+    """What it gives, each drawn as by `_drawing`, the caller left as it was in between."""
     while True:
-        with _drawing(model), torch.autocast(next(model.parameters()).device.type, enabled=False):
+        with _drawing(model, walked=True):
             found = next(drawing, None)
         if found is None:
             return
@@ -324,17 +333,17 @@ def _staying(open_: Tensor, left: int) -> Tensor:
 
 
 def _starter(
-    model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device
+    model: Any, weights: Weights | None, prompts: Sequence[tuple[int, ...]], device: torch.device
 ) -> Callable[[int, int], _Decoder | _SharedDecoder]:
     """What decodes so many responses of at most so many tokens, beginning with one row for each prompt; with shared
     attention all parts of a group use one prefill."""
-    if not supported(model):
+    if weights is None and not supported(model):
         tell_fallback(model)
         return lambda responses, most: _Decoder(model, prompts, device)
     layout = pack(prompts, device=device, keep=[])
-    out = forward(model, layout, layout.ends)
+    out = forward(model, layout, layout.ends) if weights is None else packed_logits(weights, layout)
     state = prompt_keys(layout)
-    return lambda responses, most: _SharedDecoder(model, state, out, responses, most)
+    return lambda responses, most: _SharedDecoder(model, weights, state, out, responses, most)
 
 
 class _SharedDecoder:
@@ -343,13 +352,15 @@ class _SharedDecoder:
     def __init__(
         self,
         model: Any,
+        weights: Weights | None,
         state: tuple[list[tuple[Tensor, Tensor]], Tensor],
         logits: Tensor,
         responses: int,
         most: int,
     ) -> None:
         self.model, self.logits = model, logits
-        self.decoding = Decoding(*state, torch.arange(len(logits), device=logits.device), most, responses)
+        owner = torch.arange(len(logits), device=logits.device)
+        self.decoding = Decoding(*state, owner, most, responses, weights)
         # A row costs little on an accelerator, and to see which are alike would make the host wait.
         self.shares = logits.device.type == "cpu"
 

@@ -71,22 +71,32 @@ def norm(x: Tensor, y: Tensor | None, weight: Tensor, epsilon: float, dtype: tor
 
 
 @triton.jit
-def _gate(both, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _tanh(x):
+    return 2 / (1 + tl.exp(-2 * x)) - 1
+
+
+@triton.jit
+def _gate(both, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, SILU: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     along = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = along < WIDTH
     first = tl.load(both + row * 2 * WIDTH + along, mask=inside, other=0.0).to(tl.float32)
     second = tl.load(both + row * 2 * WIDTH + WIDTH + along, mask=inside, other=0.0).to(tl.float32)
-    value = first / (1.0 + tl.exp(-first)) * second
-    tl.store(out + row * WIDTH + along, value.to(out.dtype.element_ty), mask=inside)
+    if SILU:
+        active = first / (1.0 + tl.exp(-first))
+    else:
+        active = 0.5 * first * (1 + _tanh(0.7978845608028654 * (first + 0.044715 * first * first * first)))
+    tl.store(out + row * WIDTH + along, (active * second).to(out.dtype.element_ty), mask=inside)
 
 
-def gate(gate_up: Tensor) -> Tensor:
+def gate(gate_up: Tensor, kind: str) -> Tensor:
     """`plain.gate`."""
     rows, width = len(gate_up), gate_up.shape[1] // 2
     out = torch.empty(rows, width, dtype=gate_up.dtype, device=gate_up.device)
     block = min(2048, triton.next_power_of_2(width))
-    _gate[(rows, triton.cdiv(width, block))](gate_up, out, WIDTH=width, BLOCK=block, num_warps=4)
+    _gate[(rows, triton.cdiv(width, block))](
+        gate_up, out, WIDTH=width, BLOCK=block, SILU=kind == "silu", num_warps=4
+    )
     return out
 
 
@@ -110,12 +120,20 @@ def _turned(x, at, first, weight, angle, cos, sin, epsilon, inside, D: tl.conste
 
 
 @triton.jit
-def _seen(q, keys, values, at, visible, known, top, total, out, scale, D: tl.constexpr):
+def _capped(scores, CAP: tl.constexpr):
+    if CAP:
+        scores = CAP * _tanh(scores / CAP)
+    return scores
+
+
+@triton.jit
+def _seen(q, keys, values, at, visible, known, top, total, out, scale, D: tl.constexpr, CAP: tl.constexpr):
     """The running softmax (top, total, out) after these keys, which begin at `at` [n]; `visible` [queries, n]."""
     d = tl.arange(0, D)
     k = tl.load(keys + at[None, :] + d[:, None], mask=known[None, :], other=0.0)
     v = tl.load(values + at[:, None] + d[None, :], mask=known[:, None], other=0.0)
-    scores = tl.where(visible, tl.dot(q, k, input_precision="ieee") * scale, float("-inf"))
+    scores = _capped(tl.dot(q, k, input_precision="ieee") * scale, CAP) * _LOG2E
+    scores = tl.where(visible, scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, 1))
     shares = tl.exp2(scores - higher[:, None])
     keep = tl.exp2(top - higher)
@@ -129,7 +147,7 @@ def _attend(
     qkv, prompt_keys, prompt_values, own_keys, own_values, cos, sin, owner, sizes, length, of_q, of_k, out,
     longest, room, scale, epsilon,
     HEADS: tl.constexpr, KV: tl.constexpr, D: tl.constexpr, TILE: tl.constexpr, QUERIES: tl.constexpr,
-    KEYS: tl.constexpr, NORM: tl.constexpr, WINDOW: tl.constexpr,
+    KEYS: tl.constexpr, NORM: tl.constexpr, WINDOW: tl.constexpr, CAP: tl.constexpr,
 ):  # fmt: skip
     """One program: the rows of a tile, one head of keys, and its queries."""
     G: tl.constexpr = HEADS // KV
@@ -160,8 +178,7 @@ def _attend(
     tl.store(own_keys + new[:, None] + d[None, :], k, mask=once)
     tl.store(own_values + new[:, None] + d[None, :], v, mask=once)
 
-    scale *= _LOG2E
-    top = tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale
+    top = _capped(tl.sum(q.to(tl.float32) * k.to(tl.float32), 1) * scale, CAP) * _LOG2E
     total = tl.full((QUERIES,), 1.0, tl.float32)
     seen = v.to(tl.float32)
 
@@ -177,7 +194,7 @@ def _attend(
         if WINDOW:
             visible = visible & (place[:, None] - key[None, :] < WINDOW)
         top, total, seen = _seen(
-            q, prompt_keys, prompt_values, base + key * D, visible, known, top, total, seen, scale, D
+            q, prompt_keys, prompt_values, base + key * D, visible, known, top, total, seen, scale, D, CAP
         )
 
     theirs = along // EACH
@@ -194,7 +211,7 @@ def _attend(
         if WINDOW:
             visible = visible & (drawn[:, None] - 1 - key[None, :] < WINDOW)
         top, total, seen = _seen(
-            q, own_keys, own_values, begins + key * D, visible, known, top, total, seen, scale, D
+            q, own_keys, own_values, begins + key * D, visible, known, top, total, seen, scale, D, CAP
         )
 
     to = out + row[:, None] * (HEADS * D) + (head * G + group)[:, None] * D + d[None, :]
@@ -213,10 +230,10 @@ def attend_by(launch: Launch, weights: Weights, layer: LayerWeights, qkv: Tensor
     of_q, of_k = layer.norms or (out, out)
     _attend[(rows // tile, weights.kv_heads)](
         qkv, buffers.prompt_keys[index], buffers.prompt_values[index], buffers.own_keys[index], buffers.own_values[index],
-        buffers.cos, buffers.sin, buffers.owner, buffers.sizes, buffers.length, of_q, of_k, out,
+        *buffers.angles[layer.angles], buffers.owner, buffers.sizes, buffers.length, of_q, of_k, out,
         buffers.prompt_keys.shape[3], buffers.own_keys.shape[3], layer.layer.scale, weights.epsilon,
         HEADS=weights.heads, KV=weights.kv_heads, D=weights.size, TILE=tile, QUERIES=TILE_QUERIES,
-        KEYS=launch.keys, NORM=layer.norms is not None, WINDOW=layer.layer.window or 0,
+        KEYS=launch.keys, NORM=layer.norms is not None, WINDOW=layer.layer.window or 0, CAP=layer.layer.softcap or 0.0,
         num_warps=launch.warps, num_stages=launch.stages,
     )  # fmt: skip
     return out

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bontune.attention import wide
 from bontune.records import Sampling
 from bontune.rollout.weights import LayerWeights, Weights
 from bontune.sampling import draw, log_probs_of_sampling, shifted, uniforms
@@ -31,7 +30,7 @@ class Buffers:
     key: int64 [B], of the stream of random numbers.  sizes: int64 [P], tokens of each prompt.
     prompt_keys, prompt_values: [layers, P, heads, L, D].  own_keys, own_values: [layers, B, heads, T, D], of all tokens
     drawn but the last.  tokens: int64 [B, T + 1], log_probs: float32 [B, T + 1], what was drawn.
-    cos, sin: float32 [L + T + 1, D], see `Weights.angles`.  logits: [B, V].
+    angles: of positions 0 .. L + T, see `Weights.angles`.
     """
 
     token: Tensor
@@ -45,9 +44,7 @@ class Buffers:
     own_values: Tensor
     tokens: Tensor
     log_probs: Tensor
-    cos: Tensor
-    sin: Tensor
-    logits: Tensor
+    angles: tuple[tuple[Tensor, Tensor], ...]
     along: Tensor  # int64 [B]: 0, 1, ...
 
 
@@ -55,30 +52,31 @@ def norm(x: Tensor, y: Tensor | None, weight: Tensor, epsilon: float, dtype: tor
     """x [B, W] += y, in place; then its RMS norm in this precision."""
     if y is not None:
         x.add_(y)
-    return functional.rms_norm(wide(x), weight.shape, wide(weight), epsilon).to(dtype)
+    return functional.rms_norm(x.float(), weight.shape, weight.float(), epsilon).to(dtype)
 
 
-def gate(gate_up: Tensor) -> Tensor:
-    """[B, I] = silu(first half) * second half of [B, 2 I]."""
-    first, second = wide(gate_up).chunk(2, -1)
-    return (functional.silu(first) * second).to(gate_up.dtype)
-
-
-def turned(x: Tensor, weight: Tensor | None, epsilon: float, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [n, heads, D], normed where there is a weight, with the angles [n, D] of its positions applied; wide."""
-    x = wide(x)
-    if weight is not None:
-        x = functional.rms_norm(x, weight.shape, wide(weight), epsilon)
-    return x * cos.unsqueeze(1) + x.roll(x.shape[-1] // 2, -1) * sin.unsqueeze(1)
+def gate(gate_up: Tensor, kind: str) -> Tensor:
+    """[B, I]: the activation of the first half, times the second half of [B, 2 I]."""
+    first, second = gate_up.float().chunk(2, -1)
+    active = functional.silu(first) if kind == "silu" else functional.gelu(first, approximate="tanh")
+    return active.mul_(second).to(gate_up.dtype)
 
 
 def split(weights: Weights, layer: LayerWeights, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-    """Queries [n, H, D], keys and values [n, heads, D] of the product [n, (H + 2 heads) D], angles applied."""
-    heads, kv = weights.heads, weights.kv_heads
-    q, k, v = qkv.view(len(qkv), -1, weights.size).split((heads, kv, kv), 1)
-    of_q, of_k = layer.norms or (None, None)
-    q = turned(q, of_q, weights.epsilon, cos, sin).to(v.dtype)
-    return q, turned(k, of_k, weights.epsilon, cos, sin).to(v.dtype), v
+    """Queries [n, H, D], keys and values [n, heads, D] of the product [n, (H + 2 heads) D], with the angles of their
+    positions, cos and sin [n, D], applied."""
+    heads, kv, size = weights.heads, weights.kv_heads, weights.size
+    x = qkv.view(len(qkv), -1, size)
+    asked, values = x[:, : heads + kv], x[:, heads + kv :]
+    if layer.norms is not None:
+        parts = zip(asked.split((heads, kv), 1), layer.norms, strict=True)
+        asked = torch.cat(
+            [norm(part, None, weight, weights.epsilon, part.dtype) for part, weight in parts], 1
+        )
+    asked = asked.float()
+    turned = torch.addcmul(asked * cos.unsqueeze(1), asked.roll(size // 2, -1), sin.unsqueeze(1))
+    queries, keys = turned.to(qkv.dtype).split((heads, kv), 1)
+    return queries, keys, values
 
 
 def attend(weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers, bound: int) -> Tensor:
@@ -88,7 +86,8 @@ def attend(weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers,
     owner, own = buffers.owner[:rows], buffers.length[:rows] - 1
     sizes = buffers.sizes[owner]
     place = sizes + own
-    q, k, v = split(weights, layer, qkv, buffers.cos[place], buffers.sin[place])
+    cos, sin = buffers.angles[layer.angles]
+    q, k, v = split(weights, layer, qkv, cos[place], sin[place])
     keys, values = buffers.own_keys[index, :rows], buffers.own_values[index, :rows]
     keys[buffers.along[:rows], :, own], values[buffers.along[:rows], :, own] = k, v
     keys, values = keys[:, :, :bound], values[:, :, :bound]
@@ -104,7 +103,10 @@ def attend(weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers,
         (_by_tiles(q, buffers.prompt_keys[index, theirs].transpose(-1, -2), weights), _own(q, keys, weights)),
         -1,
     )
-    scores = wide(scores).mul_(layer.layer.scale).masked_fill_(hidden[:, None, None], -torch.inf)
+    scores = scores.float().mul_(layer.layer.scale)
+    if layer.layer.softcap is not None:
+        scores = scores.div_(layer.layer.softcap).tanh_().mul_(layer.layer.softcap)
+    scores = scores.masked_fill_(hidden[:, None, None], -torch.inf)
     shares = scores.softmax(-1).to(v.dtype)
     of_prompt, of_own = shares.split((to_prompt.shape[1], bound), -1)
     seen = _by_tiles(of_prompt.flatten(1, 2), buffers.prompt_values[index, theirs], weights)
@@ -113,7 +115,7 @@ def attend(weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers,
 
 def _own(q: Tensor, keys: Tensor, weights: Weights) -> Tensor:
     """[B, heads, G, T] of q [B, H, D] and keys [B, heads, T, D]."""
-    grouped = q.view(len(q), weights.kv_heads, -1, q.shape[-1])
+    grouped = q.reshape(len(q), weights.kv_heads, -1, q.shape[-1])
     return torch.matmul(grouped, keys.transpose(-1, -2))
 
 
@@ -121,7 +123,7 @@ def _by_tiles(x: Tensor, other: Tensor, weights: Weights) -> Tensor:
     """[B, heads, G, n] of x [B, H, m] and other [B / tile, heads, m, n], the same for all rows of a tile."""
     rows, _, inner = x.shape
     heads, tiles = weights.kv_heads, len(other)
-    x = x.view(tiles, rows // tiles, heads, -1, inner).transpose(1, 2)
+    x = x.reshape(tiles, rows // tiles, heads, -1, inner).transpose(1, 2)
     out = torch.matmul(x.reshape(tiles, heads, -1, inner), other)
     out = out.view(tiles, heads, rows // tiles, -1, out.shape[-1])
     return out.transpose(1, 2).reshape(rows, heads, -1, out.shape[-1])

@@ -11,22 +11,19 @@ import torch
 from torch import Tensor
 
 from bontune.records import Sampling
-from bontune.rollout.captured import (
+from bontune.rollout.memory import (
     PREFILL,
     PROMPTS_AT_ONCE,
     Plan,
-    Stepper,
     copied_bytes,
     free_bytes,
     in_units,
-    make_buffers,
-    operations,
     planned,
     predicted,
-    prefill,
     shape_of,
 )
 from bontune.rollout.plain import rows_per_tile
+from bontune.rollout.step import Stepper, make_buffers, operations, prefill
 from bontune.rollout.weights import Weights, weights_of
 
 _LOG = logging.getLogger(__name__)
@@ -123,7 +120,7 @@ class Turns:
         self.device = weights.embed.device
         self.tile = rows_per_tile(weights.groups)
         self.count = streams.shape[1]
-        self.is_end = torch.zeros(len(weights.head.weight), dtype=torch.bool)
+        self.is_end = torch.zeros(weights.words, dtype=torch.bool)
         self.is_end[[token for token in ends if token < len(self.is_end)]] = True
 
         most, responses = sampling.max_new_tokens, len(prompts) * self.count
