@@ -121,7 +121,7 @@ def _turned(x, at, first, weight, angle, cos, sin, epsilon, inside, D: tl.conste
 
 @triton.jit
 def _capped(scores, CAP: tl.constexpr):
-    if CAP:
+    if CAP != 0:
         scores = CAP * _tanh(scores / CAP)
     return scores
 
