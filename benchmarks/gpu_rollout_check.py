@@ -386,7 +386,10 @@ def table(name: str, steps: int = 8) -> dict[str, Any]:
     return found
 
 
-LAUNCHES = ((64, 4, 3), (64, 2, 3), (32, 2, 4), (32, 1, 4), (64, 1, 2), (128, 4, 2), (128, 4, 3), (32, 4, 4))
+LAUNCHES = (
+    (64, 4, 3), (64, 2, 3), (32, 2, 4), (32, 1, 4), (64, 4, 3, 2), (64, 2, 3, 2), (64, 4, 3, 1), (32, 1, 4, 1),
+    (64, 1, 2), (128, 4, 2), (32, 4, 4),
+)  # fmt: skip
 
 
 @torch.inference_mode()
@@ -415,7 +418,7 @@ def cuts(name: str, budget: float = 20.0) -> dict[str, Any]:
             all_layers()
         graph.replay()
         took = min(timed(graph.replay)[0] for _ in range(5))
-        found[f"keys {cut[0]} warps {cut[1]} stages {cut[2]}"] = 1e6 * took / len(weights.layers)
+        found[", ".join(f"{n} {x}" for n, x in launch._asdict().items())] = 1e6 * took / len(weights.layers)
     read = rows * half * 2 * weights.kv_heads * weights.size * 2
     found["floor_at_3.0_TB_per_s"] = read / 3.0e12 * 1e6
     return found

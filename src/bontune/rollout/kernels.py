@@ -24,11 +24,12 @@ _LOG2E = tl.constexpr(1.4426950408889634)
 
 
 class Launch(NamedTuple):
-    """How the attention kernel is cut: keys a turn, warps of a program, turns whose keys are read ahead."""
+    """How the attention kernel is cut: keys a turn, warps of a program, turns whose keys are read ahead, rows at most."""
 
     keys: int = 64
     warps: int = 4
     stages: int = 3
+    rows: int = 16
 
 
 LAUNCH = Launch()
@@ -225,7 +226,7 @@ def attend(weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers,
 
 def attend_by(launch: Launch, weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers) -> Tensor:
     """`attend`, cut like this."""
-    rows, index, tile = len(qkv), layer.layer.index, rows_per_tile(weights.groups)
+    rows, index, tile = len(qkv), layer.layer.index, min(launch.rows, rows_per_tile(weights.groups))
     out = torch.empty(rows, weights.heads * weights.size, dtype=qkv.dtype, device=qkv.device)
     of_q, of_k = layer.norms or (out, out)
     _attend[(rows // tile, weights.kv_heads)](
