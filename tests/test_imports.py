@@ -35,7 +35,7 @@ JOINERS = {
 }  # fmt: skip
 ASSETS = {"assets"}  # holds no code
 
-OPTIONAL = ("trl", "verl", "vllm", "ray", "peft", "datasets", "openai", "starlette", "uvicorn")
+OPTIONAL = ("trl", "verl", "vllm", "ray", "peft", "datasets", "openai", "starlette", "uvicorn", "triton")
 
 
 def modules_of(stage: str, package: Path = PACKAGE) -> list[Path]:

@@ -71,11 +71,11 @@ def random(*sizes: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Te
 
 def filled(weights: Weights, rows: int, dtype: torch.dtype, seed: int = 0) -> Buffers:
     """Rows of three prompts at different lengths, keys and values at random, NaN where nothing may be read."""
-    plan = memory.Plan(rows=rows, prompts=3, longest=37, most=41, turn=40)
+    tile = plain.rows_per_tile(weights.groups, rows)
+    plan = memory.Plan(tile=tile, rows=rows, prompts=3, longest=37, most=41, turn=40)
     buffers = step.make_buffers(weights, plan)
     generator = torch.Generator().manual_seed(seed)
     buffers.sizes.copy_(torch.tensor([1, 37, 20]))
-    tile = plain.rows_per_tile(weights.groups)
     buffers.owner.copy_(torch.randint(3, (rows // tile,), generator=generator).repeat_interleave(tile))
     buffers.length.copy_(torch.randint(1, 41, (rows,), generator=generator))
     buffers.key.copy_(response_keys(7, 0, rows))
@@ -180,7 +180,7 @@ def test_sampling_follows_the_distribution() -> None:
     """Shares of many draws from one row, within six standard errors; what has no mass is never drawn."""
     rows, words = 400, 5000
     weights = weights_of(tiny_model(words=words - 3, **HEADS).to(DEVICE), torch.float32)
-    plan = memory.Plan(rows=rows, prompts=1, longest=1, most=20, turn=19)
+    plan = memory.Plan(tile=4, rows=rows, prompts=1, longest=1, most=20, turn=19)
     buffers = step.make_buffers(weights, plan)
     buffers.key.copy_(response_keys(3, 0, rows))
     logits = torch.full((1, words), -torch.inf, device=DEVICE)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bontune.records import Sampling
-from bontune.rollout.plain import TILE_QUERIES, Buffers, rows_per_tile
+from bontune.rollout.plain import TILE_QUERIES, Buffers
 from bontune.rollout.weights import LayerWeights, Weights
 from bontune.sampling import truncated
 
@@ -226,7 +226,7 @@ def attend(weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers,
 
 def attend_by(launch: Launch, weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers) -> Tensor:
     """`attend`, cut like this."""
-    rows, index, tile = len(qkv), layer.layer.index, min(launch.rows, rows_per_tile(weights.groups))
+    rows, index, tile = len(qkv), layer.layer.index, min(launch.rows, buffers.tile)
     out = torch.empty(rows, weights.heads * weights.size, dtype=qkv.dtype, device=qkv.device)
     of_q, of_k = layer.norms or (out, out)
     _attend[(rows // tile, weights.kv_heads)](

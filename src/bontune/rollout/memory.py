@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from bontune.rollout.weights import inner_model
 PREFILL = 8192  # tokens of prompts computed at once
 PROMPTS_AT_ONCE = 256  # whose logits are held
 _TURN = 32  # tokens drawn between two looks at which rows have ended, at most
-_SPARE = 1.5  # prompts there is room for, as a multiple of those that fill the rows
+_SPARE = 0.25  # of the memory of responses: room for prompts beyond those that fill the rows at first
 _WORKSPACE = 2**26  # bytes that PyTorch's matrix products take for themselves
 _SHARE = 0.9  # of the free memory that may be taken
 
@@ -52,8 +52,12 @@ def shape_of(model: Any, dtype: torch.dtype) -> Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How many rows, prompts, tokens of a prompt and tokens of a response there is room for, and tokens in a turn."""
+    """How many rows, prompts, tokens of a prompt and tokens of a response there is room for, and tokens in a turn.
 
+    tile: rows next to each other that share a prompt.
+    """
+
+    tile: int
     rows: int
     prompts: int
     longest: int
@@ -132,14 +136,15 @@ def planned(
 
     Raises ValueError where not even one tile of rows fits.
     """
-    tile = rows_per_tile(shape.heads // shape.kv_heads)
+    tile = rows_per_tile(shape.heads // shape.kv_heads, group_size)
     tiles = -(-group_size // tile)  # of a prompt
     turns = -(-max(1, most - 1) // _TURN)
     turn = -(-max(1, most - 1) // turns)
 
     def plan(count: int) -> Plan:
-        resident = min(prompts, max(1, int(_SPARE * -(-count // tiles))))
-        return Plan(rows=count * tile, prompts=resident, longest=longest, most=most, turn=turn)
+        found = Plan(tile=tile, rows=count * tile, prompts=1, longest=longest, most=most, turn=turn)
+        resident = -(-count // tiles) + int(_SPARE * found.rows * found.room / longest)
+        return replace(found, prompts=min(prompts, count, resident))
 
     def fits(count: int) -> bool:
         return free is None or predicted(shape, plan(count), copies).total <= free

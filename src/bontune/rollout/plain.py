@@ -14,18 +14,23 @@ from bontune.sampling import draw, log_probs_of_sampling, shifted, uniforms
 
 TILE_QUERIES = 16  # queries that one program of the attention kernel takes, the least a matrix unit does
 _MOST_ROWS = 4
+_UNUSED = 0.125
 
 
-def rows_per_tile(groups: int) -> int:
-    """Rows next to each other that share a prompt, so that its keys are read once for them: a power of two."""
-    return min(_MOST_ROWS, 1 << (max(1, TILE_QUERIES // groups).bit_length() - 1))
+def rows_per_tile(groups: int, group_size: int) -> int:
+    """Rows next to each other that share a prompt, so that its keys are read once for them: a power of two, with few
+    rows that nobody uses. groups: queries for each key."""
+    tile = min(_MOST_ROWS, 1 << (max(1, TILE_QUERIES // groups).bit_length() - 1))
+    while tile > 1 and -(-group_size // tile) * tile > (1 + _UNUSED) * group_size:
+        tile //= 2
+    return tile
 
 
 @dataclass(frozen=True, slots=True)
 class Buffers:
     """All that a token step reads and writes, in the same places from one token to the next.
 
-    B rows, each a response in the making, and P prompts; rows come in tiles that share a prompt.
+    B rows, each a response in the making, and P prompts; every `tile` rows share a prompt.
     token: int64 [B], drawn last and not yet seen.  length: int64 [B], tokens drawn so far.  owner: int64 [B], the prompt.
     key: int64 [B], of the stream of random numbers.  sizes: int64 [P], tokens of each prompt.
     prompt_keys, prompt_values: [layers, P, heads, L, D].  own_keys, own_values: [layers, B, heads, T, D], of all tokens
@@ -45,6 +50,7 @@ class Buffers:
     tokens: Tensor
     log_probs: Tensor
     angles: tuple[tuple[Tensor, Tensor], ...]
+    tile: int
     along: Tensor  # int64 [B]: 0, 1, ...
 
 
@@ -97,8 +103,7 @@ def attend(weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers,
     hidden = torch.cat((along[: to_prompt.shape[1]] >= sizes.unsqueeze(-1), to_own < 0), -1)
     if window is not None:
         hidden |= torch.cat((to_prompt, to_own), -1) >= window
-    tile = rows_per_tile(weights.groups)
-    theirs = owner[::tile]
+    theirs = owner[:: buffers.tile]
     scores = torch.cat(
         (_by_tiles(q, buffers.prompt_keys[index, theirs].transpose(-1, -2), weights), _own(q, keys, weights)),
         -1,

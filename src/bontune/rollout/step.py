@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
@@ -141,6 +142,7 @@ def make_buffers(weights: Weights, plan: Plan) -> Buffers:
         tokens=empty(plan.rows, plan.room + 1, of=torch.int64),
         log_probs=empty(plan.rows, plan.room + 1, of=torch.float32),
         angles=weights.angles(plan.longest + plan.room + 1),
+        tile=plan.tile,
         along=torch.arange(plan.rows, device=device),
     )
 
@@ -168,11 +170,21 @@ class Stepper:
                 bound = min(room, drawn + count) if self.ops is plain else room
                 graph = self.graphs.get((rows, bound))
                 if graph is None and n > drawn:
-                    graph = self.graphs[rows, bound] = self._captured(rows, bound)
+                    graph = self._captured_or_not(rows, bound)
                 if graph is not None:
                     graph.replay()
                     continue
             step(self.weights, self.ops, self.buffers, rows, bound, self.sampling)
+
+    def _captured_or_not(self, rows: int, bound: int) -> torch.cuda.CUDAGraph | None:
+        try:
+            self.graphs[rows, bound] = self._captured(rows, bound)
+        except RuntimeError as fault:
+            self.capture = False
+            warnings.warn(
+                f"the token step cannot be captured and goes on as it is, slower: {fault}", stacklevel=2
+            )
+        return self.graphs.get((rows, bound))
 
     def _captured(self, rows: int, bound: int) -> torch.cuda.CUDAGraph:
         graph, stream = torch.cuda.CUDAGraph(), _capturing(self.buffers.token.device)

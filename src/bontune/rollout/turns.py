@@ -22,7 +22,6 @@ from bontune.rollout.memory import (
     predicted,
     shape_of,
 )
-from bontune.rollout.plain import rows_per_tile
 from bontune.rollout.step import Stepper, make_buffers, operations, prefill
 from bontune.rollout.weights import Weights, weights_of
 
@@ -118,7 +117,7 @@ class Turns:
         self.buffers = make_buffers(weights, plan)
         self.stepper = Stepper(weights, self.ops, self.buffers, sampling, capture)
         self.device = weights.embed.device
-        self.tile = rows_per_tile(weights.groups)
+        self.tile = plan.tile
         self.count = streams.shape[1]
         self.is_end = torch.zeros(weights.words, dtype=torch.bool)
         self.is_end[[token for token in ends if token < len(self.is_end)]] = True
@@ -142,20 +141,23 @@ class Turns:
         )
 
     def __iter__(self) -> Iterator[tuple[int, Drawn]]:
-        """(prompt, its responses), in the order in which they are complete."""
+        """(prompt, its responses), in the order in which they are complete, each while the next turn is drawn."""
+        complete: list[tuple[int, Drawn]] = []
         while True:
-            yield from self._admit()
+            complete += self._admit()
             open_ = (self.response != _FREE).nonzero().squeeze(-1)
-            if len(open_) == 0:
-                if not self.waiting:
-                    return
-                self.used = 0
-                continue
-            rows = self._level(self.used)
-            self._reset(rows)
-            self.stepper.advance(rows, self.plan.turn, int(self.drawn[open_].max()))
-            yield from self._read(open_, self.plan.turn)
-            self._pack()
+            if len(open_):
+                rows = self._level(self.used)
+                self._reset(rows)
+                self.stepper.advance(rows, self.plan.turn, int(self.drawn[open_].max()))
+            yield from complete
+            if len(open_):
+                complete = list(self._read(open_, self.plan.turn))
+                self._pack()
+            elif self.waiting:
+                complete, self.used = [], 0
+            else:
+                return
 
     # Coming.
 
@@ -314,9 +316,10 @@ class Turns:
         _, kind, counts = owner.unique_consecutive(return_inverse=True, return_counts=True)
         tiles = -(-counts // self.tile)
         used = int(tiles.sum()) * self.tile
-        if not len(open_) or not (
-            (self.waiting and used < self.plan.rows) or self._level(used) < self._level(self.used)
-        ):
+        if len(open_) == 0:
+            self.used = 0
+            return
+        if not ((self.waiting and used < self.plan.rows) or self._level(used) < self._level(self.used)):
             return
         first = (tiles.cumsum(0) - tiles) * self.tile
         to = first[kind] + torch.arange(len(open_)) - (counts.cumsum(0) - counts)[kind]
