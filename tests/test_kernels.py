@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -178,7 +180,7 @@ def test_sampling(words: int, more: dict[str, Any]) -> None:
 
 def test_sampling_follows_the_distribution() -> None:
     """Shares of many draws from one row, within six standard errors; what has no mass is never drawn."""
-    rows, words = 400, 5000
+    rows, words = 150, 5000
     weights = weights_of(tiny_model(words=words - 3, **HEADS).to(DEVICE), torch.float32)
     plan = memory.Plan(tile=4, rows=rows, prompts=1, longest=1, most=20, turn=19)
     buffers = step.make_buffers(weights, plan)
@@ -206,3 +208,41 @@ def test_logits_that_are_not_numbers_show_in_the_log_probability(bad: float) -> 
     kernels.sample(logits, slots, slots, buffers, Sampling())
     assert buffers.log_probs[slots, length].isfinite().tolist() == [True, False, False, True]
     assert bool(((buffers.token >= 0) & (buffers.token < 5000)).all())
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from bontune.rollout import kernels
+
+LOW, WIDE, WHOLE = "*bf16", "*fp32", "*i64"
+
+
+def compiled(kernel, kinds, sizes):
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in sizes else kinds.get(n, LOW) for n in names}
+    source = ASTSource(kernel, signature, constexprs={(names.index(n),): x for n, x in sizes.items()})
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+
+
+numbers = {"epsilon": "fp32", "scale": "fp32", "longest": "i32", "room": "i32", "words": "i32", "temperature": "fp32"}
+numbers |= dict.fromkeys(("owner", "sizes", "length", "source", "slots", "key", "token", "tokens"), WHOLE)
+numbers |= dict.fromkeys(("cos", "sin", "top", "mass", "log_probs"), WIDE)
+compiled(kernels._norm, {"x": WIDE} | numbers, {"WIDTH": 576, "BLOCK": 1024, "ADD": True})
+compiled(kernels._gate, numbers, {"WIDTH": 1536, "BLOCK": 2048, "SILU": False})
+shape = {"HEADS": 9, "KV": 3, "D": 64, "TILE": 4, "QUERIES": 16, "KEYS": 64}
+plain = compiled(kernels._attend, numbers, shape | {"NORM": False, "WINDOW": 0, "CAP": 0.0})
+assert "mma.sync" in plain
+compiled(kernels._attend, numbers, shape | {"NORM": True, "WINDOW": 512, "CAP": 50.0})
+compiled(kernels._masses, numbers, {"BLOCK": 4096})
+compiled(kernels._pick, numbers, {"COUNT": 38, "BLOCKS": 64, "BLOCK": 4096})
+"""
+
+
+@pytest.mark.slow
+def test_kernels_compile_for_a_card() -> None:
+    """What the interpreter takes, the compiler may not."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

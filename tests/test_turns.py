@@ -78,6 +78,68 @@ def test_the_same_responses_as_by_transformers_own_layers(family: str) -> None:
     assert_same(sample(model), ours)
 
 
+class Replayed:
+    """A captured step: the rows and bound it was captured with, whatever it is replayed for."""
+
+    def __init__(self, stepper: step.Stepper, rows: int, bound: int) -> None:
+        self.stepper, self.rows, self.bound, self.replays = stepper, rows, bound, 0
+
+    def replay(self) -> None:
+        of = self.stepper
+        step.step(of.weights, of.ops, of.buffers, self.rows, self.bound, of.sampling)
+        self.replays += 1
+
+
+@pytest.fixture
+def captures(monkeypatch: pytest.MonkeyPatch, in_turns: None) -> list[Replayed]:
+    """Steps that are captured, on a CPU."""
+    made: list[Replayed] = []
+    usual = step.Stepper.__init__
+
+    def init(self: step.Stepper, *arguments: Any) -> None:
+        usual(self, *arguments[:-1], True)
+
+    def captured(self: step.Stepper, rows: int, bound: int) -> Replayed:
+        made.append(Replayed(self, rows, bound))
+        return made[-1]
+
+    monkeypatch.setattr(step.Stepper, "__init__", init)
+    monkeypatch.setattr(step.Stepper, "_captured", captured)
+    return made
+
+
+@pytest.mark.parametrize("rows", [4096, 12])
+def test_captured_steps_draw_the_same(captures: list[Replayed], rows: int) -> None:
+    model = tiny_model("qwen3")
+    captured = sample(model, rows_per_batch=rows)
+    kinds = {(c.rows, c.bound) for c in captures}
+    assert len(kinds) == len(captures)
+    assert sum(c.replays for c in captures) > len(captures)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hf, "in_turns", lambda device: False)
+        assert_same(captured, sample(model, rows_per_batch=rows))
+
+
+def test_a_step_that_cannot_be_captured_goes_on_as_it_is(
+    captures: list[Replayed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: step.Stepper, rows: int, bound: int) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(step.Stepper, "_captured", fail)
+    with pytest.warns(UserWarning, match=r"cannot be captured.*not permitted"):
+        groups = sample(tiny_model())
+    monkeypatch.setattr(hf, "in_turns", lambda device: False)
+    assert_same(groups, sample(tiny_model()))
+
+
+def test_what_is_not_captured_is_said(in_turns: None) -> None:
+    model = tiny_model()
+    model.model.layers[0].register_forward_hook(lambda *_: None)
+    with pytest.warns(UserWarning, match="not captured"):
+        sample(model, PROMPTS[:1])
+
+
 def test_responses_do_not_depend_on_the_batch() -> None:
     model = tiny_model("qwen3")
     whole = by_turns(model, group_size=11)

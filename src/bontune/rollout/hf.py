@@ -9,6 +9,7 @@ on how the work is split; only rounding in the last digit of the logits does.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -70,48 +71,42 @@ def sample_groups(
             "the tokenizer and the model name no end token, so no response could end: set tokenizer.eos_token, "
             "model.generation_config.eos_token_id, or sampling stop strings"
         )
+    if not prompts:
+        return []
     device = next(model.parameters()).device
+    ask = _Request(
+        prompts=encoded,
+        streams=[stream_key(seed, policy_step, prompt.id) for prompt in prompts],
+        first=first_index,
+        count=group_size,
+        rows=rows_per_batch,
+        sampling=sampling,
+        ends=ends,
+        tokenizer=tokenizer,
+        device=device,
+    )
+    draw_all = _by_turns if covered(model) and in_turns(device) else _by_chunks
     groups: dict[int, Group] = {}
-
-    def complete(i: int, parts: list[_Drawn]) -> None:
+    for i, parts in draw_all(model, ask):
         groups[i] = _group(prompts[i], encoded[i], parts, policy_step, sampling)
         if on_group is not None:
             on_group(groups[i])
-
-    if not prompts:
-        return []
-    dtype = sampling_dtype(model) if covered(model) else None
-    if dtype is not None and in_turns(device):
-        keys = [response_keys(stream_key(seed, policy_step, p.id), first_index, group_size) for p in prompts]
-        drawing = draw_in_turns(
-            model,
-            dtype,
-            encoded,
-            torch.stack(keys),
-            sampling,
-            ends,
-            tokenizer,
-            rows=rows_per_batch,
-            capture=device.type == "cuda",
-        )
-        for i, drawn in _outside(drawing, model):
-            texts = texts_of(tokenizer, drawn.tokens, drawn.lengths, sampling, ends)
-            part = _Drawn(group_size, drawn.tokens, drawn.log_probs, drawn.lengths, drawn.finished, texts)
-            complete(i, [part])
-        return [groups[i] for i in range(len(prompts))]
-    with nullcontext() if dtype is not None else fixed_weights(model):
-        weights = None if dtype is None else laid_out(weights_of(model, dtype))
-        for chunk in _chunks(encoded, max(1, rows_per_batch // group_size)):
-            keys = [stream_key(seed, policy_step, prompts[i].id) for i in chunk]
-            with _drawing(model, walked=weights is not None):
-                start = _starter(model, weights, [encoded[i] for i in chunk], device)
-                parts = [
-                    _decode(start, tokenizer, keys, first, count, sampling, ends, device)
-                    for first, count in _spans(first_index, group_size, rows_per_batch)
-                ]
-            for row, i in enumerate(chunk):
-                complete(i, [part.of(row) for part in parts])
     return [groups[i] for i in range(len(prompts))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """Responses first, first + 1, ... of prompts, `count` each, at most `rows` at once. streams: a key of each prompt."""
+
+    prompts: list[tuple[int, ...]]
+    streams: list[int]
+    first: int
+    count: int
+    rows: int
+    sampling: Sampling
+    ends: frozenset[int]
+    tokenizer: Any
+    device: torch.device
 
 
 def in_turns(device: torch.device) -> bool:
@@ -201,25 +196,64 @@ def _drawing(model: Any, *, walked: bool) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode(), _without_autocast(model) if walked else nullcontext():
+        kind = next(model.parameters()).device.type
+        with torch.inference_mode(), torch.autocast(kind, enabled=False) if walked else nullcontext():
             yield
     finally:
         for module in training:
             module.training = True
 
 
-def _without_autocast(model: Any) -> Any:
-    return torch.autocast(next(model.parameters()).device.type, enabled=False)
-
-
-def _outside(drawing: Iterator[Any], model: Any) -> Iterator[Any]:
-    """What it gives, each drawn as by `_drawing`, the caller left as it was in between."""
+def _by_turns(model: Any, ask: _Request) -> Iterator[tuple[int, list[_Drawn]]]:
+    """(prompt, its responses) as they are complete; the caller is outside of `_drawing` in between."""
+    drawing = draw_in_turns(
+        model,
+        sampling_dtype(model),
+        ask.prompts,
+        torch.stack([response_keys(key, ask.first, ask.count) for key in ask.streams]),
+        ask.sampling,
+        ask.ends,
+        ask.tokenizer,
+        rows=ask.rows,
+        capture=ask.device.type == "cuda",
+    )
     while True:
         with _drawing(model, walked=True):
             found = next(drawing, None)
         if found is None:
             return
-        yield found
+        i, (tokens, log_probs, lengths, finished) = found
+        texts = texts_of(ask.tokenizer, tokens, lengths, ask.sampling, ask.ends)
+        yield i, [_Drawn(ask.count, tokens, log_probs, lengths, finished, texts)]
+
+
+def _by_chunks(model: Any, ask: _Request) -> Iterator[tuple[int, list[_Drawn]]]:
+    """(prompt, parts of its responses), prompts of similar length together."""
+    walked = covered(model)
+    if not walked and in_turns(ask.device):
+        tell_uncaptured(model)
+    with nullcontext() if walked else fixed_weights(model):
+        weights = laid_out(weights_of(model, sampling_dtype(model))) if walked else None
+        for chunk in _chunks(ask.prompts, max(1, ask.rows // ask.count)):
+            keys = [ask.streams[i] for i in chunk]
+            with _drawing(model, walked=walked):
+                start = _starter(model, weights, [ask.prompts[i] for i in chunk], ask.device)
+                parts = [
+                    _decode(start, ask.tokenizer, keys, first, count, ask.sampling, ask.ends, ask.device)
+                    for first, count in _spans(ask.first, ask.count, ask.rows)
+                ]
+            for row, i in enumerate(chunk):
+                yield i, [part.of(row) for part in parts]
+
+
+def tell_uncaptured(model: Any) -> None:
+    """Say that a model on an accelerator is not drawn from by captured steps."""
+    if supported(model):  # where not, `tell_fallback` says it
+        warnings.warn(
+            "token steps of this model are not captured, which is right but slower: its layers have hooks, or are of "
+            "another kind than plain linear layers, low-rank adapters and RMS norms",
+            stacklevel=2,
+        )
 
 
 def _decode(

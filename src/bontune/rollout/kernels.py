@@ -32,7 +32,9 @@ class Launch(NamedTuple):
     rows: int = 16
 
 
-LAUNCH = Launch()
+def launch_of(weights: Weights) -> Launch:
+    """Fewer keys at once where they are large: they have to fit a multiprocessor's own memory."""
+    return Launch(keys=max(16, min(64, 2**14 // (weights.size * weights.dtype.itemsize))))
 
 
 def suits(weights: Weights) -> bool:
@@ -221,7 +223,7 @@ def _attend(
 
 def attend(weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers, bound: int) -> Tensor:
     """`plain.attend`; the loops end where the tokens do, so `bound` is not used."""
-    return attend_by(LAUNCH, weights, layer, qkv, buffers)
+    return attend_by(launch_of(weights), weights, layer, qkv, buffers)
 
 
 def attend_by(launch: Launch, weights: Weights, layer: LayerWeights, qkv: Tensor, buffers: Buffers) -> Tensor:
