@@ -24,12 +24,12 @@ import torch
 import transformers as hf
 from torch import Tensor
 
+from bontune.models.sampling import response_keys, token_log_probs
 from bontune.records import Sampling
 from bontune.rollout import memory as held
 from bontune.rollout.step import Stepper
 from bontune.rollout.turns import Drawn, Turns, draw_in_turns, plan_of
 from bontune.rollout.weights import weights_of
-from bontune.sampling import response_keys, token_log_probs
 
 CARD = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CARD else "cpu")

@@ -15,11 +15,11 @@ import torch
 from models import tiny_model
 from torch import Tensor
 
+from bontune.models.sampling import response_keys
 from bontune.records import Sampling
 from bontune.rollout import memory, plain, step
 from bontune.rollout.plain import Buffers
 from bontune.rollout.weights import Weights, weights_of
-from bontune.sampling import response_keys
 
 CARD = torch.cuda.is_available()
 if not CARD:

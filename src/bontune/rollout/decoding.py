@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bontune import attention
-from bontune.attention import Layer, Packed, attend, join, shared_attention, wide
+from bontune.models import attention
+from bontune.models.attention import Layer, Packed, attend, join, shared_attention, wide
 from bontune.rollout import plain
 from bontune.rollout.step import logits_of, walk
 from bontune.rollout.weights import LayerWeights, Weights

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bontune.models.sampling import truncated
 from bontune.records import Sampling
 from bontune.rollout.plain import TILE_QUERIES, Buffers
 from bontune.rollout.weights import LayerWeights, Weights
-from bontune.sampling import truncated
 
 _WORDS = 4096  # tokens of one block of the vocabulary
 _GOLDEN, _FIRST, _SECOND = (

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from bontune.models.sampling import draw, log_probs_of_sampling, shifted, uniforms
 from bontune.records import Sampling
 from bontune.rollout.weights import LayerWeights, Weights
-from bontune.sampling import draw, log_probs_of_sampling, shifted, uniforms
 
 TILE_QUERIES = 16  # queries that one program of the attention kernel takes, the least a matrix unit does
 _MOST_ROWS = 4

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bontune.attention import Packed, attend
+from bontune.models.attention import Packed, attend
 from bontune.records import Sampling
 from bontune.rollout import plain
 from bontune.rollout.memory import Plan

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bontune.attention import Layer, supported
+from bontune.models.attention import Layer, supported
 
 Product = Callable[[Tensor], Tensor]
 _GATES = {"silu": "silu", "gelu_pytorch_tanh": "gelu"}
@@ -88,7 +88,7 @@ class Weights:
 
 
 def covered(model: Any) -> bool:
-    """Whether `weights_of` can take the model apart: a family of `attention.py` with norms and linear layers that are
+    """Whether `weights_of` can take the model apart: a family of `models.attention` with norms and linear layers that are
     plain, or linear ones with low-rank adapters, and nothing that hangs on their calls. In float64 norms round."""
     if not supported(model):
         return False
