@@ -3,6 +3,7 @@
 from bontune.strategies.base import BASELINES, Baseline, Strategy, curve
 from bontune.strategies.best_of_n import BestOfN, MaxAtK, PassAtK
 from bontune.strategies.extrapolate import BetaPrior
+from bontune.strategies.sequential import Sequential
 from bontune.strategies.subset import SubsetStrategy
 from bontune.strategies.votes import MajorityVote, WeightedVote
 
@@ -14,6 +15,7 @@ __all__ = [
     "MajorityVote",
     "MaxAtK",
     "PassAtK",
+    "Sequential",
     "Strategy",
     "SubsetStrategy",
     "WeightedVote",
