@@ -344,8 +344,6 @@ def _stopped(rewards: Sequence[float], scores: Sequence[float], fault: str) -> f
         served = best
     elif fault == "the last of them served":
         served = [ends]
-    elif fault == "the last accepted served":
-        served = [accepted[-1]] if accepted else best
     drawn = ends if fault == "off by one draw" else ends + 1
     if fault == "all of them drawn":
         drawn = len(scores)
@@ -385,7 +383,6 @@ NET_FAULTS = {  # fault: whether the expectation shows it
     "accept strict": True,
     "order ignored": True,
     "the last of them served": True,
-    "the last accepted served": False,  # each accepted response is as likely to be the last as the first
     "off by one draw": True,
     "all of them drawn": True,
     "one more where none is accepted": True,
