@@ -52,6 +52,7 @@ def test_the_guarantee_holds_on_new_prompts() -> None:
             if (value - Sequential(BestOfN(N), accept=accept).value(group)).mean() <= LIMIT
         ]
         by_eye += bool(fine) and _true_loss(min(fine)) > LIMIT
+    print(wrong / sets, by_eye / sets, sum(draws) / sets)
     noise = 3 * math.sqrt(0.1 * 0.9 / sets)
     assert wrong / sets <= 0.1 + noise
     assert by_eye / sets > 0.1 + noise
@@ -69,11 +70,13 @@ def test_p_values_are_valid_for_losses_at_the_limit() -> None:
 
 
 def test_p_value_by_hand() -> None:
-    """One bet in six is the largest, 1/(1 - limit); a prompt that loses everything leaves nothing of it."""
-    kept = [1 - 2.0**-i for i in range(6)]
-    assert math.isclose(loss_p_value(torch.tensor([1.0, 0.5]), 0.5), min(1.0, 6 / sum(kept)))
-    grown = sum((1 + 2.0**-i / 0.5 * 0.5) ** 9 for i in range(6)) / 6
-    assert math.isclose(loss_p_value(torch.zeros(9), 0.5), 1 / grown)
+    """The largest bet is 1/(1 - limit), and half as much is staked on half the bet, and so on."""
+    stakes = [2.0**-i / (2 - 2.0**-5) for i in range(6)]
+    gained = sum(stake * (1 + 2.0**-i) ** 9 for i, stake in enumerate(stakes))
+    assert math.isclose(loss_p_value(torch.zeros(9), 0.5), 1 / gained)
+    left = sum(stake * (1 - 2.0**-i) * (1 + 2.0**-i) ** 9 for i, stake in enumerate(stakes))
+    assert math.isclose(loss_p_value(torch.tensor([1.0] + [0.0] * 9), 0.5), 1 / left)
+    assert loss_p_value(torch.ones(9), 0.5) == 1.0
 
 
 def test_tests_stop_at_the_first_that_fails() -> None:

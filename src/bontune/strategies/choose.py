@@ -12,7 +12,9 @@ from bontune.records import Scored
 from bontune.strategies.base import Strategy
 from bontune.strategies.sequential import Sequential
 
-BETS = tuple(2.0**-i for i in range(6))  # shares of the largest bet that cannot go bankrupt
+BETS = tuple(
+    2.0**-i for i in range(6)
+)  # shares of the largest bet that cannot go bankrupt, and what is staked on each
 GRID = 20  # accepts that are tried where none are given
 SHARE = 0.2  # of the prompts that these are taken from
 
@@ -124,13 +126,14 @@ def loss_p_value(losses: Tensor, limit: float) -> float:
     """A p-value of "the expected loss is above limit", for independent losses [n] of at most 1.
 
     Capital that bets against it: product of 1 + b (limit - loss) has an expectation of at most 1 under it for each
-    b up to 1/(1 - limit), and so has the mean over several b; it exceeds x with a chance of at most 1/x (Markov;
-    betting as in arXiv:2010.09686). Losses that vary little are shown to be small by few prompts: 1.0 log(1/p)/limit
-    of them that lose nothing do, where bounds by range alone need 1/limit^2.
+    b up to 1/(1 - limit), and so has a mean over several b; it exceeds x with a chance of at most 1/x (Markov;
+    betting as in arXiv:2010.09686). Losses that vary little are shown to be small by few prompts: log(2/p)/limit
+    of them that lose nothing do, where a bound by the range alone needs about 1/limit^2.
     """
-    bets = torch.tensor(BETS, dtype=torch.float64, device=losses.device) / (1 - limit)
+    shares = torch.tensor(BETS, dtype=torch.float64, device=losses.device)
+    bets = shares / (1 - limit)
     grown = torch.log1p(bets.unsqueeze(-1) * (limit - losses.double())).sum(-1)
-    capital = torch.logsumexp(grown, 0) - torch.log(torch.tensor(float(len(bets)), dtype=torch.float64))
+    capital = torch.logsumexp(grown + (shares / shares.sum()).log(), 0)
     return float((-capital).exp().clamp(max=1.0))
 
 
