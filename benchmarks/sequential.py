@@ -243,17 +243,18 @@ def figure(sets: Sequence[Responses], path: Path) -> None:
     mpl.rcParams["svg.hashsalt"] = "bontune"
     from matplotlib import pyplot
 
-    drawn, axes = pyplot.subplots(1, len(sets), figsize=(10, 3.6), layout="constrained")
+    drawn, axes = pyplot.subplots(1, len(sets), figsize=(10, 4), layout="constrained")
     for axis, found in zip(axes, sets, strict=True):
         for colour, (name, (values, every, early)) in enumerate(frontier(found).items()):
             axis.plot(early, values, marker="o", color=f"C{colour}", label=f"{name}: stopped early")
             if "chance" not in name:
                 axis.plot(every, values, ls=":", marker=".", color=f"C{colour}", label=f"{name}: all N")
         axis.set_xscale("log", base=2)
+        axis.set_xticks(CURVE, map(str, CURVE))
         axis.set_title(found.name)
         axis.set_xlabel("responses drawn per prompt")
         axis.set_ylabel("right answers served")
-        axis.legend(fontsize=7)
+    drawn.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     drawn.savefig(path, metadata={"Date": None})
     pyplot.close(drawn)
 
