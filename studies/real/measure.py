@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bontune.evaluate import SampleGroup, SampleSet, doubling_budgets, read_samples, write_json
+from bontune.evaluate import SampleGroup, SampleSet, auc_within, doubling_budgets, read_samples, write_json
 from bontune.measure import Draw, draw_samples
 from bontune.policy import load_policy
 from bontune.records import Group, Prompt, Sampling
@@ -254,7 +254,9 @@ def score_place(shop: Shop, task: Gsm8k, place: Place, verifier: LearnedVerifier
         values = curve(BestOfN(1), scored, budgets)
         rows = [[None if v != v else round(v, 5) for v in row] for row in values.tolist()]
         ids = [group.prompt_id for group in groups]
-        write_json(path, {"budgets": budgets, "prompts": dict(zip(ids, rows, strict=True))})
+        auc, mixed = auc_within(scored)
+        found = {"budgets": budgets, "prompts": dict(zip(ids, rows, strict=True))}
+        write_json(path, found | {"auc": round(auc, 5) if mixed else None, "mixed": mixed})
         pace.step()
     return True
 

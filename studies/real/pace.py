@@ -32,11 +32,12 @@ class Pace:
     """Whether another step fits before a deadline, by the longest of the steps so far.
 
     reserve: seconds that are needed after the last step, to write what it leaves.
+    expected: seconds of the first step, where they are known.
     """
 
-    def __init__(self, deadline: Deadline, reserve: float = 0.0) -> None:
+    def __init__(self, deadline: Deadline, reserve: float = 0.0, expected: float = 0.0) -> None:
         self._deadline, self._reserve = deadline, reserve
-        self._last, self._longest = deadline.clock(), 0.0
+        self._last, self._longest = deadline.clock(), expected
 
     def step(self) -> None:
         """A step is over."""

@@ -100,7 +100,8 @@ def page_text(results: Mapping[str, Any], figures: Sequence[str]) -> str:
         _gain_section(results, PASS, "Gains over the base, at the same temperature", same=True),
         _gain_section(results, PASS, "Gains over the base at its best temperature", same=False),
         _gain_section(results, BEST, "Best-of-N by the learned verifier, over the base's", same=True),
-        _rate_section(results),
+        _rate_section(results, PASS, "Rates", "pass@"),
+        _rate_section(results, BEST, "Best-of-N by the learned verifier", "best of "),
         _training_section(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -159,32 +160,32 @@ def _gain_section(results: Mapping[str, Any], kind: str, title: str, *, same: bo
     return f"## {title}\n\nPoints.{note}\n\n{_table(head, lines)}"
 
 
-def _rate_section(results: Mapping[str, Any]) -> str:
-    places = _tested(results)
+def _rate_section(results: Mapping[str, Any], kind: str, title: str, column: str) -> str:
+    places = [place for place in _tested(results) if kind in place]
     if not places:
         return ""
-    head = [
-        "policy",
-        "T",
-        *(f"pass@{n}, %" for n in SHOWN),
-        "nats",
-        "tokens",
-        "cut, %",
-        "problems × responses",
-    ]
+    head = ["policy", "T", *(f"{column}{n}, %" for n in SHOWN)]
+    head += ["AUC within problems"] if kind == BEST else ["nats", "tokens", "cut, %"]
     lines = [
         [
             _title(place["policy"]),
             f"{place['temperature']:g}",
-            *(_rate(place[PASS].get(n)) for n in SHOWN),
-            "" if place["entropy"] is None else f"{place['entropy']:.1f}",
-            f"{place['tokens']:.0f}",
-            f"{100 * place['cut']:.1f}",
+            *(_rate(place[kind].get(n)) for n in SHOWN),
+            *_beside(place, kind),
             f"{place['prompts']} × {place['responses']}",
         ]
         for place in places
     ]
-    return f"## Rates\n\n{_table(head, lines)}"
+    return f"## {title}\n\n{_table([*head, 'problems × responses'], lines)}"
+
+
+def _beside(place: Mapping[str, Any], kind: str) -> list[str]:
+    """What a row says beside its rates."""
+    if kind == BEST:
+        auc = place["auc"]
+        return ["" if auc is None else f"{auc['value']:.3f} on {auc['prompts']}"]
+    nats = "" if place["entropy"] is None else f"{place['entropy']:.1f}"
+    return [nats, f"{place['tokens']:.0f}", f"{100 * place['cut']:.1f}"]
 
 
 def _training_section(results: Mapping[str, Any]) -> str:

@@ -87,6 +87,9 @@ def place_results(shop: Shop, name: str) -> dict[str, Any]:
             "values": {name: row for part in chosen for name, row in part["prompts"].items()},
         }
         found[BEST] = entries(curve_of(found, BEST))
+        mixed = sum(part["mixed"] for part in chosen)
+        sums = sum(part["auc"] * part["mixed"] for part in chosen if part["mixed"])
+        found["auc"] = {"value": round(sums / mixed, 4), "prompts": mixed} if mixed else None
     return found
 
 

@@ -17,7 +17,7 @@ class Method:
 
     objective: as `bontune train --objective` takes it.
     budget: the N it trains for; a sweep chooses the learning rate with the highest pass@budget on tune problems.
-    verified: whether it learns from the scores of the learned verifier.
+    verified: whether it learns from the scores of the learned verifier; its rate is chosen by best-of-N by these, N = 8.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Study:
     chosen_rates: Mapping[str, float] = field(default_factory=dict)
     rates: tuple[float, ...] = (1e-5, 3e-5, 1e-4)
     sweep_steps: int = 12
-    test: tuple[int, int] = (500, 128)
+    test: tuple[int, int] = (512, 128)
     tune: tuple[int, int] = (96, 64)
     lesson: tuple[int, int, int] = (1000, 16, 300)
     temperatures: tuple[float, ...] = (0.4, 0.6, 0.8, 1.2)

@@ -18,14 +18,15 @@ from studies.real.measure import Place, counts_of, measure, place_folder, score_
 from studies.real.pace import Deadline
 from studies.real.plan import LOADING, Shares, Speed, first_share, shares_within, speed_from
 from studies.real.report import write_home
-from studies.real.results import PASS, place_results
+from studies.real.results import BEST, PASS, place_results
 from studies.real.settings import BASE, METHODS, Method, Shop
 from studies.real.sft import fine_tune
 from studies.real.train import probe_seconds, train_policy
 from studies.real.verifier import teach_verifier
 
-REPORTING = 12.0  # seconds that are kept for writing the results
-CHOSEN_AT = "32"  # the N at which the base's temperature is chosen, or the largest there is
+REPORTING = 6.0  # seconds that are kept for writing the results
+CHOSEN_AT = 32  # the N at which the base's temperature is chosen
+VERIFIED_AT = 8  # the N at which learning rates of methods with a verifier are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,31 +90,44 @@ def rate_of(shop: Shop, method: Method) -> float:
 
 def run_sweep(work: Work, deadline: Deadline) -> bool:
     """Short runs at every learning rate, measured on tune problems; the best of a method is kept in sweep.json."""
-    shop, (prompts, responses) = work.shop, work.shop.study.tune
     for method in work.methods:
-        if method.verified:
-            shop.say(f"sweep: {method.name} is left out, as its rate would need the verifier's choice")
-            continue
-        values = {}
-        for rate in shop.study.rates:
-            name = f"sweep-{method.name}-{rate:g}"
-            with timed(shop, name):
-                done = train_policy(
-                    shop, work.task, method, deadline, steps=shop.study.sweep_steps, rate=rate, name=name
-                )
-                place = Place(policy=name, part=TUNE, prompts=prompts, responses=responses)
-                if not (done and measure(shop, work.task, place, deadline)):
-                    return False
-            values[f"{rate:g}"] = _value_at(shop, place, str(min(method.budget, responses)))
-        path = shop.output / "sweep.json"
+        values: dict[str, float] = {}
+        for rate in work.shop.study.rates:
+            value = _swept(work, method, rate, deadline)
+            if value is None:
+                return False
+            values[f"{rate:g}"] = value
+        path = work.shop.output / "sweep.json"
         chosen = float(max(values, key=values.__getitem__))
         write_json(path, (read_json(path) or {}) | {method.name: {"chosen": chosen, "values": values}})
-        shop.say(f"sweep: {method.name} learns at {chosen:g} ({values})")
+        work.shop.say(f"sweep: {method.name} learns at {chosen:g} ({values})")
     return True
 
 
-def _value_at(shop: Shop, place: Place, budget: str) -> float:
-    return place_results(shop, place.id)[PASS][budget]["value"]
+def _swept(work: Work, method: Method, rate: float, deadline: Deadline) -> float | None:
+    """What a short run at a rate reaches on tune problems; None where the time is too short."""
+    shop, (prompts, responses) = work.shop, work.shop.study.tune
+    name = f"sweep-{method.name}-{rate:g}"
+    place = Place(policy=name, part=TUNE, prompts=prompts, responses=responses)
+    with timed(shop, name):
+        verifier = teach_verifier(shop, work.task, deadline) if method.verified else None
+        if method.verified and verifier is None:
+            return None
+        steps = shop.study.sweep_steps
+        if not (
+            train_policy(shop, work.task, method, deadline, steps=steps, rate=rate, name=name, score=verifier)
+            and measure(shop, work.task, place, deadline)
+        ):
+            return None
+        if verifier is None:
+            return _value_at(shop, place, PASS, method.budget)
+        if not score_place(shop, work.task, place, verifier, deadline):
+            return None
+        return _value_at(shop, place, BEST, VERIFIED_AT)
+
+
+def _value_at(shop: Shop, place: Place, kind: str, budget: int) -> float:
+    return place_results(shop, place.id)[kind][str(min(budget, place.responses))]["value"]
 
 
 def run_temperature(work: Work, deadline: Deadline) -> bool:
@@ -127,22 +141,27 @@ def run_temperature(work: Work, deadline: Deadline) -> bool:
             )
             if not measure(shop, work.task, place, deadline):
                 return False
-            values[f"{temperature:g}"] = _value_at(shop, place, str(min(int(CHOSEN_AT), responses)))
+            values[f"{temperature:g}"] = _value_at(shop, place, PASS, CHOSEN_AT)
     best = float(max(values, key=values.__getitem__))
     write_json(shop.output / "temperature.json", {"best": best, "values": values})
     shop.say(f"temperature: the base's best is {best:g} ({values})")
     return True
 
 
-def run_measure(work: Work, deadline: Deadline, temperature: float = 1.0) -> bool:
+def run_measure(work: Work, deadline: Deadline, temperature: float = 1.0, prompts: int | None = None) -> bool:
     """The base and every method that is trained, on test problems."""
     trained = [m.name for m in work.methods if (work.shop.policy(m.name) / "trained.json").exists()]
-    return all(measure_one(work, name, deadline, temperature) for name in (BASE, *trained))
+    return all(measure_one(work, name, deadline, temperature, prompts) for name in (BASE, *trained))
 
 
-def measure_one(work: Work, policy: str, deadline: Deadline, temperature: float = 1.0) -> bool:
-    """One policy on test problems; where a verifier is taught and concerns it, that chooses, too."""
-    shop, place = work.shop, _test_place(work.shop, policy, temperature)
+def measure_one(
+    work: Work, policy: str, deadline: Deadline, temperature: float = 1.0, prompts: int | None = None
+) -> bool:
+    """One policy on test problems; where a verifier is taught and concerns it, that chooses, too.
+
+    prompts: how many problems; the study's where None.
+    """
+    shop, place = work.shop, _test_place(work.shop, policy, temperature, prompts)
     with timed(shop, f"measure {place.id}"):
         done = measure(shop, work.task, place, deadline)
     concerned = policy == BASE or METHODS[policy].verified
@@ -154,9 +173,9 @@ def measure_one(work: Work, policy: str, deadline: Deadline, temperature: float 
     return done
 
 
-def _test_place(shop: Shop, policy: str, temperature: float = 1.0) -> Place:
-    prompts, responses = shop.study.test
-    return Place(policy=policy, part=TEST, prompts=prompts, responses=responses, temperature=temperature)
+def _test_place(shop: Shop, policy: str, temperature: float = 1.0, prompts: int | None = None) -> Place:
+    usual, responses = shop.study.test
+    return Place(policy=policy, prompts=prompts or usual, responses=responses, temperature=temperature)
 
 
 def run_all(work: Work, deadline: Deadline) -> bool:
@@ -169,13 +188,22 @@ def run_all(work: Work, deadline: Deadline) -> bool:
     write_home(shop)
     shares = planned(work, work_end)
     for method in work.methods:
-        if not train_one(work, method, shares.steps, work_end):
-            return _report(work, finished=False)
-        measure_one(work, method.name, work_end.part(LOADING + shares.measuring))
+        try:
+            if not train_one(work, method, shares.steps, work_end):
+                return _report(work, finished=False)
+            measure_one(work, method.name, work_end.part(LOADING + shares.measuring))
+        except (
+            ValueError,
+            RuntimeError,
+        ) as fault:  # such as too little memory: the others are still to be had
+            shop.say(f"{method.name} is left out: {fault}")
         write_home(shop)
     finished = run_measure(work, work_end) and run_temperature(work, work_end)
     if finished:
         finished = run_measure(work, work_end, read_json(shop.output / "temperature.json")["best"])
+    everything = len(work.task.prompts(TEST))
+    for prompts in sorted({min(everything, times * shop.study.test[0]) for times in (2, 4)}):
+        finished = finished and run_measure(work, work_end, prompts=prompts)  # more, where time allows
     return _report(work, finished=finished)
 
 
