@@ -318,10 +318,10 @@ def test_a_stage_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.slow
 def test_all_stages_run_to_their_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--tiny", "--output", str(tmp_path), "--methods", "LogPassAtN,RLOO,BoNRLV"]
+    options = ["--tiny", "--output", str(tmp_path), "--methods", "LogPassAtN,BoNRLV"]
     assert main(["all", *options, "--seconds", "280"]) == 0
     results = json.loads((tmp_path / "home" / "results.json").read_text())
-    assert set(results["training"]) == {"LogPassAtN", "RLOO", "BoNRLV"}
+    assert set(results["training"]) == {"LogPassAtN", "BoNRLV"}
     assert len({run["responses"] for run in results["training"].values()}) == 1
     tested = [place for place in results["places"].values() if place["part"] == TEST]
     assert {(place["policy"], place["temperature"]) for place in tested} >= {(BASE, 1.0), ("BoNRLV", 1.0)}
@@ -331,5 +331,5 @@ def test_all_stages_run_to_their_end(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["all", *options, "--seconds", "60"]) == 0  # nothing is left to do
     assert "step 1 of" in before
     assert "step 1 of" not in capsys.readouterr().out
-    assert main(["sweep", *options, "--methods", "RLOO", "--seconds", "100"]) == 0
-    assert json.loads((tmp_path / "sweep.json").read_text())["RLOO"]["chosen"] in (1e-4, 3e-4)
+    assert main(["sweep", *options, "--methods", "LogPassAtN", "--seconds", "100"]) == 0
+    assert json.loads((tmp_path / "sweep.json").read_text())["LogPassAtN"]["chosen"] in (1e-4, 3e-4)
