@@ -290,6 +290,9 @@ def test_a_method_is_trained_measured_and_written_about(base: Path, tmp_path: Pa
     assert "| log pass@32 | 1 |" in page
     assert "(gain.svg)" in page
     assert (tmp_path / "home" / "gain.svg").read_text().startswith("<svg")
+    assert main(["report", *options, "--docs", str(tmp_path / "docs")]) == 0
+    written = (tmp_path / "docs" / "real.md").read_text()
+    assert written == page.replace("(gain.svg)", "(real/gain.svg)").replace("(rate.svg)", "(real/rate.svg)")
     assert main(["train", *options, "--learning-rate", "1"]) == 2  # trained with another
 
 

@@ -103,6 +103,8 @@ def page_text(results: Mapping[str, Any], figures: Sequence[str]) -> str:
         _rate_section(results, PASS, "Rates", "pass@"),
         _rate_section(results, BEST, "Best-of-N by the learned verifier", "best of "),
         _training_section(results),
+        _settings_section(results),
+        _again_section(results),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -203,19 +205,45 @@ def _training_section(results: Mapping[str, Any]) -> str:
     for name, run in results["training"].items():
         rows = sum(float(word) for word in run["course"]["rows_updated"].split())
         seconds = ", ".join(f"{run['seconds'].get(stage, 0):.0f}" for stage in ("rollout", "score", "update"))
-        settings = run["settings"]
+        settings, swept = run["settings"], (results.get("sweep") or {}).get(name, {}).get("chosen")
+        mark = " (swept)" if swept == settings["learning_rate"] else ""
         lines.append(
             [
                 _title(name),
-                f"{settings['learning_rate']:g}",
+                f"{settings['learning_rate']:g}{mark}",
                 str(settings["steps"]),
                 f"{run['responses']:,}",
                 f"{rows:,.0f}",
                 seconds,
             ]
         )
-    chosen = "chosen on tune problems" if results.get("sweep") else "not swept: the same for all unless shown"
-    return f"## Training\n\nLearning rates are {chosen}.\n\n{_table(head, lines)}"
+    note = "Learning rates that a sweep on tune problems chose are marked so; others were set beforehand."
+    return f"## Training\n\n{note}\n\n{_table(head, lines)}"
+
+
+def _settings_section(results: Mapping[str, Any]) -> str:
+    """What was chosen on tune problems, and what it was chosen from."""
+    rows = [
+        [f"learning rate of {_title(name)}", key, f"{100 * value:.1f}"]
+        for name, found in (results.get("sweep") or {}).items()
+        for key, value in found["values"].items()
+    ]
+    tried = (results.get("temperature") or {}).get("values", {})
+    rows += [["temperature of the base, pass@32", key, f"{100 * value:.1f}"] for key, value in tried.items()]
+    return f"## Chosen on tune problems\n\n{_table(['of', 'tried', 'reached, %'], rows)}" if rows else ""
+
+
+def _again_section(results: Mapping[str, Any]) -> str:
+    if not results["training"]:
+        return ""
+    source, steps = (results.get("sft") or {}).get("source", ""), results["training"].values()
+    taken = sorted({run["settings"]["steps"] for run in steps})
+    model = "--tiny" if source == TINY else f"--model {source} --data DATA"
+    return (
+        f"## Again\n\n    python -m studies.real all --seconds 900 {model} --methods {','.join(results['training'])} "
+        f"--steps {taken[-1]} --output runs/real\n\nDATA holds gsm8k_train.jsonl.gz and gsm8k_test.jsonl.gz. It stops "
+        "before its time is over and goes on when it is called again. `python -m studies.real --help` has the stages."
+    )
 
 
 def _gap(entry: Mapping[str, float] | None) -> str:
