@@ -18,10 +18,11 @@ import pytest
 
 import bontune
 from bontune import cli, objectives, strategies
-from bontune.registry import OBJECTIVES, STRATEGIES
-from bontune.reproduce.document import write_document
-from bontune.reproduce.plan import Study
+from bontune.objectives.registry import OBJECTIVES, STRATEGIES
 from bontune.tasks import TASKS
+from studies.paper.archive import read_archive
+from studies.paper.document import write_document
+from studies.paper.plan import Study
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -239,10 +240,10 @@ def test_recipes_in_the_page_say_what_the_recipes_say() -> None:
 
 def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
     """Every number of the study's pages comes from the committed counts, and the figures are there."""
-    results = DOCS / "reproduction" / "results.json"
+    results = DOCS / "reproduction" / "results.npz.xz"
     (tmp_path / "reproduction").mkdir()
     shutil.copy(results, tmp_path / "reproduction")
-    sizes = json.loads(results.read_text())["study"]
+    sizes = read_archive(results)["study"]
     write_document(
         replace(Study(), **{name: tuple(sizes[name]) for name in ("test", "aside", "other")}),
         {},

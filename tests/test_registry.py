@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from bontune import objectives
+from bontune.config import load_object
 from bontune.objectives import GRPO, RLOO, LogPassAtN, Mixture, StrategyObjective
+from bontune.objectives.registry import OBJECTIVES, STRATEGIES, build_objective, build_strategy
 from bontune.records import Scored
-from bontune.registry import OBJECTIVES, STRATEGIES, build_objective, build_strategy, load_object
 from bontune.strategies import BestOfN, BetaPrior, MajorityVote, PassAtK, SubsetStrategy
 
 

@@ -13,13 +13,13 @@ import torch
 import transformers as hf
 from models import END, FAMILIES, tiny_model, word_tokenizer
 
-from bontune import attention
-from bontune.policy import load_policy
+from bontune.models import attention
+from bontune.models.loading import load_policy
+from bontune.models.sampling import log_probs_of_sampling, token_log_probs
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import decoding, products, sample_groups
 from bontune.rollout.hf import _branches
 from bontune.rollout.products import fixed_weights
-from bontune.sampling import log_probs_of_sampling, token_log_probs
 
 TOKENIZER = word_tokenizer()
 TEXTS = ("w0", "w1 w2 w3", "w3 w1 w4 w1 w5 w9 w2 w6", "w5 w5", "w7 w1 w8 w2 w8", "w4 w3 w2 w1 w0 w11")

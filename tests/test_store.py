@@ -22,8 +22,8 @@ from models import tiny_model, word_tokenizer
 from test_update import drawn
 
 from bontune.records import Graded, Group, Prompt, Sampling, Verdict
-from bontune.score import grade, version_of
 from bontune.store import Origin, Store, file_system, is_store, open_store, policy_hash
+from bontune.verifiers.grading import grade, version_of
 
 SAMPLING = Sampling(max_new_tokens=7)
 FROM = Origin(policy="ab" * 16, sampling=SAMPLING, seed=1)
@@ -157,7 +157,7 @@ def test_shared_file_systems_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert file_system(far / "near" / "deep" / "r", mounts) == "xfs"
     assert file_system(tmp_path / "far", mounts) == "ext4"
     assert file_system(tmp_path, tmp_path / "none") == ""
-    monkeypatch.setattr("bontune.store.file_system", lambda path: file_system(path, mounts))
+    monkeypatch.setattr("bontune.store.database.file_system", lambda path: file_system(path, mounts))
     with (
         pytest.raises(
             ValueError, match=r"is on nfs4, where SQLite's log can lose data; keep the store on a local"

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from bontune.evaluate import read_samples
-from bontune.policy import load_policy
-from bontune.registry import build_objective
+from bontune.models.loading import load_policy
+from bontune.objectives.registry import build_objective
 from studies.real.__main__ import main
 from studies.real.data import LESSON, TEST, TRAIN, TUNE, WORKED, load_gsm8k
 from studies.real.measure import Place, answers_of, blocks_of, final_part, measure, place_folder, samples_of

@@ -19,15 +19,17 @@ from torch import Tensor
 from transformers.optimization import get_scheduler
 
 import bontune.train.update
-from bontune import attention
 from bontune.config import KLSchedule, TrainConfig
-from bontune.loop import Run, drawn_log_probs, kl_weights, prompt_batches, train, training_prompts, weigh
+from bontune.models import attention
+from bontune.models.sampling import token_log_probs
 from bontune.objectives import RLOO, LogPassAtN, StrategyObjective
 from bontune.records import Group, Prompt, Sampling, Scored
 from bontune.rollout import sample_groups
-from bontune.sampling import token_log_probs
 from bontune.store import COLUMNS, open_store
 from bontune.strategies import PassAtK
+from bontune.train.loop import train
+from bontune.train.prompts import prompt_batches, training_prompts
+from bontune.train.run import Run
 from bontune.train.update import (
     Learner,
     batches,
@@ -37,6 +39,7 @@ from bontune.train.update import (
     packed_predictions,
     update,
 )
+from bontune.train.weighing import drawn_log_probs, kl_weights, weigh
 
 TOKENIZER = word_tokenizer()
 TEXTS = ("w0", "w1 w2 w3", "w3 w1 w4 w1 w5 w9 w2 w6", "w5 w5")

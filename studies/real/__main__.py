@@ -6,14 +6,13 @@ import argparse
 import json
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+import transformers
 
-from bontune.measure import quiet_libraries
 from studies.real import STARTED
 from studies.real.data import load_gsm8k
 from studies.real.pace import Deadline
@@ -102,8 +101,8 @@ def _run(options: argparse.Namespace, started: float) -> int:
     )
     if options.stage == "report":
         return _report(options, shop)
-    quiet_libraries()
-    warnings.filterwarnings("ignore", message=".*lr_scheduler.step.*")
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # a line for each step says more
     torch.set_float32_matmul_precision("high")
     options.output.mkdir(parents=True, exist_ok=True)
     task = load_gsm8k(data_of(options))

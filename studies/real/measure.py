@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from bontune.evaluate import SampleGroup, SampleSet, auc_within, doubling_budgets, read_samples, write_json
-from bontune.measure import Draw, draw_samples
-from bontune.policy import load_policy
+from bontune.evaluate.drawing import Draw, draw_samples
+from bontune.models.loading import load_policy
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import sample_groups
 from bontune.strategies import BestOfN, curve

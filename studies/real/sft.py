@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bontune.evaluate import write_json
-from bontune.policy import load_policy, own_device
+from bontune.models.loading import load_policy, own_device
 from bontune.records import Prompt
 from studies.real.data import LESSON, TRAIN, WORKED, Gsm8k
 from studies.real.pace import Deadline, Pace, writing_seconds

@@ -10,11 +10,12 @@ import torch
 
 from bontune.config import Stopped, TrainConfig
 from bontune.evaluate import write_json
-from bontune.loop import Metrics, Run, train
-from bontune.policy import load_policy
+from bontune.models.loading import load_policy
+from bontune.objectives.registry import build_objective
 from bontune.records import Sampling
-from bontune.registry import build_objective
-from bontune.score import Score
+from bontune.train.loop import train
+from bontune.train.run import Metrics, Run
+from bontune.verifiers.grading import Score
 from studies.real.data import Gsm8k
 from studies.real.files import read_json
 from studies.real.pace import Deadline, Pace, writing_seconds

@@ -8,9 +8,8 @@ import torch
 
 from bontune.config import FitConfig, Stopped
 from bontune.evaluate import SampleGroup, write_json
-from bontune.policy import on_device
 from bontune.records import Prompt
-from bontune.verifiers.learned import Labelled, LearnedVerifier, fit, scorer_from
+from bontune.verifiers.learned import Labelled, LearnedVerifier, fit, on_device, scorer_from
 from studies.real.data import LESSON, Gsm8k
 from studies.real.measure import Place, measure, place_folder, samples_of
 from studies.real.pace import Deadline

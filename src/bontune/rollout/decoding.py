@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm
 
-from bontune import attention
-from bontune.attention import Layer, Packed, attend, join, shared_attention, wide
+from bontune.models import attention
+from bontune.models.attention import Layer, Packed, attend, join, shared_attention, wide
 
 _ROOM = 8  # tokens there is room for at first; rows further apart in memory are slower to read
 _PRODUCTS = 400  # a batched product with fewer multiplications in each takes PyTorch's own loop on a CPU, which is slower

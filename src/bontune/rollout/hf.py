@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bontune.attention import forward, pack, supported, tell_fallback
-from bontune.model_inputs import cache_argument, left_padded, positions
+from bontune.models.attention import forward, pack, supported, tell_fallback
+from bontune.models.inputs import cache_argument, left_padded, positions
+from bontune.models.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
 from bontune.rollout.decoding import Decoding, prompt_keys
 from bontune.rollout.products import fixed_weights
-from bontune.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 
 _LEAVE_SHARE = 0.05  # ended rows leave the cache once they are this share of it: copying costs too
 _AHEAD = 16  # tokens whose random numbers are computed at once

@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bontune.attention import forward, supported, tell_fallback
-from bontune.attention import pack as pack_tokens
-from bontune.model_inputs import cache_argument, left_padded, positions
+from bontune.models.attention import forward, supported, tell_fallback
+from bontune.models.attention import pack as pack_tokens
+from bontune.models.inputs import cache_argument, left_padded, positions
+from bontune.models.sampling import token_log_probs
 from bontune.records import Group, Sampling
-from bontune.sampling import token_log_probs
 from bontune.train.shard import in_step, is_sharded, whole, whole_tensor
 
 LOGITS_PER_BATCH = 2**27  # of one micro-batch; with their gradient 1 GiB in float32
