@@ -17,16 +17,17 @@ import torch
 from bontune.evaluate import read_samples
 from bontune.models.loading import load_policy
 from bontune.objectives.registry import build_objective
+from studies.real import stages
 from studies.real.__main__ import main
 from studies.real.data import LESSON, TEST, TRAIN, TUNE, WORKED, load_gsm8k
 from studies.real.measure import Place, answers_of, blocks_of, final_part, measure, place_folder, samples_of
 from studies.real.pace import Deadline, Pace
-from studies.real.plan import Speed, plan_rows, shares_within
+from studies.real.plan import Shares, Speed, plan_rows, shares_within
 from studies.real.report import TAR, pack_samples, page_text, write_home
 from studies.real.results import collect, gains, pass_rates
-from studies.real.settings import BASE, METHODS, Shop, Study, tiny
+from studies.real.settings import BASE, METHODS, Method, Shop, Study, tiny
 from studies.real.sft import _batches, _padded, fine_tune, load_pretrained
-from studies.real.stages import methods_of
+from studies.real.stages import Work, methods_of, run_all
 from studies.real.tiny import EXCERPT, tiny_model
 
 TASK = load_gsm8k(EXCERPT)
@@ -317,6 +318,31 @@ def test_a_stage_says_what_it_needs(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "run `python -m studies.real sft` first" in capsys.readouterr().err
     assert main(["train", "--tiny", "--output", str(tmp_path)]) == 2
     assert "say how many with --steps" in capsys.readouterr().err
+
+
+def test_a_method_that_fails_takes_no_other_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    said: list[str] = []
+
+    def train_one(work: Work, method: Method, steps: int, deadline: Deadline) -> bool:
+        tried.append(method.name)
+        if method.name == "MaxRL":
+            raise ValueError("no memory")
+        return True
+
+    always = ("run_sft", "measure_one", "run_measure", "write_home", "run_temperature")
+    for name in always:
+        monkeypatch.setattr(stages, name, lambda *arguments, **options: True)
+    monkeypatch.setattr(stages, "planned", lambda work, deadline: Shares(steps=1, measuring=1.0))
+    monkeypatch.setattr(stages, "train_one", train_one)
+    (tmp_path / "temperature.json").write_text('{"best": 0.6}')
+    shop = replace(shop_at(tmp_path), say=said.append)
+    methods = methods_of(["LogPassAtN", "MaxRL", "RLOO"])
+    work = Work(shop=shop, task=TASK, source=tmp_path, methods=methods)
+    assert not run_all(work, Deadline(100))
+    assert tried == ["LogPassAtN", "MaxRL", "RLOO"]
+    assert said == ["MaxRL is left out: no memory"]
+    assert run_all(replace(work, methods=methods[:1]), Deadline(100))
 
 
 @pytest.mark.slow

@@ -187,16 +187,15 @@ def run_all(work: Work, deadline: Deadline) -> bool:
     measure_one(work, BASE, work_end.part(LOADING + first_share(work_end.left(), count)))
     write_home(shop)
     shares = planned(work, work_end)
+    without: list[str] = []
     for method in work.methods:
         try:
             if not train_one(work, method, shares.steps, work_end):
                 return _report(work, finished=False)
             measure_one(work, method.name, work_end.part(LOADING + shares.measuring))
-        except (
-            ValueError,
-            RuntimeError,
-        ) as fault:  # such as too little memory: the others are still to be had
+        except (ValueError, RuntimeError) as fault:  # too little memory, say: the others are still to be had
             shop.say(f"{method.name} is left out: {fault}")
+            without.append(method.name)
         write_home(shop)
     finished = run_measure(work, work_end) and run_temperature(work, work_end)
     if finished:
@@ -204,7 +203,7 @@ def run_all(work: Work, deadline: Deadline) -> bool:
     everything = len(work.task.prompts(TEST))
     for prompts in sorted({min(everything, times * shop.study.test[0]) for times in (2, 4)}):
         finished = finished and run_measure(work, work_end, prompts=prompts)  # more, where time allows
-    return _report(work, finished=finished)
+    return _report(work, finished=finished and not without)
 
 
 def _report(work: Work, *, finished: bool) -> bool:
@@ -226,8 +225,9 @@ def planned(work: Work, deadline: Deadline) -> Shares:
         steps = shop.study.steps or shares.steps
         known = {"steps": steps, "measuring": shares.measuring, "step_seconds": step, "speed": asdict(speed)}
         write_json(path, known)
-    shop.say(f"plan: {known['steps']} steps of each method, {known['measuring']:.0f} s to measure it")
-    return Shares(steps=known["steps"], measuring=known["measuring"])
+    steps = shop.study.steps or known["steps"]
+    shop.say(f"plan: {steps} steps of each method, {known['measuring']:.0f} s to measure it")
+    return Shares(steps=steps, measuring=known["measuring"])
 
 
 STAGES: dict[str, Callable[[Work, Deadline], bool]] = {
