@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -10,6 +10,7 @@ from bontune.objectives.registry import served_strategy
 from bontune.records import Group, Prompt, Scored
 from bontune.store import Origin
 from bontune.store.reuse import drawn_or_kept, judged_or_kept
+from bontune.train.ahead import Ahead
 from bontune.train.hopeless import stop_if_hopeless
 from bontune.train.learner import make_learner
 from bontune.train.metrics import Clock, average, describe, record, value_of
@@ -30,6 +31,11 @@ def train(run: Run) -> list[Metrics]:
     Each step draws groups, grades them, turns them into weights and moves the policy; the last two are repeated
     on the same groups where `updates_per_rollout` > 1. Writes `metrics.jsonl` and `model/` below `run.output`.
     """
+    with Ahead(run.verify, run.score) as ahead:
+        return _train(run, ahead)
+
+
+def _train(run: Run, ahead: Ahead) -> list[Metrics]:
     config, learner = run.config, make_learner(run)
     pool = training_prompts(run.task, config)
     description = describe_run(run, pool) | parts(run.model, learner.accelerator)
@@ -42,9 +48,9 @@ def train(run: Run) -> list[Metrics]:
         with clock("rollout"), learner.accelerator.autocast():
             origin = origin_of(run, step)
             with whole(run.model):
-                groups = rollout(run, origin, prompts, step)
+                groups = rollout(run, origin, prompts, step, ahead.begin)
         with clock("score"):
-            graded = judged_or_kept(run.store, origin, groups, run.verify, run.score)
+            graded = judged_or_kept(run.store, origin, groups, run.verify, run.score, judge=ahead.grade)
             scored = Scored.stack(graded)
         weights, stats, clipped = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0
         for turn in range(config.updates_per_rollout):
@@ -72,9 +78,16 @@ def train(run: Run) -> list[Metrics]:
     return history
 
 
-def rollout(run: Run, origin: Origin | None, prompts: Sequence[Prompt], step: int) -> list[Group]:
+def rollout(
+    run: Run,
+    origin: Origin | None,
+    prompts: Sequence[Prompt],
+    step: int,
+    on_group: Callable[[Group], None] | None = None,
+) -> list[Group]:
     """One complete group per prompt. Streams are seeded by run, step, prompt id and response index.
 
+    on_group: called with each group that is drawn, as soon as it is complete.
     Raises ValueError where the engine does not tell tokens and log-probabilities.
     """
 
@@ -88,6 +101,7 @@ def rollout(run: Run, origin: Origin | None, prompts: Sequence[Prompt], step: in
             seed=run.config.seed,
             policy_step=step,
             rows_per_batch=run.config.rows_per_batch,
+            on_group=on_group,
         )
         if not all(group.told for group in groups):
             raise ValueError(
