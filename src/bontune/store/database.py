@@ -170,7 +170,9 @@ def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 
 class Store:
-    """An open store; see `open_store`."""
+    """An open store; see `open_store`. keeps: whether what is added can be had again."""
+
+    keeps = True
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path, self._database = path, database
@@ -357,6 +359,36 @@ class Store:
                     self._database.rollback()
                 raise
 
+
+class NoStore(Store):
+    """A store that keeps nothing, for those who want none: what is asked of it is never there."""
+
+    keeps = False
+
+    def __init__(self) -> None:
+        self.damaged = 0
+
+    def policy_of(self, model: Any, tokenizer: Any) -> str:
+        """Nothing is kept under the hash, so none is computed."""
+        return ""
+
+    def add(self, origin: Origin, groups: Sequence[Group], first: int = 0) -> int:
+        return 0
+
+    def group(self, origin: Origin, prompt: Prompt, most: int) -> Group | None:
+        return None
+
+    def judge(self, origin: Origin, graded: Sequence[Graded], verifier: str, first: int = 0) -> None:
+        return None
+
+    def judged(self, origin: Origin, group: Group, verifier: str) -> Graded | None:
+        return None
+
+    def origins(self) -> list[tuple[Origin, int]]:
+        return []
+
+
+NO_STORE = NoStore()
 
 COLUMNS = (
     "policy", "step", "temperature", "params", "prompt_id", "prompt", "level", "index", "response", "finished",

@@ -85,7 +85,7 @@ def _train(run: Run, ahead: Ahead) -> list[Metrics]:
 
 def rollout(
     run: Run,
-    origin: Origin | None,
+    origin: Origin,
     prompts: Sequence[Prompt],
     step: int,
     on_group: Callable[[Group], None] | None = None,
