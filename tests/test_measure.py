@@ -14,7 +14,7 @@ import torch
 
 from bontune.cli.commands.terminal import warn_undecided
 from bontune.evaluate import drawing, read_samples
-from bontune.evaluate.drawing import Draw, draw_samples, weights_0_1
+from bontune.evaluate.drawing import Draw, draw_samples, weights_0_1, weights_of
 from bontune.evaluate.policies import evaluate
 from bontune.evaluate.reading import read_any
 from bontune.models.loading import load_policy
