@@ -209,8 +209,10 @@ def names(family: str, device: str) -> Iterator[Check]:
     """A policy has the same hash wherever its weights are."""
     model = model_of(family, device, torch.bfloat16)
     tokenizer = word_tokenizer(WORDS)
-    here, there = policy_hash(model, tokenizer), policy_hash(copy.deepcopy(model).cpu(), tokenizer)
-    yield Check(f"{family}: hash of the policy differs from the CPU's", float(here != there), 0.0)
+    large = torch.nn.Linear(1000, 1500, bias=False, device=device)  # of several blocks
+    for name, module in ((family, model), ("a large layer", large)):
+        here, there = policy_hash(module, tokenizer), policy_hash(copy.deepcopy(module).cpu(), tokenizer)
+        yield Check(f"{name}: hash differs from the CPU's", float(here != there), 0.0)
 
 
 EACH: tuple[Callable[[str, str], Iterator[Check]], ...] = (gradients, recorded, captured, seeds)
