@@ -219,9 +219,8 @@ def rollout(shape: Shape, tell: Tell) -> None:
 def _predicted(model: Any, dtype: torch.dtype, shape: Shape) -> float | str:
     """What the captured decoder says beforehand that it will hold, GiB; where this bontune has one."""
     try:
-        from bontune.rollout.turns import plan_of  # pyright: ignore
-
         from bontune.rollout import captured  # pyright: ignore
+        from bontune.rollout.turns import plan_of  # pyright: ignore
     except ImportError:
         return "not told: the token step is not captured"
     ids = [tuple(range(2, 2 + shape.prompt_tokens))] * shape.prompts
