@@ -27,6 +27,8 @@ from bontune.config import TrainConfig
 from bontune.objectives import LogPassAtN
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import sample_groups
+from bontune.rollout.memory import copied_bytes, predicted, shape_of
+from bontune.rollout.turns import plan_of
 from bontune.train.update import Learner, pack, update
 
 ROOT = Path(__file__).parents[1]
@@ -205,9 +207,8 @@ def rollout(shape: Shape, tell: Tell) -> None:
     draw(min(4, shape.tokens))  # kernels and libraries are loaded
     clean()
     held = torch.cuda.memory_allocated() / 2**30 if on_card() else 0.0
-    predicted = _predicted(model, dtype, shape)
     first, _ = timed(lambda: draw(shape.tokens))
-    tell("peak, predicted", predicted, "GiB beside the weights")
+    tell("peak, predicted", _predicted(model, dtype, shape), "GiB beside the weights")
     tell("peak, measured", peak() - held, "GiB beside the weights")
     took, groups = timed(lambda: draw(shape.tokens))
     tokens = sum(int(group.lengths.sum()) for group in groups)
@@ -216,20 +217,11 @@ def rollout(shape: Shape, tell: Tell) -> None:
     tell("first call, over the second", first - took, "s")
 
 
-def _predicted(model: Any, dtype: torch.dtype, shape: Shape) -> float | str:
-    """What the captured decoder says beforehand that it will hold, GiB; where this bontune has one."""
-    try:
-        from bontune.rollout import captured  # pyright: ignore
-        from bontune.rollout.turns import plan_of  # pyright: ignore
-    except ImportError:
-        return "not told: the token step is not captured"
+def _predicted(model: Any, dtype: torch.dtype, shape: Shape) -> float:
+    """What the rollout says beforehand that it will hold, GiB."""
     ids = [tuple(range(2, 2 + shape.prompt_tokens))] * shape.prompts
-    try:
-        plan = plan_of(model, dtype, ids, shape.group, Sampling(max_new_tokens=shape.tokens), 4096)
-        told = captured.predicted(captured.shape_of(model, dtype), plan, captured.copied_bytes(model, dtype))
-    except Exception as fault:  # the figure is lost, and not the piece
-        return f"not told: {type(fault).__name__}: {fault}"[:200]
-    return told.total / 2**30
+    plan = plan_of(model, dtype, ids, shape.group, Sampling(max_new_tokens=shape.tokens), 4096)
+    return predicted(shape_of(model, dtype), plan, copied_bytes(model, dtype)).total / 2**30
 
 
 def drawn_at_random(shape: Shape) -> list[Group]:
