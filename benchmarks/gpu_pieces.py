@@ -207,8 +207,9 @@ def rollout(shape: Shape, tell: Tell) -> None:
     draw(min(4, shape.tokens))  # kernels and libraries are loaded
     clean()
     held = torch.cuda.memory_allocated() / 2**30 if on_card() else 0.0
+    beforehand = _predicted(model, dtype, shape)
     first, _ = timed(lambda: draw(shape.tokens))
-    tell("peak, predicted", _predicted(model, dtype, shape), "GiB beside the weights")
+    tell("peak, predicted", beforehand, "GiB beside the weights")
     tell("peak, measured", peak() - held, "GiB beside the weights")
     took, groups = timed(lambda: draw(shape.tokens))
     tokens = sum(int(group.lengths.sum()) for group in groups)
@@ -217,11 +218,15 @@ def rollout(shape: Shape, tell: Tell) -> None:
     tell("first call, over the second", first - took, "s")
 
 
-def _predicted(model: Any, dtype: torch.dtype, shape: Shape) -> float:
-    """What the rollout says beforehand that it will hold, GiB."""
+def _predicted(model: Any, dtype: torch.dtype, shape: Shape) -> float | str:
+    """What the captured decoder says beforehand that it will hold, GiB."""
     ids = [tuple(range(2, 2 + shape.prompt_tokens))] * shape.prompts
-    plan = plan_of(model, dtype, ids, shape.group, Sampling(max_new_tokens=shape.tokens), 4096)
-    return predicted(shape_of(model, dtype), plan, copied_bytes(model, dtype)).total / 2**30
+    try:
+        plan = plan_of(model, dtype, ids, shape.group, Sampling(max_new_tokens=shape.tokens), 4096)
+        told = predicted(shape_of(model, dtype), plan, copied_bytes(model, dtype))
+    except Exception as fault:  # the figure is lost, and not the piece
+        return f"not told: {type(fault).__name__}: {fault}"[:200]
+    return told.total / 2**30
 
 
 def drawn_at_random(shape: Shape) -> list[Group]:
