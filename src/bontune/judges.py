@@ -17,7 +17,7 @@ from bontune.tasks.formats import parse_object, read_lines
 from bontune.tasks.jsonl import last_number
 from bontune.verifiers import CodeVerifier, MathVerifier
 from bontune.verifiers.code.written import READER, Case, Tried, read_cases, try_cases
-from bontune.verifiers.math.compare import normal
+from bontune.verifiers.math.normal import normal
 from bontune.verifiers.math.extract import final_answers
 
 CPU_SECONDS = (
