@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bontune.verifiers.math.numbers import NUMERAL, Number, number, same, shown, tolerance
-from bontune.verifiers.math.units import FUNCTIONS, is_word, measure
+from bontune.verifiers.math.units import FUNCTIONS, is_word, measure, unlike
 
 Pair = tuple[str, str]
 """(answer, reference): single values in normal form."""
@@ -273,8 +273,7 @@ def by_text(answer: str, reference: str) -> bool | None:
         return False  # "4 5 6" is no number, but parsers make one of it
     if is_words(answer) and is_words(reference):
         return _folded(answer) == _folded(reference)  # a parser reads "on" and "no" as equal products
-    units = measure(answer)[1], measure(reference)[1]
-    if units[0] and units[1] and units[0] != units[1]:
+    if unlike(measure(answer)[1], measure(reference)[1]):
         return False
     mine, theirs = _value(answer), _value(reference)
     if mine is None or theirs is None or (r"^\circ" in answer + reference and r"\pi" in answer + reference):
@@ -364,7 +363,11 @@ def _has_letters(text: str) -> bool:
 
 
 def is_name(text: str) -> bool:
-    """x, x_1, \\theta, f(x), f'(2), (x, y): what stands left of an answer."""
+    """x, x_1, \\theta, f(x), f'(2), (x, y), AB, Area: what stands left of an answer."""
+    if re.fullmatch(r"\s*(?:\\(?:angle|overline|triangle)\s*\{?\s*)?[A-Z]{2,4}\}?\s*", text) or is_words(
+        text.strip()
+    ):
+        return True
     letter = r"(?:[a-zA-Z]|\\[a-zA-Z]+)(?:_\{?\w+\}?)?'*"
     return bool(
         re.fullmatch(rf"{letter}(?:\s*\([^()]*\))?|\(\s*{letter}(?:\s*,\s*{letter})*\s*\)", text.strip())
@@ -414,7 +417,7 @@ def _value_name(text: str, parsed: Callable[[str], str]) -> str:
     exact = _value(value)
     if exact is not None:
         return shown(exact) + ("%" if "%" in value else "")
-    return re.sub(r"\s+", "", value) if _DOTS.search(value) or _is_row(value) else parsed(value)
+    return " ".join(value.split()) if _DOTS.search(value) or _is_row(value) else parsed(value)
 
 
 def for_parser(answer: str, reference: str) -> Pair:

@@ -17,12 +17,12 @@ MOST_BARE = 200  # characters of a response that is taken as an answer by itself
 
 _FILLERS = (
     r"(?:(?:therefore|thus|hence|then|so|simply|just|exactly|clearly|indeed|now|also|found to be|given by|equal to|"
-    r"the (?:option|choice|letter)|(?:answer )?(?:option|choice)(?=\s*\(?[A-Ha-h]\b))[ \t,:*]+)*"
+    r"the (?:option|choice|letter)|(?:answer )?(?:option|choice)(?=\s*\(?[A-Ha-h]\b))[\s,:*]+)*"
 )
 _PHRASE = re.compile(
     r"\banswers?[ \t*_]*(?:to (?:the|this) (?:question|problem)[ \t*_]*)?"
     r"(?:is|are|=|:|would be|should be|will be|must be|equals|comes (?:out )?to(?: be)?)"
-    rf"[ \t*_]*:?[ \t*_]*{_FILLERS}",
+    rf"[ \t*_]*:?[ \t*_,]*{_FILLERS}",
     re.IGNORECASE,
 )
 _MARK = re.compile(r"^[ \t]*####[ \t]*(.+?)[ \t]*#*$", re.MULTILINE)

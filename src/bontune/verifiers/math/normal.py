@@ -28,8 +28,11 @@ _SIGNS = str.maketrans(
 )  # fmt: skip
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
 _LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
-_CURRENCY = r"(?:US|CA|AU|A|C|HK|NT)?[$€£¥₹₩₽₺₫¢]|\\(?:pounds|euro|EUR|yen|textdollar|textsterling|texteuro)(?![a-zA-Z])"
-_ROOTED = r"\\sqrt(?P<degree>\s*\[[^\[\]]*\])?\s*(?:\{|(?P<digits>\d+(?:\.\d+)?)|(?P<letter>[a-zA-Z](?![a-zA-Z]))|\()"
+_CURRENCY = (
+    r"(?<![a-zA-Z\\])(?:US|CA|AU|A|C|HK|NT)?\\?[$€£¥₹₩₽₺₫¢]|"
+    r"\\(?:\$|(?:pounds|euro|EUR|yen|textdollar|textsterling|texteuro)(?![a-zA-Z]))"
+)
+_ROOT = re.compile(r"\\sqrt(?![a-zA-Z])(\s*\[[^\[\]]*\])?\s*")
 
 _SMALL = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
@@ -104,7 +107,7 @@ def normal(answer: str) -> str:
         text.replace(r"\%", "%").replace(r"\{", r"\lbrace ").replace(r"\}", r"\rbrace ").replace("{,}", ",")
     )
     text = text.replace(r"\varnothing", r"\emptyset").replace(r"\leq", r"\le").replace(r"\geq", r"\ge")
-    text = re.sub(rf"\\\$|(?<![a-zA-Z\\])(?:{_CURRENCY})", " ", text).replace("$", " ").strip()
+    text = re.sub(_CURRENCY, " ", text).replace("$", " ").strip()
     text = re.sub(r"^([+-])\s+(?=[\d.])", r"\1", text)
     text = re.sub(r"(?<=\d)\s*(?:per\s?cent|pct)\b\.?", "%", text)
     text = _HEDGES.sub("", _LEADS.sub("", text)).strip()
@@ -112,7 +115,7 @@ def normal(answer: str) -> str:
         text = _words(text)
     text = re.sub(r"^[a-zA-Z](?:_\{?\w+\}?)?\s*\\in(?![a-zA-Z])\s*", "", _parts(text))
     text = _ungrouped(re.sub(r"\s+", " ", text).strip())
-    return re.sub(r"^\\approx\s*", "", re.sub(r"(?<!\.)\s*\.$", "", text))
+    return re.sub(r"^\\approx\s*", "", re.sub(r"(?<!\.)\s*[.,;]$", "", text))
 
 
 def _undecorated(text: str) -> str:
@@ -187,22 +190,30 @@ def _fractions(text: str) -> str:
 
 
 def _rooted(text: str) -> str:
-    r"""\sqrt2, \sqrt 10, \sqrt(2), \sqrt[3]2 with braces; of "\sqrt10", people mean the root of ten."""
+    r"""\sqrt2, \sqrt 10, \sqrt(2), \sqrt[3]2, \sqrt\pi with braces; of "\sqrt10", people mean the root of ten."""
     if "sqrt" not in text:
         return text
     text = re.sub(r"(?<![a-zA-Z\\])sqrt\s*(?=[({\d])", r"\\sqrt", text)
-    for _ in range(20):
-        match = next((m for m in re.finditer(_ROOTED, text) if m[0][-1] != "{"), None)
-        if match is None:
-            break
-        inside, end = match["digits"] or match["letter"], match.end()
-        if inside is None:
-            end = _closing(text, match.end() - 1)
-            if end is None:
-                break
-            inside = text[match.end() : end - 1]
-        text = f"{text[: match.start()]}\\sqrt{(match['degree'] or '').strip()}{{{inside}}}{text[end:]}"
+    for match in reversed(list(_ROOT.finditer(text))):  # the innermost first
+        start, end = match.end(), _operand_end(text, match.end())
+        if end is None or text[start : start + 1] == "{":
+            continue
+        inside = text[start + 1 : end - 1] if text[start] == "(" else text[start:end]
+        text = f"{text[: match.start()]}\\sqrt{(match[1] or '').strip()}{{{inside}}}{text[end:]}"
     return re.sub(r"\\sqrt\s*(\[[^\[\]]*\])?\s*\{", r"\\sqrt\1{", text)
+
+
+def _operand_end(text: str, at: int) -> int | None:
+    """Behind the number, letter, bracket or command with its braces that begins at `at`."""
+    if text[at : at + 1] in ("(", "{"):
+        return _closing(text, at)
+    found = re.compile(r"\d+(?:\.\d+)?|[a-zA-Z](?![a-zA-Z])|\\[a-zA-Z]+").match(text, at)
+    if found is None:
+        return None
+    end: int | None = found.end()
+    while end is not None and found[0].startswith("\\") and text[end : end + 1] == "{":
+        end = _closing(text, end)
+    return end
 
 
 def _closing(text: str, at: int) -> int | None:
@@ -243,7 +254,7 @@ def _words(text: str) -> str:
         whole = int(mixed) if re.fullmatch(r"-?\d+", mixed) else 0
         text = f"{whole - share if mixed.startswith('-') else whole + share}{parted[3]}"
     if below := re.fullmatch(
-        rf"({NUMERAL})\s*((?:\^\\circ\s*[CF]?|degrees?|[a-zA-Z]+)?(?:\s+[a-zA-Z]+)?)\s+below zero", text
+        rf"({NUMERAL})\s*((?:\^\\circ\s*[CF]?|degrees?|[a-zA-Z]+)?(?:\s+[a-zA-Z]+)?)\s+below (?:zero|0)", text
     ):
         text = f"-{below[1]} {below[2]}".strip()
     if _OPERATOR_WORDS.search(text):

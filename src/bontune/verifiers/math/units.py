@@ -79,9 +79,14 @@ def measure(text: str) -> tuple[str, str]:
         return text, ""
     tail, spaced = found["tail"].strip().rstrip("."), bool(found["space"])
     if tail.startswith(r"^\circ"):
-        return (found["number"].strip(), "degree") if tail[-1] in "CFK" else (text, "")
+        return (found["number"].strip(), tail[-1]) if tail[-1] in "CFK" else (text, "")
     unit = _unit(re.sub(r"[{}]", "", tail), spaced)
     return (text, "") if unit is None else (found["number"].strip(), unit)
+
+
+def unlike(a: str, b: str) -> bool:
+    """Whether two units, as `measure` gives them, are known and differ."""
+    return bool(a and b) and a != b and not ("degree" in (a, b) and {a, b} <= {"degree", "C", "F", "K"})
 
 
 def is_word(text: str) -> bool:
@@ -112,7 +117,8 @@ def _unit(tail: str, spaced: bool) -> str | None:
         signs = re.findall(r"[/* ]", tail)
         parts = [f"{k}{f[2] or ''}" for k, f in zip(known, factors, strict=True) if f]
         joined = "".join(a + b.replace(" ", "*") for a, b in zip(parts, [*signs, ""], strict=True))
-        return joined if compound or len(parts) == 1 else parts[0]
+        scale = parts[0] == "degree" and parts[-1] in ("C", "F")  # degrees Celsius
+        return joined if compound or len(parts) == 1 else parts[-1] if scale else parts[0]
     if not spaced or first is None or not (known[0] or is_word(first[1].casefold())):
         return None
     rest = re.sub(r"^[A-Za-z.]+(?:\^-?\d)?", "", tail)

@@ -151,6 +151,7 @@ def expression(value, sympy):
     value = value.xreplace(
         {s: sympy.Symbol(s.name.lower()) for s in value.free_symbols}
     )  # as the parser compares
+    value = sympy.expand_func(value) if value.has(sympy.binomial) else value
     value = sympy.nsimplify(value, rational=True) if value.has(sympy.Float) else value
     if sympy.count_ops(value) <= 60:
         if not value.is_rational_function():
