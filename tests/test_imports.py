@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "bontune"
-SHARED = {"records", "sampling", "config", "attention", "model_inputs"}  # what every stage may import
+SHARED = {
+    "records",
+    "sampling",
+    "config",
+    "attention",
+    "model_inputs",
+    "final",
+}  # what every stage may import
 
 # Each stage, and which other stages it may import beside the shared modules and itself. A new folder or module goes
 # into one of the three tables, after a thought about which.

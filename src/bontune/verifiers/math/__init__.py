@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from bontune.final import REASONING
 from bontune.records import Verdict
-from bontune.verifiers.final import REASONING
 from bontune.verifiers.math.compare import (
     Pair,
     by_text,
@@ -61,7 +61,7 @@ class MathVerifier:
     """`verify` judges responses against reference answers. It owns processes: use it in a `with`.
 
     cpu_seconds: of one comparison.  memory_bytes: of one worker.
-    marks: what opens and what closes reasoning, see `bontune.verifiers.final.final_part`.
+    marks: what opens and what closes reasoning, see `bontune.final.final_part`.
     Raises ValueError where math-verify is not installed.
     """
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bontune.verifiers.math.numbers import NUMERAL, Number, number, same, shown, tolerance
-from bontune.verifiers.math.units import FUNCTIONS, is_word, measure, unlike
+from bontune.verifiers.math.units import FUNCTIONS, is_word, measure, unlike, without_unit
 
 Pair = tuple[str, str]
 """(answer, reference): single values in normal form."""
@@ -48,7 +48,9 @@ _DOTS = re.compile(r"\\[lcdv]?dots|\.\.\.|…")
 @lru_cache(maxsize=20_000)
 def read(text: str) -> Reading:
     """The values of an answer in normal form."""
-    if not re.search(r"[,;]|\\(?:pm|lor|vee|land|wedge|lbrace)|\b(?:or|and)\b", text):
+    if option(text) is not None or not re.search(
+        r"[,;]|\\(?:pm|lor|vee|land|wedge|lbrace)|\b(?:or|and)\b", text
+    ):
         return Reading((text,))
     name, inner = _named(text)
     inner, brackets = _unbracketed(inner)
@@ -296,10 +298,14 @@ def option(text: str) -> str | None:
     )
     if found := re.fullmatch(r"\(([A-Ha-h])\)[.:]?|\[([A-Ha-h])\]|([A-Ha-df-h])[).:]?|(E)[).:]?|(e)\)", text):
         return next(letter for letter in found.groups() if letter).upper()
-    found = re.fullmatch(r"(?:\(([A-H])\)|\[([A-H])\]|([A-H])[).:])\s*(.+)", text, re.DOTALL)
+    if not re.match(r"[(\[]?[A-H][)\]. :]", text):
+        return None
+    if found := re.fullmatch(r"([A-H])\s+\([^()]+\)", text):
+        return found[1]
+    found = re.fullmatch(r"(?:\(([A-H])\),?|\[([A-H])\]|([A-H])[).:])\s*(.+)", text, re.DOTALL)
     if found is None or re.match(r"[-+*/^=<>,|!_({]|\\(?:cup|cap|cdot|times|in|le|ge|to|sub)", found[4]):
         return None
-    if re.search(r"(?<![A-Za-z])\(?[A-H](?:\)|[.:]\s)", found[4]):
+    if re.search(r"(?<![A-Za-z])\(?[A-H](?:\)|[.:]\s)|^[A-H]$", found[4]):
         return None  # several options
     return found[1] or found[2] or found[3]
 
@@ -433,6 +439,7 @@ def for_parser(answer: str, reference: str) -> Pair:
 
 
 def _parsable(text: str) -> str:
+    text = without_unit(measure(text)[0] if "%" not in text else text)
     text = re.sub(r"(?<![a-zA-Z\\])C_\{?(\w+)\}?\^\{?(\w+)\}?", r"\\binom{\1}{\2}", text)
     text = re.sub(r"(?<![a-zA-Z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
     text = re.sub(rf"(?<![a-zA-Z\\])({'|'.join(FUNCTIONS)})(?![a-zA-Z])", r"\\\1 ", text)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bontune.verifiers.final import REASONING, final_part
+from bontune.final import REASONING, final_part
 
 TAIL = 4096  # characters of the end of a response that are looked at
 MOST_ANSWER = 500  # characters
@@ -16,21 +16,34 @@ MOST_EXPONENT_DIGITS = 4
 MOST_BARE = 200  # characters of a response that is taken as an answer by itself
 
 _FILLERS = (
-    r"(?:(?:therefore|thus|hence|then|so|simply|just|exactly|clearly|indeed|now|also|found to be|given by|equal to|"
-    r"the (?:option|choice|letter)|(?:answer )?(?:option|choice)(?=\s*\(?[A-Ha-h]\b))[\s,:*]+)*"
+    r"(?:(?:therefore|thus|hence|then|so|just|indeed|now|also|still|always|of course|in fact|"
+    r"found to be|given by|equal to|"
+    r"(?!unlikely|hardly|scarcely)[a-z]+ly|the (?:number|value|integer|fraction|ratio|letter)|"
+    r"(?:the )?(?:answer )?(?:option|choice|letter)(?=[\s*(]*[A-Ha-h]\b))[\s,:*]+)*"
 )
 _PHRASE = re.compile(
-    r"\banswers?[ \t*_]*(?:to (?:the|this) (?:question|problem)[ \t*_]*)?"
-    r"(?:is|are|=|:|would be|should be|will be|must be|equals|comes (?:out )?to(?: be)?)"
+    r"\b(?:answers?|(?:correct|right|best)[ \t]+(?:option|choice))[ \t*_,]*"
+    r"(?:(?:here|therefore|thus|hence|then|(?:that )?we \w+|you \w+|(?:to|for) (?:the|this) \w+)[ \t*_,]*)?"
+    r"(?:is|are|=|:|(?:would|should|will|must|has to|ought to) be|equals|becomes|comes (?:out )?(?:to(?: be)?|as)|"
+    r"turns out to be)"
+    r"(?![a-z])"
     rf"[ \t*_]*:?[ \t*_,]*{_FILLERS}",
     re.IGNORECASE,
 )
 _MARK = re.compile(r"^[ \t]*####[ \t]*(.+?)[ \t]*#*$", re.MULTILINE)
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:\{|(?=\d))")
 _ENTITLED = re.compile(
-    r"^[ \t]*(?:#{1,6}[ \t]*|\*\*[ \t]*|__[ \t]*)?(?:\d+[.)][ \t]*)?(?:the[ \t]+)?(?:(?:final|my|your|our|correct)[ \t]+)*"
+    r"^[ \t]*(?:#{1,6}[ \t]*|\*\*[ \t]*|__[ \t]*)?(?:\d+[.)][ \t]*)?"
+    r"(?:the[ \t]+)?(?:(?:final|my|your|our|correct)[ \t]+)*"
     r"(?:answer|result|conclusion|solution)[ \t]*:?[ \t]*(?:\*\*|__)?[ \t]*:?[ \t]*#*[ \t]*$",
     re.IGNORECASE | re.MULTILINE,
+)
+_TITLED = re.compile(
+    r"^[ \t]*#{1,6}[ \t]*(?:the[ \t]+)?(?:final[ \t]+)?(?:answer|result|conclusion|solution)[ \t]*[:=][ \t]*(\S.*)$",
+    re.IGNORECASE | re.MULTILINE,
+)
+_CHOSEN = re.compile(
+    r"\b(?:option|choice)[ \t*(]*([A-H])[ \t*)]*is[ \t]+(?:the[ \t]+)?(?:correct|right|best)", re.IGNORECASE
 )
 _HEADING = re.compile(r"(?:\*\*)?(?:\(?(?:\d+|[a-z])[.):][ \t]+)?[A-Za-z][a-z]{2,}")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*|__([^_\n]+)__")
@@ -47,7 +60,7 @@ class Extracted:
 def final_answers(text: str, marks: Sequence[tuple[str, str]] = REASONING, *, prompt: str = "") -> Extracted:
     """The answers in boxes, else after ####, else below "Answer", else after "the answer is", else the only or last line.
 
-    Of the final part of a response (`bontune.verifiers.final`, which tells what `marks` and `prompt` are). The last line
+    Of the final part of a response (`bontune.final`, which tells what `marks` and `prompt` are). The last line
     counts where it is one formula in display, or has one bold part.
     """
     part = final_part(text, marks, prompt=prompt)
@@ -120,11 +133,13 @@ def _marked(text: str) -> list[str]:
 
 def _below_title(text: str) -> list[str]:
     """What stands below a heading "Answer", where that is one line or one paragraph that says what it is."""
+    if titled := _TITLED.findall(text):
+        return [_sentence(titled[-1])]
     titles = list(_ENTITLED.finditer(text))
     below = text[titles[-1].end() :].strip() if titles else ""
     if not below or _PHRASE.search(below):
         return []
-    lines = [line.strip() for line in below.splitlines() if line.strip()]
+    lines = [re.sub(r"^(?:[-*•>]\s+)+", "", line.strip()) for line in below.splitlines() if line.strip()]
     if len(lines) == 1 and len(lines[0]) <= MOST_BARE:
         bold = _BOLD.findall(lines[0])
         return [bold[0][0] or bold[0][1] if len(bold) == 1 else _sentence(lines[0])]
@@ -134,8 +149,9 @@ def _below_title(text: str) -> list[str]:
 
 
 def _phrased(text: str) -> list[str]:
-    phrases = list(_PHRASE.finditer(text))
-    return [_sentence(text[phrases[-1].end() :])] if phrases else []
+    if phrases := list(_PHRASE.finditer(text)):
+        return [_sentence(text[phrases[-1].end() :])]
+    return _CHOSEN.findall(text)
 
 
 def _only_line(text: str) -> list[str]:

@@ -8,21 +8,29 @@ from fractions import Fraction
 from functools import lru_cache
 
 from bontune.verifiers.math.numbers import NUMERAL, number
-from bontune.verifiers.math.units import SYMBOLS
+from bontune.verifiers.math.units import SYMBOLS, measure
 
 _SIGNS = str.maketrans(
     {
         "−": "-", "–": "-", "—": "-", "‒": "-", "‐": "-", "×": r"\times ", "✕": r"\times ", "·": r"\cdot ",
-        "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ", "𝜋": r"\pi ", "∞": r"\infty ",
-        "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ", "∈": r"\in ", "∉": r"\notin ", "∪": r"\cup ", "∩": r"\cap ",
-        "∅": r"\emptyset ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\neq ", "≈": r"\approx ", "±": r"\pm ",
-        "∓": r"\mp ", "∧": r"\land ", "∨": r"\lor ", "√": r"\sqrt ", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ", "→": r"\to ",
-        "∠": r"\angle ", "△": r"\triangle ", "∥": r"\parallel ", "⊥": r"\perp ", "⟂": r"\perp ", "ℝ": r"\mathbb{R}",
-        "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "′": "'", "’": "'", "“": '"', "”": '"',
+        "⋅": r"\cdot ", "∙": r"\cdot ", "•": r"\cdot ", "÷": "/", "⁄": "/", "∕": "/", "π": r"\pi ",
+        "𝜋": r"\pi ", "∞": r"\infty ",
+        "°": r"^\circ ", "º": r"^\circ ", "˚": r"^\circ ", "∈": r"\in ", "∉": r"\notin ", "∪": r"\cup ",
+        "∩": r"\cap ",
+        "∅": r"\emptyset ", "≤": r"\le ", "≥": r"\ge ", "⩽": r"\le ", "⩾": r"\ge ", "≠": r"\neq ",
+        "≈": r"\approx ", "±": r"\pm ",
+        "∓": r"\mp ", "∧": r"\land ", "∨": r"\lor ", "√": r"\sqrt ", "∛": r"\sqrt[3] ", "∜": r"\sqrt[4] ",
+        "→": r"\to ",
+        "∠": r"\angle ", "△": r"\triangle ", "∥": r"\parallel ", "⊥": r"\perp ", "⟂": r"\perp ",
+        "ℝ": r"\mathbb{R}",
+        "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}", "ℂ": r"\mathbb{C}", "′": "'", "’": "'",
+        "“": '"', "”": '"',
         "⟨": r"\langle ", "⟩": r"\rangle ", "α": r"\alpha ", "β": r"\beta ", "γ": r"\gamma ", "δ": r"\delta ",
         "ε": r"\epsilon ", "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma ",
-        "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ", "Ω": r"\Omega ", "Σ": r"\Sigma ", "℃": r"^\circ C",
-        "℉": r"^\circ F", "…": r"\ldots ", "¼": " 1/4", "½": " 1/2", "¾": " 3/4", "，": ",", "、": ",", "；": ";", "：": ":",
+        "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ", "Ω": r"\Omega ", "Σ": r"\Sigma ",
+        "℃": r"^\circ C",
+        "℉": r"^\circ F", "…": r"\ldots ", "¼": " 1/4", "½": " 1/2", "¾": " 3/4", "，": ",", "、": ",",
+        "；": ";", "：": ":",
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\u2062": "", "\u2061": "",
     }
 )  # fmt: skip
@@ -34,15 +42,16 @@ _CURRENCY = (
 )
 _ROOT = re.compile(r"\\sqrt(?![a-zA-Z])(\s*\[[^\[\]]*\])?\s*")
 
-_SMALL = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_FONTS = "large|Large|LARGE|huge|Huge|small|normalsize|bf|rm|it|sf|bfseries|mathstrut|checkmark|therefore"
+_SMALL = [
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen",
+]  # fmt: skip
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _VALUES = {word: i for i, word in enumerate(_SMALL)} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
 _SCALES = {
     "hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
-    "score": 20, "lakh": 10**5, "crore": 10**7, "quadrillion": 10**15,
+    "score": 20, "lakh": 10**5, "crore": 10**7, "quadrillion": 10**15, "quintillion": 10**18,
 }  # fmt: skip
 _PARTS = {
     "half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
@@ -67,11 +76,12 @@ _OPERATORS = [
         (r"^(?:minus|negative)\s+(?=[\d\\(.])", "-"), (r"(?<=[\w}).])\s+squared(?![a-z])", "^2"),
         (r"(?<=[\w}).])\s+cubed(?![a-z])", "^3"), (r"(?<=[\d)])\s+factorial(?![a-z])", "!"),
         (r"(?<=[\w}).])\s+to the power(?: of)?\s+(-?\d+)", r"^{\1}"),
+        (r"(?<!\d)(\d+)\s+choose\s+(\d+)", r"\\binom{\1}{\2}"), (r"(?<=\d)\s+point\s+(?=\d+$)", "."),
         (r"(?:the )?square root of\s+(\d+)", r"\\sqrt{\1}"), (r"(?:the )?cube root of\s+(\d+)", r"\\sqrt[3]{\1}"),
     )
 ]  # fmt: skip
 _OPERATOR_WORDS = re.compile(
-    r"minus|plus|times|multiplied|divided|over|negative|squared|cubed|factorial|power|root", re.I
+    r"minus|plus|times|multiplied|divided|over|negative|squared|cubed|factorial|power|root|choose|point", re.I
 )
 _HEDGES = re.compile(
     r"^(?:\\(?:approx|sim|simeq)(?![a-zA-Z])|~|approximately|approx\.?|about|roughly|around|exactly|only|just)\s*"
@@ -79,7 +89,9 @@ _HEDGES = re.compile(
     re.IGNORECASE,
 )
 _LEADS = re.compile(
-    r"^(?:the\s+)?(?:(?:final|correct|exact)\s+)?(?:answer|result|solution)\s*(?:is|are|=|:)[\s:]*(?=\S)",
+    r"^(?:(?:therefore|thus|hence|so|\\therefore)[,\s]+)?"
+    r"(?:(?:the\s+)?(?:(?:final|correct|exact)\s+)?(?:answer|result|solution)\s*(?:is|are|=|:)[\s:]*(?=\S)"
+    r"|(?!yes|no\b)[A-Za-z][A-Za-z ]{2,30}:\s*(?=[-\d$\\(.]))?(?:(?:either|both)\s+(?=\S))?",
     re.IGNORECASE,
 )
 
@@ -103,14 +115,19 @@ def normal(answer: str) -> str:
         r"^\\circ ",
         text,
     )
-    text = (
-        text.replace(r"\%", "%").replace(r"\{", r"\lbrace ").replace(r"\}", r"\rbrace ").replace("{,}", ",")
-    )
+    text = text.replace(r"\%", "%").replace(r"\{", r"\lbrace ").replace(r"\}", r"\rbrace ")
+    text = re.sub(r"(?<=\d)\{,\}(?=\d{3}(?!\d))", "", text).replace("{,}", ",")
+    text = text.replace(r"\langle", "(").replace(r"\rangle", ")")
     text = text.replace(r"\varnothing", r"\emptyset").replace(r"\leq", r"\le").replace(r"\geq", r"\ge")
     text = re.sub(_CURRENCY, " ", text).replace("$", " ").strip()
     text = re.sub(r"^([+-])\s+(?=[\d.])", r"\1", text)
     text = re.sub(r"(?<=\d)\s*(?:per\s?cent|pct)\b\.?", "%", text)
-    text = _HEDGES.sub("", _LEADS.sub("", text)).strip()
+    text = _HEDGES.sub("", _LEADS.sub("", text, count=1)).strip()
+    text = re.sub(
+        r"(?<=\d)\s*\\Omega$",
+        " ohm",
+        re.sub(r"(\d):00\s*([ap])\.?m\.?$", r"\1 \2m", text, flags=re.IGNORECASE),
+    )
     if re.search(r"[a-zA-Z]{3}", text):
         text = _words(text)
     text = re.sub(r"^[a-zA-Z](?:_\{?\w+\}?)?\s*\\in(?![a-zA-Z])\s*", "", _parts(text))
@@ -154,6 +171,10 @@ def _unwrapped(text: str) -> str:
     text = re.sub(
         r"(?<!\\)\\[!,;:> ]|~(?=\S)(?!^)|\\q?quad(?![a-zA-Z])|\\[hv]space\*?\s*\{[^{}]*\}", " ", text
     )
+    if "\\" in text:
+        text = re.sub(
+            rf"\\(?:{_FONTS})(?![a-zA-Z])\s?|\\color\s*\{{\w+\}}|\\textcolor\s*\{{\w+\}}(?=\s*\{{)", "", text
+        )
     text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
     if "{" not in text:
         return text
@@ -169,7 +190,7 @@ def _unwrapped(text: str) -> str:
     )
     for _ in range(2):  # \textbf{\text{...}}
         text = re.sub(
-            r"\\(?:text|textrm|textbf|textit|textsf|texttt|mbox|hbox|emph)\s*\{([^{}]*)\}",
+            r"\\(?:text|textrm|textbf|textit|textsf|texttt|mbox|hbox|emph|underline|underbrace)\s*\{([^{}]*)\}",
             lambda m: f" {m[1].strip()} ",
             text,
         )
@@ -239,6 +260,7 @@ def _words(text: str) -> str:
         text,
     )
     text = _WORDS.sub(_digits, text)
+    text = _compounds(text)
     text = re.sub(r"([0-9A-Fa-f]+)\s+\(?(?:in\s+)?base[ -]?_?\{?(\d+)\}?\)?$", r"\1_{\2}", text)
     for _ in range(3):
         scaled = _SCALED.fullmatch(text)
@@ -263,13 +285,35 @@ def _words(text: str) -> str:
     return _without_gloss(text)
 
 
+def _compounds(text: str) -> str:
+    """ "half a million", "a dozen", "2 hundred and 50" and "2 thousand 500" by numbers alone."""
+    text = re.sub(
+        rf"^(?:one\s+)?half\s+an?\s+(?=(?:{'|'.join(_SCALES)})\b)", "1/2 ", text, flags=re.IGNORECASE
+    )
+    text = re.sub(rf"^an?\s+(?=(?:{'|'.join(_SCALES)})\b)", "1 ", text, flags=re.IGNORECASE)
+    for scale in ("hundred", "thousand", "million", "billion"):
+        text = re.sub(
+            rf"(?<![\d.,])(\d+)\s+{scale}\s+(?:and\s+)?(\d+)(?![\d./,])",
+            lambda m, size=_SCALES[scale]: str(int(m[1]) * size + int(m[2])) if int(m[2]) < size else m[0],
+            text,
+        )
+    return text
+
+
 def _without_gloss(text: str) -> str:
-    """ "5 (five)" as 5, and "5 (in cm)" as "5 in cm"; what contradicts stays."""
-    found = re.fullmatch(r"(.*[\d}%)])\s+\(([^()]*)\)", text)
-    if found is None:
+    """ "5 (five)" and "5 (in cm)" as 5; what contradicts, or changes the value, stays."""
+    found = re.fullmatch(r"(.*[\d}%)])\s+[(\[]([^()\[\]]*)[)\]]((?:\s+[A-Za-z]+)*)", text)
+    value = None if found is None else number(found[1])
+    if found is None or value is None:
         return text
-    value, gloss = number(found[1]), number(found[2].strip())
-    return found[1] if value is not None and value == gloss else text
+    gloss = found[2].strip()
+    rounded = re.match(r"rounded|to (?:the nearest|\d+|one|two|three)", gloss)
+    same = (
+        number(gloss) == value
+        or rounded
+        or (bool(re.match(r"[A-Za-z]{2}", gloss)) and measure(f"5 {gloss}")[0] == "5")
+    )
+    return found[1] + found[3] if same else text
 
 
 def _digits(match: re.Match[str]) -> str:
@@ -300,9 +344,9 @@ def _parts(text: str) -> str:
 
 def _ungrouped(text: str) -> str:
     """Without the separators of thousands, where the text is one number and not a list of numbers."""
-    if re.fullmatch(r"[^\d]{0,8}\d{1,3}(,\d{3})+(\.\d+)?(?![\d,])[^,]{0,60}", text):
-        text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
-    elif re.search(r"\s(?:and|or)\s", text) and not re.search(r",(?!\d{3}(?!\d))", text):
+    if re.fullmatch(r"[^\d]{0,8}\d{1,3}(,\d{3})+(\.\d+)?(?![\d,])[^,]{0,60}", text) or (
+        re.search(r"\s(?:and|or)\s", text) and not re.search(r",(?!\d{3}(?!\d))", text)
+    ):
         text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     elif re.fullmatch(r"[+-]?\d{1,2}(?:,\d{2})+,\d{3}", text) and re.search(r",0\d,", text):
         text = text.replace(",", "")  # 1,00,000

@@ -6,6 +6,7 @@ is irrational has `_DIGITS` digits.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, DecimalException
@@ -19,6 +20,7 @@ NUMERAL = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)"
 _MOST_POWER = 9999
 _MOST_BITS = 50_000  # of a numerator or denominator
 _MOST_FACTORIAL = 100
+_MOST_CHOSEN = 500
 _MOST_DEPTH = 50
 _DIGITS = 120
 _SURE = Decimal(10) ** -100  # relative: beyond the roundings of `_DIGITS` digits
@@ -31,7 +33,7 @@ _PI = Decimal(
 _TOKEN = re.compile(
     r"\s*(?:(?P<numeral>\d+(?:\.\d*)?|\.\d+)(?P<power>[eE][+-]?\d{1,4}(?!\d))?"
     r"(?:\s*\\overline\s*\{(?P<period>\d+)\})?"
-    r"|\\(?P<command>frac|sqrt|pi|cdot|times|div)(?![a-zA-Z])|(?P<sign>[-+*/^!(){}\[\]]|e(?![a-zA-Z])))"
+    r"|\\(?P<command>frac|binom|sqrt|pi|cdot|times|div)(?![a-zA-Z])|(?P<sign>[-+*/^!(){}\[\]]|e(?![a-zA-Z])))"
 )
 
 
@@ -182,6 +184,12 @@ def _whole_root(value: int, n: int) -> int | None:
     return guess if guess**n == value else None
 
 
+def _choose(n: Number, k: Number) -> Fraction:
+    if not all(isinstance(x, Fraction) and x.denominator == 1 and 0 <= x <= _MOST_CHOSEN for x in (n, k)):
+        raise _Unread
+    return Fraction(math.comb(int(n), int(k)))
+
+
 class _Reader:
     """Reads sums, products, powers and roots from left to right, as LaTeX and people write them."""
 
@@ -256,7 +264,7 @@ class _Reader:
     def _juxtaposed(self) -> bool:
         """Whether a factor follows without a sign; a numeral never does, since "4 5" is no product."""
         kind, sign = self._next()
-        return (kind == "command" and sign in ("frac", "sqrt", "pi")) or (
+        return (kind == "command" and sign in ("frac", "binom", "sqrt", "pi")) or (
             kind == "sign" and sign in ("(", "{", "e")
         )
 
@@ -265,10 +273,7 @@ class _Reader:
         if self._take("!"):
             if not isinstance(value, Fraction) or value.denominator != 1 or not 0 <= value <= _MOST_FACTORIAL:
                 raise _Unread
-            product = 1
-            for k in range(2, int(value) + 1):
-                product *= k
-            value = Fraction(product)
+            value = Fraction(math.factorial(int(value)))
             if self._next() == ("sign", "!"):
                 raise _Unread
         if self._take("^"):
@@ -285,6 +290,8 @@ class _Reader:
             return _PI
         if (kind, sign) == ("command", "frac"):
             return self._fraction()
+        if (kind, sign) == ("command", "binom"):
+            return _choose(self._group("{", "}"), self._group("{", "}"))
         if (kind, sign) == ("command", "sqrt"):
             degree = self._group("[", "]") if self._next() == ("sign", "[") else Fraction(2)
             if not isinstance(degree, Fraction) or degree.denominator != 1 or self._next() != ("sign", "{"):

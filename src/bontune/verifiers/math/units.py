@@ -1,4 +1,4 @@
-"""Splits a number from the unit behind it, and gives known units one spelling; says of other words whether they are units."""
+"""Splits a number from the unit behind it; known units get one spelling, and words that are no units stay."""
 
 from __future__ import annotations
 
@@ -6,21 +6,31 @@ import re
 from functools import lru_cache
 
 _NAMES = {
-    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre", "nm": "nm nanometer",
-    "km": "km kilometer kilometre", "in": "in inch inches", "ft": "ft foot feet", "yd": "yd yard", "mi": "mi mile",
-    "mg": "mg milligram", "g": "gram", "kg": "kg kilogram", "lb": "lb lbs pound", "oz": "oz ounce", "ton": "ton tonne",
-    "ml": "ml milliliter millilitre", "l": "liter litre", "gal": "gal gallon", "qt": "qt quart", "ms": "ms millisecond",
+    "mm": "mm millimeter millimetre", "cm": "cm centimeter centimetre", "m": "m meter metre",
+    "nm": "nm nanometer",
+    "km": "km kilometer kilometre", "in": "in inch inches", "ft": "ft foot feet", "yd": "yd yard",
+    "mi": "mi mile",
+    "mg": "mg milligram", "g": "gram", "kg": "kg kilogram", "lb": "lb lbs pound", "oz": "oz ounce",
+    "ton": "ton tonne",
+    "ml": "ml milliliter millilitre", "l": "liter litre", "gal": "gal gallon", "qt": "qt quart",
+    "ms": "ms millisecond",
     "s": "sec second secs", "min": "min minute mins", "h": "hr hrs hour", "day": "day", "week": "week wk",
-    "month": "month mo", "year": "year yr yrs", "mi/h": "mph", "km/h": "kph kmph", "dollar": "dollar usd buck",
-    "cent": "cent", "euro": "euro eur", "N": "newton", "J": "joule", "kJ": "kj kilojoule", "W": "watt", "kW": "kw kilowatt",
-    "V": "volt", "A": "amp ampere", "K": "kelvin", "Hz": "hz hertz", "Pa": "pa pascal", "kPa": "kpa", "mol": "mol mole",
-    "rad": "rad radian", "degree": "deg degree", "am": "am a.m. a.m", "pm": "pm p.m. p.m", "C": "celsius centigrade coulomb",
-    "F": "fahrenheit", "Ohm": "ohm", "cal": "cal calorie", "kWh": "kwh", "pound sterling": "gbp", "cm^3": "cc",
+    "month": "month mo", "year": "year yr yrs", "mi/h": "mph", "km/h": "kph kmph",
+    "dollar": "dollar usd buck",
+    "cent": "cent", "euro": "euro eur", "N": "newton", "J": "joule", "kJ": "kj kilojoule", "W": "watt",
+    "kW": "kw kilowatt",
+    "V": "volt", "A": "amp ampere", "K": "kelvin", "Hz": "hz hertz", "Pa": "pa pascal", "kPa": "kpa",
+    "mol": "mol mole",
+    "rad": "rad radian", "degree": "deg degree", "am": "am a.m. a.m", "pm": "pm p.m. p.m",
+    "C": "celsius centigrade coulomb",
+    "F": "fahrenheit", "Ohm": "ohm", "cal": "cal calorie", "kWh": "kwh", "pound sterling": "gbp",
+    "cm^3": "cc",
     "point": "pt pts point", "mM": "mm", "acre": "acre", "hectare": "ha hectare",
 }  # fmt: skip
 _UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split() if unit != "mM"}
 SYMBOLS = {
-    "s": "second", "h": "hour", "g": "gram", "L": "liter", "l": "liter", "N": "newton", "J": "joule", "W": "watt",
+    "s": "second", "h": "hour", "g": "gram", "L": "liter", "l": "liter", "N": "newton", "J": "joule",
+    "W": "watt",
     "V": "volt", "K": "kelvin", "m": "meter",
 }  # fmt: skip
 """Letters that are units where they are set as text behind a number, and variables elsewhere."""
@@ -36,6 +46,7 @@ _PRODUCTS = {
     "ha",
     "nm",
 }  # of variables, where they touch the number
+_SPACED = {"s", "h", "g", "l", "L", "N", "J", "K", "W", "V", "F"}  # units where a space is before them
 _LETTERS = {"m", "s", "h", "g", "l", "L", "N", "J", "W", "V", "K", "C", "A"}  # in a compound such as m/s
 FUNCTIONS = ("arcsin", "arccos", "arctan", "sin", "cos", "tan", "cot", "sec", "csc", "sinh", "cosh", "tanh", "ln", "log",
              "exp", "sqrt", "pi")  # fmt: skip
@@ -43,20 +54,28 @@ _FUNCTION_WORDS = {*FUNCTIONS, "max", "mod", "gcd", "lcm", "det", "lim", "sum"}
 _NO_UNITS = {
     *_FUNCTION_WORDS,
     # operators and relations
-    "minus", "plus", "times", "over", "divided", "multiplied", "modulo", "choose", "squared", "cubed", "factorial", "power",
-    "root", "raised", "than", "not", "and", "or", "nor", "but", "to", "equals", "equal", "is", "negative", "positive",
-    "doubled", "tripled", "halved", "inverse", "reciprocal", "remainder", "except", "without", "if", "infinity", "twice",
+    "minus", "plus", "times", "over", "divided", "multiplied", "modulo", "choose", "squared", "cubed",
+    "factorial", "power",
+    "root", "raised", "than", "not", "and", "or", "nor", "but", "to", "equals", "equal", "is", "negative",
+    "positive",
+    "doubled", "tripled", "halved", "inverse", "reciprocal", "remainder", "except", "without", "if",
+    "infinity", "twice",
     "above", "below", "under", "before", "after", "past", "until", "through", "between", "noon", "midnight",
     # scales and numbers
-    "hundred", "thousand", "million", "billion", "trillion", "quadrillion", "dozen", "score", "lakh", "crore", "myriad",
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "twenty",
-    "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "half", "halve", "third", "quarter", "fourth",
-    "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "twelfth", "twentieth", "hundredth", "thousandth", "millionth",
+    "hundred", "thousand", "million", "billion", "trillion", "quadrillion", "quintillion", "sextillion",
+    "dozen", "score", "lakh", "crore", "myriad",
+    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
+    "twenty",
+    "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety", "half", "halve", "third", "quarter",
+    "fourth",
+    "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "twelfth", "twentieth", "hundredth",
+    "thousandth", "millionth",
     "percent", "percentage", "permille", "billionth", "googol", "gross",
     # bases
     "base", "binary", "ternary", "octal", "decimal", "hex", "hexadecimal", "radix",
     # months
-    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november", "december",
+    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october",
+    "november", "december",
 }  # fmt: skip
 
 _TAIL = re.compile(
@@ -84,6 +103,14 @@ def measure(text: str) -> tuple[str, str]:
     return (text, "") if unit is None else (found["number"].strip(), unit)
 
 
+def without_unit(text: str) -> str:
+    """An expression with letters of its own, without a known unit behind it."""
+    found = re.fullmatch(
+        r"(.*[\w)}])\s+(?:(?:square|cubic|sq\.?)\s+)?([A-Za-z]{2,})(?:\s*\^\s*\{?[23]\}?)?", text
+    )
+    return found[1] if found and _known(found[2], compound=False) else text
+
+
 def unlike(a: str, b: str) -> bool:
     """Whether two units, as `measure` gives them, are known and differ."""
     return bool(a and b) and a != b and not ("degree" in (a, b) and {a, b} <= {"degree", "C", "F", "K"})
@@ -108,7 +135,8 @@ def _unit(tail: str, spaced: bool) -> str | None:
     tail = re.sub(r"\s*(?:\\cdot|\\times|\*)\s*", "*", re.sub(r"\s*\^\s*", "^", tail))
     factors = [re.fullmatch(r"([A-Za-z.]+)(\^-?\d)?", part) for part in re.split(r"[/* ]", tail)]
     compound = len(factors) > 1 and bool(re.search(r"[/*^]", tail))
-    known = [_known(f[1], compound) if f else None for f in factors]
+    single = spaced and len(factors) == 1 and tail in _SPACED
+    known = [tail if single else _known(f[1], compound) if f else None for f in factors]
     first = factors[0]
     touching = first is not None and (
         tail.startswith("m/s") or (len(first[1]) > 1 and first[1] not in _PRODUCTS)
@@ -122,7 +150,7 @@ def _unit(tail: str, spaced: bool) -> str | None:
     if not spaced or first is None or not (known[0] or is_word(first[1].casefold())):
         return None
     rest = re.sub(r"^[A-Za-z.]+(?:\^-?\d)?", "", tail)
-    if "^" in (first[2] or "") and not known[0]:
+    if "^" in (first[2] or "") and not known[0] and first[1].casefold() not in ("unit", "units"):
         return None
     if not re.fullmatch(r"(?:[/ ,(-]+[A-Za-z.']+\)?)*(?:\^[23])?", rest):
         return None

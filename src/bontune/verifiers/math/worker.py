@@ -4,6 +4,7 @@ It reads {"answer", "reference"} or {"parse"} a line, and writes one line for ea
 the kernel ends it with SIGXCPU. Its memory is limited for good.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -19,11 +20,15 @@ def main() -> None:
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     out, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no reply
     import sympy
+    from latex2sympy2_extended.math_normalization import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse, verify
 
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     # Its extraction of plain numbers would read a part of an answer: 11 of "10 ? 11".
-    configs = (LatexExtractionConfig(),)
+    # Units are none of its business: it would take the h of "3 h" for one, and drop it.
+    usual = LatexExtractionConfig().normalization_config
+    kept = NormalizationConfig(**{**dataclasses.asdict(usual), "units": False})
+    configs = (LatexExtractionConfig(normalization_config=kept),)
 
     @functools.lru_cache(maxsize=2048)
     def read(text):
@@ -33,6 +38,9 @@ def main() -> None:
     def equal(gold, answer, allowed):
         gold, answer = list(gold), list(answer)
         gold[0], answer[0] = imaginary(gold[0], sympy), imaginary(answer[0], sympy)
+        for one, other in ((gold, answer), (answer, gold)):
+            if isinstance(one[0], sympy.Set) and is_logic(other[0], sympy):
+                return interval(other[0], sympy) == one[0]
         if verify(gold, answer, timeout_seconds=None):
             return same_numbers(gold[0], answer[0], allowed, sympy)
         return same_expression(gold[0], answer[0], sympy)
@@ -131,7 +139,7 @@ def name(value, sympy):
         return [brackets, [name(value.start, sympy), name(value.end, sympy)]]
     if isinstance(value, sympy.Tuple):
         return ["()", [name(x, sympy) for x in value.args]]
-    if isinstance(value, sympy.core.relational.Relational | sympy.And | sympy.Or):
+    if is_logic(value, sympy):
         bounds = interval(value, sympy)
         return relation(value, sympy) if bounds is None else name(bounds, sympy)
     if isinstance(value, sympy.Expr):
@@ -161,6 +169,11 @@ def expression(value, sympy):
     names = sorted(value.free_symbols, key=str)
     point = {s: sympy.Rational(7919 + 104729 * sum(map(ord, s.name)), 10007) for s in names}
     return ["", f"{','.join(map(str, names))}:{value.evalf(15, subs=point)}".replace(" ", "")]
+
+
+def is_logic(value, sympy):
+    """Whether it is an inequality, or several."""
+    return isinstance(value, sympy.core.relational.Relational | sympy.And | sympy.Or)
 
 
 def interval(value, sympy):
