@@ -39,7 +39,7 @@ class Reading:
 
 
 _JOINT = re.compile(
-    r"\s*(?:[,;]?\s*(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z])|\\(?:lor|vee|land|wedge)(?![a-zA-Z])|[,;])\s*"
+    r"\s*(?:[,;]?\s*(?<![a-zA-Z\\])(?:or|and)(?![a-zA-Z])|\\(?:lor|vee|land|wedge)(?![a-zA-Z])|[,;]|\s&\s)\s*"
 )
 _INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|lt|gt)(?![a-zA-Z])")
 _DOTS = re.compile(r"\\[lcdv]?dots|\.\.\.|…")
@@ -48,8 +48,10 @@ _DOTS = re.compile(r"\\[lcdv]?dots|\.\.\.|…")
 @lru_cache(maxsize=20_000)
 def read(text: str) -> Reading:
     """The values of an answer in normal form."""
-    if option(text) is not None or not re.search(
-        r"[,;]|\\(?:pm|lor|vee|land|wedge|lbrace)|\b(?:or|and)\b", text
+    if (
+        option(text) is not None
+        or r"\begin" in text
+        or not re.search(r"[,;&]|\\(?:pm|lor|vee|land|wedge|lbrace)|\b(?:or|and)\b", text)
     ):
         return Reading((text,))
     name, inner = _named(text)
@@ -298,16 +300,16 @@ def option(text: str) -> str | None:
     )
     if found := re.fullmatch(r"\(([A-Ha-h])\)[.:]?|\[([A-Ha-h])\]|([A-Ha-df-h])[).:]?|(E)[).:]?|(e)\)", text):
         return next(letter for letter in found.groups() if letter).upper()
-    if not re.match(r"[(\[]?[A-H][)\]. :]", text):
+    if not re.match(r"[(\[]?[A-H][)\]. :]|\([a-h]\)", text):
         return None
     if found := re.fullmatch(r"([A-H])\s+\([^()]+\)", text):
         return found[1]
-    found = re.fullmatch(r"(?:\(([A-H])\),?|\[([A-H])\]|([A-H])[).:])\s*(.+)", text, re.DOTALL)
+    found = re.fullmatch(r"(?:\(([A-Ha-h])\),?|\[([A-H])\]|([A-H])\s?[).:])\s*(.+)", text, re.DOTALL)
     if found is None or re.match(r"[-+*/^=<>,|!_({]|\\(?:cup|cap|cdot|times|in|le|ge|to|sub)", found[4]):
         return None
-    if re.search(r"(?<![A-Za-z])\(?[A-H](?:\)|[.:]\s)|^[A-H]$", found[4]):
+    if re.search(r"(?<![A-Za-z])\(?[A-H](?:\)|[.:]\s)|^[A-H]$|\([a-h]\)", found[4]):
         return None  # several options
-    return found[1] or found[2] or found[3]
+    return (found[1] or found[2] or found[3]).upper()
 
 
 def literal(text: str) -> str | None:

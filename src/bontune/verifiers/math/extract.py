@@ -22,9 +22,9 @@ _FILLERS = (
     r"(?:the )?(?:answer )?(?:option|choice|letter)(?=[\s*(]*[A-Ha-h]\b))[\s,:*]+)*"
 )
 _PHRASE = re.compile(
-    r"\b(?:answers?|(?:correct|right|best)[ \t]+(?:option|choice))[ \t*_,]*"
+    r"(?<![a-zA-Z])(?:answers?|ans\.?(?=[ \t]*[:=])|(?:correct|right|best)[ \t]+(?:option|choice))[ \t*_,]*"
     r"(?:(?:here|therefore|thus|hence|then|(?:that )?we \w+|you \w+|(?:to|for) (?:the|this) \w+)[ \t*_,]*)?"
-    r"(?:is|are|=|:|(?:would|should|will|must|has to|ought to) be|equals|becomes|comes (?:out )?(?:to(?: be)?|as)|"
+    r"(?:is|are|=|:|→|(?:would|should|will|must|has to|ought to) be|equals|becomes|comes (?:out )?(?:to(?: be)?|as)|"
     r"turns out to be)"
     r"(?![a-z])"
     rf"[ \t*_]*:?[ \t*_,]*{_FILLERS}",
@@ -46,6 +46,7 @@ _CHOSEN = re.compile(
     r"\b(?:option|choice)[ \t*(]*([A-H])[ \t*)]*is[ \t]+(?:the[ \t]+)?(?:correct|right|best)", re.IGNORECASE
 )
 _HEADING = re.compile(r"(?:\*\*)?(?:\(?(?:\d+|[a-z])[.):][ \t]+)?[A-Za-z][a-z]{2,}")
+_RULE = re.compile(r"[-=*_~]{3,}|```\w*")
 _BOLD = re.compile(r"\*\*([^*\n]+)\*\*|__([^_\n]+)__")
 _DISPLAY = re.compile(r"(?:\$\$(?P<a>[^$]+)\$\$|\\\[(?P<b>.+?)\\\])[ \t]*\.?\s*\Z", re.DOTALL)
 
@@ -67,7 +68,7 @@ def final_answers(text: str, marks: Sequence[tuple[str, str]] = REASONING, *, pr
     if part is None:
         return Extracted(())
     text = clean(part)
-    for find in (_boxed, _marked, _below_title, _phrased, _only_line, _last_line):
+    for find in (_boxed, _marked, _below_title, _phrased, _last_line, _only_line):
         if found := _distinct(find(text)):
             return Extracted(found)
     return Extracted(())
@@ -139,7 +140,8 @@ def _below_title(text: str) -> list[str]:
     below = text[titles[-1].end() :].strip() if titles else ""
     if not below or _PHRASE.search(below):
         return []
-    lines = [re.sub(r"^(?:[-*•>]\s+)+", "", line.strip()) for line in below.splitlines() if line.strip()]
+    lines = [re.sub(r"^(?:[-*•>]\s+)+", "", line.strip()) for line in below.splitlines()]
+    lines = [line for line in lines if line and not _RULE.fullmatch(line)]
     if len(lines) == 1 and len(lines[0]) <= MOST_BARE:
         bold = _BOLD.findall(lines[0])
         return [bold[0][0] or bold[0][1] if len(bold) == 1 else _sentence(lines[0])]
@@ -170,7 +172,7 @@ def _last_line(text: str) -> list[str]:
 
 def _sentence(text: str) -> str:
     """Up to the end of the sentence; a point inside a number is none."""
-    text = text.strip()
+    text = re.sub(r"^```\w*\n", "", text.strip())
     if found := re.match(r"\$\$([^$]+)\$\$|\\\[(.+?)\\\]", text, re.DOTALL):
         return (found[1] or found[2]).strip()
     text = re.split(r"(?<!\b[A-H])\.(?=\s|$|\*)|\n", text, maxsplit=1)[0]

@@ -29,13 +29,13 @@ _SIGNS = str.maketrans(
         "ε": r"\epsilon ", "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma ",
         "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ", "Ω": r"\Omega ", "Σ": r"\Sigma ",
         "℃": r"^\circ C",
-        "℉": r"^\circ F", "…": r"\ldots ", "¼": " 1/4", "½": " 1/2", "¾": " 3/4", "，": ",", "、": ",",
+        "℉": r"^\circ F", "…": r"\ldots ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "，": ",", "、": ",",
         "；": ";", "：": ":",
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\u2062": "", "\u2061": "",
     }
 )  # fmt: skip
 _RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ", "0123456789+-ni", strict=True))
-_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₗₘₙₚₛₜₓ", "0123456789aehijklmnpstx", strict=True))
 _CURRENCY = (
     r"(?<![a-zA-Z\\])(?:US|CA|AU|A|C|HK|NT)?\\?[$€£¥₹₩₽₺₫¢]|"
     r"\\(?:\$|(?:pounds|euro|EUR|yen|textdollar|textsterling|texteuro)(?![a-zA-Z]))"
@@ -60,7 +60,7 @@ _PARTS = {
 }  # fmt: skip
 _BASES = {"binary": 2, "ternary": 3, "quaternary": 4, "octal": 8, "decimal": 10, "hexadecimal": 16, "hex": 16}
 _WORD = "|".join([*_TENS, *reversed(_SMALL)])
-_WORDS = re.compile(rf"(?<![\w\\{{-])(?:{_WORD})(?:[- ](?:{_WORD}))*(?![\w}}])", re.IGNORECASE)
+_WORDS = re.compile(rf"(?<![\w\\{{])(?:{_WORD})(?:[- ](?:{_WORD}))*(?![\w}}])", re.IGNORECASE)
 _SCALED = re.compile(
     rf"(.*?[\d}}])[ -]+({'|'.join(_SCALES)})s?(?![a-zA-Z])(?:\s+of(?=\s))?(.*)", re.IGNORECASE
 )
@@ -120,6 +120,7 @@ def normal(answer: str) -> str:
     text = text.replace(r"\langle", "(").replace(r"\rangle", ")")
     text = text.replace(r"\varnothing", r"\emptyset").replace(r"\leq", r"\le").replace(r"\geq", r"\ge")
     text = re.sub(_CURRENCY, " ", text).replace("$", " ").strip()
+    text = re.sub(r"^(?:USD|EUR|GBP|INR|JPY|CNY|Rs)\.?\s*(?=[\d.])", "", text)
     text = re.sub(r"^([+-])\s+(?=[\d.])", r"\1", text)
     text = re.sub(r"(?<=\d)\s*(?:per\s?cent|pct)\b\.?", "%", text)
     text = _HEDGES.sub("", _LEADS.sub("", text, count=1)).strip()
@@ -155,11 +156,21 @@ def _undecorated(text: str) -> str:
     return re.sub(r",\s*,", ",", joined)
 
 
+def _frac(top: str, bottom: str) -> str:
+    return rf"\frac{{{top}}}{{{bottom}}}"
+
+
 def _ascii(text: str) -> str:
     """Signs of unicode as LaTeX."""
+    text = re.sub("([⁰¹²³⁴⁵⁶⁷⁸⁹]+)√", lambda m: "\\sqrt[" + "".join(_RAISED[c] for c in m[1]) + "] ", text)
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+", lambda m: "^{" + "".join(_RAISED[c] for c in m[0]) + "}", text)
-    text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: "_{" + "".join(_LOWERED[c] for c in m[0]) + "}", text)
-    text = re.sub("[⅐-⅞↉]", lambda m: " " + unicodedata.normalize("NFKC", m[0]), text).translate(_SIGNS)
+    text = re.sub(
+        "[₀₁₂₃₄₅₆₇₈₉ₐₑₕᵢⱼₖₗₘₙₚₛₜₓ]+", lambda m: "_{" + "".join(_LOWERED[c] for c in m[0]) + "}", text
+    )
+    text = re.sub(r"\^\s*([¼½¾⅐-⅞])", r"^{\1}", text)
+    text = re.sub(
+        "[¼½¾⅐-⅞]", lambda m: _frac(*unicodedata.normalize("NFKC", m[0]).split("⁄")), text
+    ).translate(_SIGNS)
     return "".join(unicodedata.normalize("NFKC", c) if "\uff01" <= c <= "\uff5e" else c for c in text)
 
 
@@ -212,8 +223,9 @@ def _fractions(text: str) -> str:
 
 def _rooted(text: str) -> str:
     r"""\sqrt2, \sqrt 10, \sqrt(2), \sqrt[3]2, \sqrt\pi with braces; of "\sqrt10", people mean the root of ten."""
-    if "sqrt" not in text:
+    if "sqrt" not in text and r"\root" not in text:
         return text
+    text = re.sub(r"\\root\s*(\d+)\s*\\of(?![a-zA-Z])", r"\\sqrt[\1]", text)
     text = re.sub(r"(?<![a-zA-Z\\])sqrt\s*(?=[({\d])", r"\\sqrt", text)
     for match in reversed(list(_ROOT.finditer(text))):  # the innermost first
         start, end = match.end(), _operand_end(text, match.end())
@@ -259,9 +271,12 @@ def _words(text: str) -> str:
         lambda m: m[1] if m[2] == "decimal" else f"{m[1]}_{{{_BASES[m[2]]}}}",
         text,
     )
-    text = _WORDS.sub(_digits, text)
+    text = _WORDS.sub(
+        _digits, re.sub(r"^(?:minus|negative)\s+(?=[a-z\d\\(.])", "-", text, flags=re.IGNORECASE)
+    )
     text = _compounds(text)
     text = re.sub(r"([0-9A-Fa-f]+)\s+\(?(?:in\s+)?base[ -]?_?\{?(\d+)\}?\)?$", r"\1_{\2}", text)
+    text = re.sub(r"_\{10\}$", "", text)
     for _ in range(3):
         scaled = _SCALED.fullmatch(text)
         value = None if scaled is None else number(scaled[1].replace(",", "").strip())
@@ -291,10 +306,13 @@ def _compounds(text: str) -> str:
         rf"^(?:one\s+)?half\s+an?\s+(?=(?:{'|'.join(_SCALES)})\b)", "1/2 ", text, flags=re.IGNORECASE
     )
     text = re.sub(rf"^an?\s+(?=(?:{'|'.join(_SCALES)})\b)", "1 ", text, flags=re.IGNORECASE)
+    text = re.sub(rf"^an?\s+(?=(?:{'|'.join(_PARTS)})\b)", "1 ", text, flags=re.IGNORECASE)
     for scale in ("hundred", "thousand", "million", "billion"):
         text = re.sub(
-            rf"(?<![\d.,])(\d+)\s+{scale}\s+(?:and\s+)?(\d+)(?![\d./,])",
-            lambda m, size=_SCALES[scale]: str(int(m[1]) * size + int(m[2])) if int(m[2]) < size else m[0],
+            rf"(?<![\d.,/}}])(\d{{1,9}})\s+{scale}(?![a-z])(?:\s+(?:and\s+)?(\d{{1,9}})(?![\d./,]))?",
+            lambda m, size=_SCALES[scale]: (
+                str(int(m[1]) * size + int(m[2] or 0)) if int(m[2] or 0) < size else m[0]
+            ),
             text,
         )
     return text

@@ -93,6 +93,8 @@ def measure(text: str) -> tuple[str, str]:
     text = re.sub(
         r"\\frac\s*\{\s*([A-Za-z]+)\s*\}\s*\{\s*([A-Za-z]+\s*(?:\^\s*\{?\d\}?)?)\s*\}$", r" \1/\2", text
     )
+    if (over := re.search(r"(?<=[\d}])\s*/\s*([A-Za-z]{3,})$", text)) and is_word(over[1].casefold()):
+        text = f"{text[: over.start()]} per {over[1]}"
     found = _TAIL.fullmatch(text)
     if found is None:
         return text, ""
@@ -129,6 +131,7 @@ def _unit(tail: str, spaced: bool) -> str | None:
         r"\d", re.sub(r"\^\s*-?\d", "", tail)
     ):
         return None
+    tail = re.sub(r"^of\s+", "", tail)
     tail = re.sub(r"^(?:square|sq\.?)\s+([A-Za-z]+)", r"\1^2", tail, flags=re.IGNORECASE)
     tail = re.sub(r"^(?:cubic|cu\.?)\s+([A-Za-z]+)", r"\1^3", tail, flags=re.IGNORECASE)
     tail = re.sub(r"\s+per\s+|\s*/\s*(?:an?\s+)?", "/", tail)
