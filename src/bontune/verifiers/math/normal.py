@@ -29,7 +29,8 @@ _SIGNS = str.maketrans(
         "ε": r"\epsilon ", "θ": r"\theta ", "λ": r"\lambda ", "μ": r"\mu ", "ρ": r"\rho ", "σ": r"\sigma ",
         "τ": r"\tau ", "φ": r"\phi ", "ω": r"\omega ", "Δ": r"\Delta ", "Ω": r"\Omega ", "Σ": r"\Sigma ",
         "℃": r"^\circ C",
-        "℉": r"^\circ F", "…": r"\ldots ", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "，": ",", "、": ",",
+        "℉": r"^\circ F", "…": r"\ldots ",
+        "⌊": r"\lfloor ", "⌋": r"\rfloor ", "⌈": r"\lceil ", "⌉": r"\rceil ", "，": ",", "、": ",",
         "；": ";", "：": ":",
         "\u00a0": " ", "\u2009": " ", "\u202f": " ", "\u200b": "", "\u2062": "", "\u2061": "",
     }
@@ -108,7 +109,7 @@ def normal(answer: str) -> str:
     text = _undecorated(re.sub(r"(?:\\\\\s*)+$", "", text.strip()).strip())
     if not text.isascii():
         text = _ascii(text)
-    text = _unwrapped(text)
+    text = re.sub(r"^\{([^{},]*)\}$", r"\1", _unwrapped(text))
     text = _rooted(_fractions(text))
     text = re.sub(
         r"\^\s*\{?\s*\\(?:circ|degree)(?![a-zA-Z])\s*\}?|\\(?:degree|textdegree)(?![a-zA-Z])",

@@ -76,7 +76,7 @@ def same(a: Number, b: Number, allowed: float = 0.0) -> bool:
 def shown(value: Number) -> str:
     """A name that equal values share. A multiple of pi is named in degrees, since 45 and pi/4 may both equal 45°."""
     if isinstance(value, Decimal):
-        value = _rational(value) or (180 * turn if (turn := _rational(value / _PI)) else value)
+        value = _rational(value) or (180 * turn if (turn := _rational(_EXACT.divide(value, _PI))) else value)
     if isinstance(value, Decimal):
         return str(_SHOWN.plus(value))
     return str(value) if _bits(value) <= 1000 else str(_SHOWN.plus(_decimal(value)))
