@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 pytest.importorskip("math_verify")
 
-from bontune.judges import ANSWERS, math_judge
 from bontune.records import Prompt
 from bontune.tasks import JsonlTask
 from bontune.verifiers import MathVerifier
+from bontune.verifiers.judges import ANSWERS, math_judge
 from bontune.verifiers.math import written_answer
 from bontune.verifiers.pool import Fault, WorkerPool
 
@@ -292,7 +292,7 @@ def test_a_worker_that_does_not_start_ends_the_command_with_its_own_words(tmp_pa
     with pytest.raises(RuntimeError, match=r"could not be started: .*no sympy here"):
         broken.prove()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bontune.judges.MathVerifier", lambda workers: broken)
+        patch.setattr("bontune.verifiers.judges.MathVerifier", lambda workers: broken)
         with pytest.raises(RuntimeError, match="no sympy here"):
             math_judge(JsonlTask(path, shares=(100, 0, 0)))
 

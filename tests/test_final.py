@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bontune.final import REASONING, final_part
+from bontune.tasks.final import REASONING, final_part
 
 PARTS = [  # (response, its final part)
     # Reasoning that is closed.

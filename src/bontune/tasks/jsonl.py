@@ -27,8 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bontune.final import final_part
 from bontune.records import Prompt, Verdict
+from bontune.tasks.final import final_part
 from bontune.tasks.formats import MARK, SPLITS, WORKED, Fields, Wrong, as_prompt, parse_object, read_lines
 
 MATCHES = ("auto", "exact", "last_number")

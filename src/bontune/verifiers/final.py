@@ -1,5 +1,5 @@
-"""`bontune.final`, which tasks share with verifiers."""
+"""`bontune.tasks.final`, by the name under which verifiers know it."""
 
-from bontune.final import REASONING, final_part
+from bontune.tasks.final import REASONING, final_part
 
 __all__ = ["REASONING", "final_part"]

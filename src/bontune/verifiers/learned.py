@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
-from bontune.attention import pack, shared_attention, supported
 from bontune.config import FitConfig
-from bontune.final import final_part
-from bontune.model_inputs import cache_argument
+from bontune.models.attention import pack, shared_attention, supported
+from bontune.models.inputs import cache_argument
+from bontune.models.loading import own_device
 from bontune.records import Graded, Prompt
+from bontune.tasks.final import final_part
 
 SETTINGS = "verifier.json"
 
@@ -33,7 +34,7 @@ SETTINGS = "verifier.json"
 class LearnedVerifier:
     """A scorer of responses: `verifier(prompt, texts)` gives the chance that each is right, in (0, 1).
 
-    It reads the final part of a response, without its reasoning (`bontune.final`).
+    It reads the final part of a response, without its reasoning (`bontune.tasks.final`).
 
     model: a sequence-classification model of one label.  scale, offset: of its logit, set by calibration.
     chat: whether prompt and response are put into the tokenizer's chat template, as reward models expect.
@@ -145,6 +146,12 @@ class Labelled:
     def mixed(self) -> bool:
         """Whether both kinds are there: other prompts say nothing about which response to choose."""
         return any(self.right) and not all(self.right)
+
+
+def on_device(verifier: LearnedVerifier) -> LearnedVerifier:
+    """The verifier with its model moved to this process's device."""
+    verifier.model.to(own_device())
+    return verifier
 
 
 def scorer_from(name: str | Path, *, seed: int = 0) -> LearnedVerifier:

@@ -6,6 +6,7 @@ the response undecided. Exactly one final answer is required: "10 or 11 or 12" i
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,8 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from bontune.final import REASONING
 from bontune.records import Verdict
+from bontune.tasks.final import REASONING
 from bontune.verifiers.math.compare import (
     Pair,
     by_text,
@@ -34,6 +35,7 @@ from bontune.verifiers.pool import Fault, WorkerPool
 
 GRADER = "3"  # of this package's own rules; a change of any verdict changes it
 _PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy", "antlr4-python3-runtime")
+_IMPORTED = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")  # by the workers
 _MOST_KNOWN = 1_000_000  # comparisons that are remembered
 _MOST_NAME = 200  # characters
 _UNDECIDED, _WRONG, _RIGHT = None, 0.0, 1.0
@@ -61,7 +63,7 @@ class MathVerifier:
     """`verify` judges responses against reference answers. It owns processes: use it in a `with`.
 
     cpu_seconds: of one comparison.  memory_bytes: of one worker.
-    marks: what opens and what closes reasoning, see `bontune.final.final_part`.
+    marks: what opens and what closes reasoning, see `bontune.tasks.final.final_part`.
     Raises ValueError where math-verify is not installed.
     """
 
@@ -79,7 +81,8 @@ class MathVerifier:
         if find_spec("math_verify") is None:
             raise ValueError("MathVerifier needs math-verify: pip install 'bontune[math]'")
         script = str(Path(__file__).with_name("worker.py"))
-        command = [sys.executable, "-I", script, str(cpu_seconds), str(memory_bytes)]
+        folders = json.dumps(_folders())
+        command = [sys.executable, "-I", script, str(cpu_seconds), str(memory_bytes), folders]
         self._pool = WorkerPool(command, workers=workers, wall_seconds=10 * cpu_seconds + 10)
         self._workers, self._marks, self._proven = workers, tuple(marks), False
         self._known: dict[Pair, tuple[float | None, str]] = {}
@@ -321,6 +324,12 @@ def _written(told: Any) -> str:
     if kind == "{}":
         return ",".join(sorted(set(parts)))
     return f"{kind[0]}{','.join(parts)}{kind[1]}"
+
+
+def _folders() -> list[str]:
+    """Where this process finds what the workers import, which by themselves see neither PYTHONPATH nor this folder."""
+    specs = [find_spec(name) for name in _IMPORTED]
+    return list(dict.fromkeys(str(Path(s.origin).parents[1]) for s in specs if s is not None and s.origin))
 
 
 def _installed(name: str) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bontune.final import REASONING, final_part
+from bontune.tasks.final import REASONING, final_part
 
 TAIL = 4096  # characters of the end of a response that are looked at
 MOST_ANSWER = 500  # characters
@@ -61,7 +61,7 @@ class Extracted:
 def final_answers(text: str, marks: Sequence[tuple[str, str]] = REASONING, *, prompt: str = "") -> Extracted:
     """The answers in boxes, else after ####, else below "Answer", else after "the answer is", else the only or last line.
 
-    Of the final part of a response (`bontune.final`, which tells what `marks` and `prompt` are). The last line
+    Of the final part of a response (`bontune.tasks.final`, which tells what `marks` and `prompt` are). The last line
     counts where it is one formula in display, or has one bold part.
     """
     part = final_part(text, marks, prompt=prompt)
