@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -145,7 +144,9 @@ def test_a_file_of_0_1_is_topped_up_by_the_same_policy_alone(tmp_path: Path) -> 
     beside = path.with_suffix(".json")
     beside.write_text(json.dumps(json.loads(beside.read_text()) | {"weights": weights_0_1(model)}))
     draw_samples(draw_of(1, 4, model=model), path)
-    assert read_samples(path) == replace(read_samples(whole), source=str(path))
+    assert [g.responses for g in read_samples(path).groups] == [
+        g.responses for g in read_samples(whole).groups
+    ]
     with torch.no_grad():
         next(model.parameters())[0, 0] += 1
     with pytest.raises(ValueError, match="was drawn with weights"):
