@@ -27,6 +27,8 @@ from bontune.config import TrainConfig
 from bontune.objectives import LogPassAtN
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import sample_groups
+from bontune.rollout.memory import copied_bytes, predicted, shape_of
+from bontune.rollout.turns import plan_of
 from bontune.train.update import Learner, pack, update
 
 ROOT = Path(__file__).parents[1]
@@ -205,9 +207,9 @@ def rollout(shape: Shape, tell: Tell) -> None:
     draw(min(4, shape.tokens))  # kernels and libraries are loaded
     clean()
     held = torch.cuda.memory_allocated() / 2**30 if on_card() else 0.0
-    predicted = _predicted(model, dtype, shape)
+    beforehand = _predicted(model, dtype, shape)
     first, _ = timed(lambda: draw(shape.tokens))
-    tell("peak, predicted", predicted, "GiB beside the weights")
+    tell("peak, predicted", beforehand, "GiB beside the weights")
     tell("peak, measured", peak() - held, "GiB beside the weights")
     took, groups = timed(lambda: draw(shape.tokens))
     tokens = sum(int(group.lengths.sum()) for group in groups)
@@ -217,17 +219,11 @@ def rollout(shape: Shape, tell: Tell) -> None:
 
 
 def _predicted(model: Any, dtype: torch.dtype, shape: Shape) -> float | str:
-    """What the captured decoder says beforehand that it will hold, GiB; where this bontune has one."""
-    try:
-        from bontune.rollout.turns import plan_of  # pyright: ignore
-
-        from bontune.rollout import captured  # pyright: ignore
-    except ImportError:
-        return "not told: the token step is not captured"
+    """What the captured decoder says beforehand that it will hold, GiB."""
     ids = [tuple(range(2, 2 + shape.prompt_tokens))] * shape.prompts
     try:
         plan = plan_of(model, dtype, ids, shape.group, Sampling(max_new_tokens=shape.tokens), 4096)
-        told = captured.predicted(captured.shape_of(model, dtype), plan, captured.copied_bytes(model, dtype))
+        told = predicted(shape_of(model, dtype), plan, copied_bytes(model, dtype))
     except Exception as fault:  # the figure is lost, and not the piece
         return f"not told: {type(fault).__name__}: {fault}"[:200]
     return told.total / 2**30
@@ -387,13 +383,14 @@ def judge_of(prompts: Sequence[Prompt]) -> Any:
 def step(tell: Tell) -> None:
     """Steps of training with a store: draw, judge, weigh, update; seconds of each stage, and of a step as a whole."""
     from bontune.store import open_store
+    from bontune.store.database import policy_hash, policy_hash_0_1
     from bontune.train.loop import train
     from bontune.train.run import Run
 
     shape = step_shape()
+    rows = shape.prompts * shape.group // 2  # at once: the first half is judged while the second is drawn
     prompts = prompts_of(shape)
     judge = judge_of(prompts)
-    told: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "s.sqlite", write=True) as store:
         run = Run(
             config=TrainConfig(
@@ -403,6 +400,7 @@ def step(tell: Tell) -> None:
                 learning_rate=1e-6,
                 mixed_precision="bf16",
                 sampling=Sampling(max_new_tokens=shape.tokens),
+                rows_per_batch=rows,
             ),
             task=Fixed(prompts),
             objective=LogPassAtN(32),
@@ -410,12 +408,15 @@ def step(tell: Tell) -> None:
             tokenizer=tokenizer_of(shape),
             verify=judge or (lambda prompt, text: float(f"boxed{{{prompt.answer}}}" in text)),
             store=store,
-            on_step=lambda metrics: _tell_step(tell, told, metrics),
+            on_step=partial(_tell_step, tell),
         )
         clean()
         ends = [time.perf_counter()]
         run = replace(run, after_step=lambda step, graded: ends.append(time.perf_counter()))
         train(run)
+    for name, way in (("", policy_hash), (" as in 0.1", policy_hash_0_1)):
+        tell(f"hash of the policy{name}", 1e3 * timed(partial(way, run.model, run.tokenizer))[0], "ms")
+    tell("responses drawn at once", rows, "")
     tell("verifier", "math-verify" if judge else "a text search: math-verify is not installed", "")
     if judge:
         judge.verifier.close()
@@ -423,9 +424,8 @@ def step(tell: Tell) -> None:
     tell("peak", peak(), "GiB")
 
 
-def _tell_step(tell: Tell, told: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
-    number = len(told)
-    told.append(metrics)
+def _tell_step(tell: Tell, metrics: dict[str, Any]) -> None:
+    number = metrics["step"]
     seconds = {**metrics["seconds"], "all stages": sum(metrics["seconds"].values())}
     for stage in ("rollout", "score", "weights", "update", "all stages"):
         tell(f"step {number}: {stage}", seconds.get(stage, 0.0), "s")

@@ -14,6 +14,7 @@ from bontune.train.ahead import Ahead
 from bontune.train.hopeless import stop_if_hopeless
 from bontune.train.learner import make_learner
 from bontune.train.metrics import Clock, average, describe, record, value_of
+from bontune.train.on_policy import warn_off_policy
 from bontune.train.prompts import prompt_batches, training_prompts
 from bontune.train.resume import keep, resume
 from bontune.train.run import Metrics, Run, describe_run, origin_of
@@ -52,7 +53,7 @@ def _train(run: Run, ahead: Ahead) -> list[Metrics]:
         with clock("score"):
             graded = judged_or_kept(run.store, origin, groups, run.verify, run.score, judge=ahead.grade)
             scored = Scored.stack(graded)
-        weights, stats, clipped = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0
+        weights, stats, clipped, apart = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0, None
         for turn in range(config.updates_per_rollout):
             with clock("weights"):
                 ratios = log_probs(learner, groups) - drawn_log_probs(groups) if turn else None
@@ -60,6 +61,7 @@ def _train(run: Run, ahead: Ahead) -> list[Metrics]:
             with clock("update"):
                 kl = kl_weights(config, scored, weights, step)
                 stats = update(learner, weighed, weights, kl, prompts=config.prompts_per_step)
+                apart = apart or stats.apart
         with clock("after"):
             run.after_step(step, graded)
         metrics = describe(config, graded, scored, weights, stats)
@@ -70,6 +72,9 @@ def _train(run: Run, ahead: Ahead) -> list[Metrics]:
             "kl_coefficient": config.kl.at(step, config.steps),
         }
         metrics |= {"learning_rate": learner.optimizer.param_groups[0]["lr"]}
+        if apart is not None and not hasattr(run.objective, "with_experts"):  # whose experts were not drawn
+            warn_off_policy(apart)
+            metrics |= {"log_ratio_mean": apart.mean, "log_ratio_max": apart.largest}
         history.append(average(learner, metrics) | {"cpu_seconds": clock.cpu, "seconds": clock.wall})
         record(run, learner, history[-1])
         stop_if_hopeless(run, history, graded, weights)
@@ -80,7 +85,7 @@ def _train(run: Run, ahead: Ahead) -> list[Metrics]:
 
 def rollout(
     run: Run,
-    origin: Origin | None,
+    origin: Origin,
     prompts: Sequence[Prompt],
     step: int,
     on_group: Callable[[Group], None] | None = None,

@@ -25,6 +25,7 @@ from bontune.models.spans import fused_norms, has_kernel, lay_spans
 from bontune.records import Group, Sampling
 from bontune.train import chosen
 from bontune.train.chosen import Head, chosen_log_probs, head_of
+from bontune.train.on_policy import SAME, OnPolicy
 from bontune.train.shard import in_step, is_sharded, whole, whole_tensor
 
 LOGITS_PER_BATCH = 2**27  # of one micro-batch, where they are held; with their gradient 1 GiB in float32
@@ -54,13 +55,18 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateStats:
-    """What one update did. ratio: mean of pi/mu over the rows pushed through, weight or not."""
+    """What one update did.
+
+    ratio: mean of pi/mu over the rows pushed through, weight or not.  apart: how far pi and mu are there, which in the
+    first update after a rollout is rounding alone.
+    """
 
     grad_norm: float
     kl: float
     ratio: float
     rows: int
     applied: bool
+    apart: OnPolicy = SAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -379,7 +385,8 @@ def update(
     _sum_over_processes(learner)
     found = learner.accelerator.clip_grad_norm_(learner.model.parameters(), learner.max_grad_norm)
     norm = 0.0 if found is None else float(whole_tensor(found))
-    kl_sum, ratio_sum = torch.stack(told).sum(0).tolist() if told else (0.0, 0.0)
+    sums = torch.stack(told).cpu() if told else torch.zeros(1, 4, dtype=torch.float64)
+    kl_sum, ratio_sum, apart_sum, _ = sums.sum(0).tolist()
     applied = norm == norm and norm != float("inf")
     if applied:
         learner.optimizer.step()
@@ -390,6 +397,7 @@ def update(
         ratio=ratio_sum / len(rows) if len(rows) else 1.0,
         rows=len(rows),
         applied=applied,
+        apart=OnPolicy(mean=apart_sum / max(1, len(rows)), largest=float(sums[:, 3].max())),
     )
 
 
@@ -437,18 +445,20 @@ def _nothing(group: Group) -> Rows:
 
 
 def _loss(learner: Learner, rows: Rows, with_reference: bool) -> tuple[Tensor, Tensor]:
-    """The loss, and float64 [2], the sums of the rows' KL and of their ratios."""
+    """The loss, and float64 [4]: sums of the rows' KL, ratios and |log ratio|, and the largest of the last."""
     with learner.accelerator.autocast():
         new, predicted = _row_log_probs(learner, rows, held=with_reference)
     old, weight = (x.to(new, non_blocking=True) for x in (rows.old, rows.weight))
-    ratio = (new.detach() - old).exp().sum().double()
+    log_ratio = new.detach() - old
+    apart = log_ratio.abs().nan_to_num(posinf=0.0).double()  # a row that is no response has an infinite one
+    ratios = (log_ratio.exp().sum().double(), apart.sum(), apart.max())
     loss = -(weight * new).sum()
     if not with_reference:
-        return loss, torch.stack([torch.zeros_like(ratio), ratio])
+        return loss, torch.stack([torch.zeros_like(ratios[0]), *ratios])
     kl = _kl_to_reference(learner, rows, predicted)
     coefficient = rows.kl.to(kl)
     asked = kl.detach()[coefficient != 0].sum().double()
-    return loss + (coefficient * kl).sum(), torch.stack([asked, ratio])
+    return loss + (coefficient * kl).sum(), torch.stack([asked, *ratios])
 
 
 def _row_log_probs(
