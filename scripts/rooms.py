@@ -21,7 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "models": ("config", "records"),
     "rollout": ("config", "records", "models"),
     "verifiers": ("config", "records", "models", "tasks"),
-    "store": ("config", "records", "verifiers"),
+    "store": ("config", "records", "models", "verifiers"),
     # -> update -> evaluate -> report
     "evaluate": ("config", "records", "strategies", "tasks", "rollout", "verifiers", "store"),
     "train": (

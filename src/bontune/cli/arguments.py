@@ -13,7 +13,7 @@ from bontune.config import FitConfig, Limits, ModelConfig, Sampling, TrainConfig
 Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
 # Named here, as asking the registry would load PyTorch for every line of help; a test holds the two together.
-STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote")
+STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
 OBJECTIVES = (
     "BoNRL", "BoNRLB", "BoNRLBP", "BoNSFT", "DCO", "GRPO", "LogPassAtN", "LogStrategyObjective", "MaxRL", "Mixture",
     "RLOO", "SFT", "STaR", "StrategyObjective",

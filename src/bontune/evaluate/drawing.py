@@ -21,7 +21,7 @@ from bontune.evaluate import (
 )
 from bontune.records import Graded, Group, Prompt, Sampling
 from bontune.rollout import Engine, sample_groups
-from bontune.store import Origin, Store, policy_hash
+from bontune.store import Origin, Store
 from bontune.store.reuse import judged_or_kept, judges
 from bontune.verifiers.grading import Score, Verify, grade, undecided_reasons
 
@@ -54,9 +54,9 @@ class Draw:
         if self.group_size < 1:
             raise ValueError(f"group_size must be at least 1, got {self.group_size}")
 
-    def origin(self) -> Origin:
-        """What the responses are drawn from."""
-        policy = policy_hash(self.model, self.tokenizer)
+    def origin(self, store: Store) -> Origin:
+        """What the responses are drawn from, as the store knows it."""
+        policy = store.policy_of(self.model, self.tokenizer)
         return Origin(policy=policy, sampling=self.sampling, seed=self.seed)
 
     def description(self) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def draw_samples(
     is another than before, the file is written anew from it. Returns how many responses were left undecided, by reason.
     Raises ValueError where the file was drawn or judged otherwise.
     """
-    origin = None if store is None else draw.origin()
+    origin = None if store is None else draw.origin(store)
     kept = store is not None and any(known == origin for known, _ in store.origins())
     sampled = _resume(draw, path, regrade=kept)
     counts = {} if sampled is None else {group.prompt_id: group.size for group in sampled.groups}

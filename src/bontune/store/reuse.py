@@ -44,20 +44,24 @@ def judged_or_kept(
     verify: Verify,
     score: Score | None,
     described: str | None = None,
+    judge: Callable[[Group], Graded] | None = None,
 ) -> list[Graded]:
     """Every group with its verdicts, and scores where there is a scorer.
+
+    judge: asks them for a group; `grade` where None.
 
     described: names the verifier and the scorer; by their versions where None. Verdicts under the same name are taken
     from the store, undecided ones too.
     """
+    judge = judge or (lambda group: grade(group, verify, score))
     if store is None or origin is None:
-        return [grade(group, verify, score) for group in groups]
+        return [judge(group) for group in groups]
     described = judges(verify, score) if described is None else described
     found = []
     for group in groups:
         known = store.judged(origin, group, described)
         if known is None:
-            known = grade(group, verify, score)
+            known = judge(group)
             store.judge(origin, [known], described)
         found.append(known)
     return found

@@ -21,6 +21,9 @@ class OnPolicy:
     largest: float
 
 
+SAME = OnPolicy(mean=0.0, largest=0.0)
+
+
 def on_policy(drawn: Tensor, present: Tensor) -> OnPolicy:
     """Of log-probabilities of the same responses [...], as they were drawn and as the same weights give them again."""
     apart = (present.double() - drawn.double()).abs()
@@ -31,8 +34,8 @@ def warn_off_policy(found: OnPolicy) -> None:
     """Warn where the difference is so large that responses should be weighed by it, or drawn in a higher precision."""
     if found.mean > LARGE:
         warnings.warn(
-            f"log-probabilities of responses differ between rollout and update by {found.mean:.2f} nats on average and "
-            f"{found.largest:.2f} at most, which biases the gradient. Shorter responses or a rollout in higher precision "
-            f"lower it",
+            f"log-probabilities of whole responses differ between rollout and update by more than {LARGE} nats on "
+            "average (log_ratio_mean in metrics.jsonl), which biases the gradient. Shorter responses or a rollout in higher "
+            "precision (no --mixed-precision) lower it",
             stacklevel=2,
         )

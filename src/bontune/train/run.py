@@ -11,7 +11,7 @@ from typing import Any
 from bontune.config import TrainConfig
 from bontune.records import Graded, Prompt
 from bontune.rollout import Engine, sample_groups
-from bontune.store import Origin, Store, policy_hash
+from bontune.store import Origin, Store
 from bontune.tasks import Task
 from bontune.train.shard import whole_tensor
 from bontune.verifiers.grading import Score, Verify, version_of
@@ -75,5 +75,5 @@ def origin_of(run: Run, step: int) -> Origin | None:
     """What the responses of a step are drawn from, by the policy's own bits; None where nothing is kept."""
     if run.store is None:
         return None
-    policy = policy_hash(run.model, run.tokenizer)
+    policy = run.store.policy_of(run.model, run.tokenizer)
     return Origin(policy=policy, sampling=run.config.sampling, seed=run.config.seed, step=step)

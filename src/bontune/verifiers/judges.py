@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bontune.config import load_object
 from bontune.records import Prompt, Verdict
@@ -35,6 +35,7 @@ class Judge:
     item: makes of a prompt and a response what the verifier takes.
     """
 
+    overlaps: ClassVar[bool] = True  # it waits for processes, while responses can be drawn
     verifier: MathVerifier | CodeVerifier
     item: Callable[[Prompt, str], Mapping[str, Any]]
 
@@ -110,6 +111,7 @@ class WrittenTests:
         self._tests, self._verifier = tests, verifier or CodeVerifier(_workers(), CPU_SECONDS)
         self._cases: dict[str, tuple[Case, ...]] = {}
         self._tried: dict[tuple[str, str], Tried] = {}
+        self.overlaps = True
         self.version = f"written-tests-{READER}; {self._verifier.version}"
 
     def __call__(self, prompt: Prompt, responses: Sequence[str]) -> list[float | None]:
@@ -192,6 +194,11 @@ class WithBehaviours:
     def version(self) -> str | None:
         """Of the verifier, where it tells."""
         return getattr(self.verify, "version", None)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it may be asked while responses are drawn, as the tests may."""
+        return getattr(self.verify, "overlaps", False)
 
     def __call__(self, prompt: Prompt, response: str) -> Verdict:
         """One verdict."""
