@@ -35,7 +35,7 @@ def warn_off_policy(found: OnPolicy) -> None:
     if found.mean > LARGE:
         warnings.warn(
             f"log-probabilities of whole responses differ between rollout and update by more than {LARGE} nats on "
-            "average (log_ratio_mean in metrics.jsonl), which biases the gradient. Shorter responses or a rollout in higher "
-            "precision (no --mixed-precision) lower it",
+            "average (log_ratio_mean in metrics.jsonl), which biases the gradient. Shorter responses or a rollout in "
+            "higher precision (no --mixed-precision) lower it",
             stacklevel=2,
         )
