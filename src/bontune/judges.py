@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from bontune.score import Verify, judge_all
 from bontune.tasks import Countdown, Task
 from bontune.tasks.formats import parse_object, read_lines
 from bontune.tasks.jsonl import last_number
-from bontune.verifiers import CodeVerifier, MathVerifier
+from bontune.verifiers import CodeVerifier, MathVerifier, program_of
 from bontune.verifiers.code.written import READER, Case, Tried, read_cases, try_cases
 from bontune.verifiers.math.compare import normal
 from bontune.verifiers.math.extract import final_answers
@@ -25,7 +24,6 @@ CPU_SECONDS = (
 )
 WRITTEN = "model_written_tests"  # where the meta of a prompt keeps them
 _MOST_KNOWN = 200_000  # programs whose behaviour is remembered
-_FENCE = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +85,8 @@ def code_item(prompt: Prompt, response: str) -> dict[str, str]:
 
 
 def whole_program(prompt: Prompt, response: str) -> str:
-    """A fenced block that defines the function, else the response as the prompt's continuation."""
-    entry = str(prompt.meta["entry_point"])
-    blocks = [
-        block
-        for block in _FENCE.findall(response)
-        if re.search(rf"^\s*def {re.escape(entry)}\b", block, re.MULTILINE)
-    ]
-    return blocks[-1] if blocks else prompt.text + response
+    """What `program_of` finds in the response."""
+    return program_of(prompt.text, response, str(prompt.meta["entry_point"]))
 
 
 class WrittenTests:
