@@ -2,9 +2,9 @@
 
     python benchmarks/code_wrappings.py --data FOLDER [--limit TASKS]
 
-FOLDER holds HumanEval.jsonl.gz and mbpp_sanitized.jsonl.gz. Of every task, the reference and two corruptions that fail when
-they are run as they are (the function returns None; a constant, comparison or operator is another) are wrapped in each way of
-`WRAPPINGS`, and what `program_of` finds is run against the task's tests.
+FOLDER holds HumanEval.jsonl.gz and mbpp_sanitized.jsonl.gz. Of every task, the reference and two corruptions that fail as
+they are (the function returns None; a constant, comparison or operator is another) are wrapped in each way of `WRAPPINGS`,
+and what `program_of` finds is run against the task's tests.
 """
 
 from __future__ import annotations

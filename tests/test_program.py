@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from bontune.verifiers import CodeVerifier, program_of
 from tests.test_verifier_code import needs_isolation
 
+# ruff: noqa: E501 - responses stand on one line each
+
 STUB = 'def dbl(x):\n    """ Twice x. """\n'
 WHOLE = "def dbl(x):\n    return 2 * x\n"
 BODY = "    return 2 * x\n"
@@ -55,12 +57,12 @@ DOUBLES: dict[str, list[str]] = {
     ],
     "stray or indented fence": [
         f"{WHOLE}```", f"{WHOLE}```\nIt works.", f"{BODY}```", f"{BODY}\n```\n\nIt works.", f"```\n{WHOLE}```\n```\n", "```def dbl(x): return 2 * x```",
-        "```python def dbl(x): return 2 * x```", f"- Code:\n  ```python\n  def dbl(x):\n      return 2 * x\n  ```\n- Done",
+        "```python def dbl(x): return 2 * x```", "- Code:\n  ```python\n  def dbl(x):\n      return 2 * x\n  ```\n- Done",
         "1. Code:\n\n    ```python\n    def dbl(x):\n        return 2 * x\n    ```", "> ```python\n> def dbl(x):\n>     return 2 * x\n> ```",
         "```python\n def dbl(x):\n     return 2 * x\n```", "> Like so:\n>\n> ```\n> def dbl(x):\n>     return 2 * x\n> ```\n> Fine.",
         "Code:\n\n    def dbl(x):\n        return 2 * x\n\nFine.", "\tdef dbl(x):\n\t\treturn 2 * x\n", "[PYTHON]\n" + WHOLE + "[/PYTHON]",
         f"<pre><code class=\"language-python\">\n{WHOLE}</code></pre>", f"[BEGIN]\n{WHOLE}[DONE]\nnext", f"{fence(WHOLE)}<|im_end|>", f"{WHOLE}</s>",
-        f"* ~~~python\n  def dbl(x):\n      return 2 * x\n  ~~~\n", fence(WHOLE).replace("\n", "\r\n"), "\ufeff" + WHOLE,
+        "* ~~~python\n  def dbl(x):\n      return 2 * x\n  ~~~\n", fence(WHOLE).replace("\n", "\r\n"), "\ufeff" + WHOLE,
     ],
     "body alone": [
         BODY, f"```python\n{BODY}```", "```python\nreturn 2 * x\n```", "return 2 * x", "  return 2 * x\n", "   return 2 * x", "\treturn 2 * x\n",
@@ -69,7 +71,7 @@ DOUBLES: dict[str, list[str]] = {
         f"```python\nassert dbl(4) == 8\n```\n```python\n{BODY}```", f"{BODY}\n\nThis doubles x.", f"{BODY}\n\ndef other(y):\n    return [",
         "    return other(x)\n\n\ndef other(x):\n    return 2 * x\n", f"Here is the body:\n\n{BODY}", f"{BODY}\nif __name__ == '__main__':\n    print(dbl(input()))",
         "    y = []\n    def inner(z):\n        return z\n    return inner(2 * x)\n", "    # twice\n    return 2 * x  # so",
-        "    '''Doubles.'''\n    return 2 * x\n", f"```python\n{BODY}", f"    try:\n        return 2 * x\n    except TypeError:\n        return None\n\n\nDone.",
+        "    '''Doubles.'''\n    return 2 * x\n", f"```python\n{BODY}", "    try:\n        return 2 * x\n    except TypeError:\n        return None\n\n\nDone.",
     ],
     "reasoning, then the program": [
         f"<think>\nEasy.\n</think>\n{WHOLE}", f"Easy.\n</think>\n\n{fence(WHOLE)}", f"<think></think>{BODY}", f"<think>a</think>\n\n{BODY}",

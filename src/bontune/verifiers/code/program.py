@@ -30,6 +30,7 @@ _CODE = re.compile(
     r"\b(?:def|lambda|return|import|class|yield)\b"
 )  # in a line that is more than a fence's tag
 _TAG = re.compile(r"\s*(?:python\d?|py\d?)\b(?!\s*=)", re.IGNORECASE)
+_DEFINITION = re.compile(r"(?:async\s+)?def\s|class\s|@|import\s|from\s")
 _QUOTE = re.compile(r"\s*>(?!>) ?")
 _STARTS = re.compile(  # a line that may begin a statement, unlike most sentences
     r"@|(?:async\s+)?def\s|class\s|import\s|from\s+[\w.]+\s+import\b|(?:if|for|while|with|try|match)\b|[\"'#]"
@@ -71,11 +72,15 @@ def program_of(prompt_text: str, response: str, entry_point: str) -> str:
         return ""
     text = text.replace("\r\n", "\n").replace("\ufeff", "")
     segments = _segments(text)
-    blocks = [block for segment in segments for block in _blocks(segment)] + list(_spanning(text, name))
+    plain = [segment for segment in segments if not _is_body(segment)]
+    blocks = [block for segment in plain for block in _blocks(segment)] + list(_spanning(text, name))
     found = _defining(blocks, name)
     if found is None:
         source = _continued(prompt_text, segments, text, name)
         found = None if source is None else _block(source)
+    if found is None:
+        blocks += [block for segment in segments if segment not in plain for block in _runs(segment)]
+        found = _defining(blocks, name)
     if found is None:
         return prompt_text + text
     return _assembled(found, [block for block in blocks if block is not found], prompt_text, name)
@@ -214,16 +219,23 @@ def _nonempty(source: str) -> Iterator[_Block]:
 
 def _block(source: str) -> _Block | None:
     """The block of a text that is Python; None where it is not, or could stand in a function only."""
+    body = _parsed(source)
+    return None if body is None or _returns(body) else _Block(source, tuple(body))
+
+
+def _parsed(source: str) -> list[ast.stmt] | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            tree = ast.parse(source)
+            return ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    nodes = _outside(tree.body, (*_FUNCTIONS, ast.Lambda))
-    if any(isinstance(node, ast.Return | ast.Yield | ast.YieldFrom) or _is_tildes(node) for node in nodes):
-        return None
-    return _Block(source, tuple(tree.body))
+
+
+def _returns(body: Sequence[ast.stmt]) -> bool:
+    """Whether the statements could stand in a function only, or are a fence that happens to be Python."""
+    nodes = _outside(body, (*_FUNCTIONS, ast.Lambda))
+    return any(isinstance(node, ast.Return | ast.Yield | ast.YieldFrom) or _is_tildes(node) for node in nodes)
 
 
 def _is_tildes(node: ast.AST) -> bool:
@@ -282,10 +294,8 @@ def _used(nodes: Iterable[ast.AST]) -> set[str]:
 
 def _is_word(node: ast.stmt) -> bool:
     """Whether a statement is likely a word or a number of a sentence, not code."""
-    if (
-        not isinstance(node, ast.Expr)
-        or isinstance(node.value, ast.Constant)
-        and isinstance(node.value.value, str)
+    if not isinstance(node, ast.Expr) or (
+        isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
     ):
         return False
     return not any(isinstance(part, ast.Call | ast.Await) for part in ast.walk(node))
@@ -300,7 +310,7 @@ def _is_stub(node: ast.AST) -> bool:
         return constant or missing or isinstance(item, ast.Pass)
 
     if isinstance(node, ast.ClassDef):
-        return all(empty(item) or isinstance(item, _FUNCTIONS) and _is_stub(item) for item in node.body)
+        return all(empty(item) or (isinstance(item, _FUNCTIONS) and _is_stub(item)) for item in node.body)
     return isinstance(node, _FUNCTIONS) and all(map(empty, node.body))
 
 
@@ -337,7 +347,7 @@ def _continued(prompt_text: str, segments: Sequence[str], text: str, name: str) 
         return prompt_text + text
     for certain in (True, False):
         for segment in reversed(segments):
-            if _is_body(segment, name) is certain and segment.strip():
+            if _is_body(segment) is certain and segment.strip():
                 for head, indent in heads:
                     found = _with_body(head, indent, segment, name)
                     if found is not None:
@@ -345,11 +355,19 @@ def _continued(prompt_text: str, segments: Sequence[str], text: str, name: str) 
     return None
 
 
-def _is_body(segment: str, name: str) -> bool:
-    """Whether a text can stand in a function only; else it may be an example of use."""
-    first = next((line for line in segment.split("\n") if line.strip()), "")
-    plain = re.search(r"^(?:return|yield)\b", textwrap.dedent(segment), re.MULTILINE)
-    return first[:1] in (" ", "\t") or plain is not None and re.search(rf"\b{name}\b", first) is None
+def _is_body(segment: str) -> bool:
+    """Whether a text can stand in a function only: it returns, or begins with an indent and is no block by itself."""
+    plain = textwrap.dedent(segment)
+    parsed = _parsed(plain)
+    if parsed is not None:
+        return _returns(parsed)
+    lines = [line for line in segment.split("\n") if line.strip()]
+    if not lines or _DEFINITION.match(lines[0].lstrip()):
+        return False
+    later = textwrap.dedent("\n".join(lines[1:]))  # the first line may have lost its indent
+    return lines[0][0] in " \t" or any(
+        re.search(r"^(?:return|yield)\b", text, re.MULTILINE) for text in (plain, later)
+    )
 
 
 def _heads(prompt_text: str, name: str) -> Iterator[tuple[str, str]]:
@@ -429,12 +447,17 @@ def _cuts(segment: str) -> Iterator[str]:
 
 
 def _indented(body: str, indent: str) -> Iterator[str]:
-    """The body with another indent; also where only its first line has lost its own."""
-    yield textwrap.indent(textwrap.dedent(body), indent)
+    """The body with another indent; also where only its first line has lost its own, and definitions behind it have none."""
     first, _, rest = body.lstrip("\n").partition("\n")
-    widths = sorted({len(line) - len(line.lstrip()) for line in rest.split("\n") if line.strip()})
-    for width in widths[:8]:
-        yield textwrap.indent(textwrap.dedent(f"{' ' * width}{first.lstrip()}\n{rest}"), indent)
+    lines = rest.split("\n")
+    end = next((i for i, line in enumerate(lines) if line.strip() and line[0] not in " \t"), len(lines))
+    inner, behind = "\n".join(lines[:end]) + "\n", "\n".join(lines[end:])
+    indents = {line[: len(line) - len(line.lstrip())]: None for line in lines if line.strip()}
+    for lead in ("", *sorted(indents, key=len)[:8]):
+        line = first if not lead else lead + first.lstrip()
+        yield textwrap.indent(textwrap.dedent(f"{line}\n{inner}"), indent) + behind
+        yield textwrap.indent(textwrap.dedent(f"{line}\n{rest}"), indent)
+        yield textwrap.indent(textwrap.dedent(f"{line}\n{inner}".expandtabs()), indent) + behind
 
 
 # The program.
