@@ -3,8 +3,8 @@
     python benchmarks/code_wrappings.py --data FOLDER [--limit TASKS]
 
 FOLDER holds HumanEval.jsonl.gz and mbpp_sanitized.jsonl.gz. Of every task, the reference and two corruptions that fail as
-they are (the function returns None; a constant, comparison or operator is another) are wrapped in each way of `WRAPPINGS`,
-and what `program_of` finds is run against the task's tests.
+they are (the function returns None; a constant, comparison or operator is another) are wrapped in each way of
+`WRAPPINGS`, and what `program_of` finds is run against the task's tests.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bontune.verifiers import CodeVerifier, program_of
 
@@ -140,7 +141,7 @@ def mutants(found: Solution) -> Iterator[Solution]:
             changed()
 
 
-def _changes(node: ast.AST) -> Iterator[Callable[[], None]]:
+def _changes(node: Any) -> Iterator[Callable[[], None]]:
     """Change the node, and yield what changes it back."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         before = node.value

@@ -35,7 +35,7 @@ def value(program: str, entry: str, *arguments: Any) -> Any:
     sys.modules["found"] = module
     exec(compile(program, "<found>", "exec"), module.__dict__)
     found = eval(entry, module.__dict__)(*arguments)
-    return asyncio.run(found) if inspect.isawaitable(found) else found
+    return asyncio.run(found) if inspect.iscoroutine(found) else found
 
 
 def fence(text: str, tag: str = "python", mark: str = "```") -> str:

@@ -177,12 +177,6 @@ def test_benign_programs_work(name: str, verifier: CodeVerifier) -> None:
     assert judge(verifier, BENIGN[name]) == ("pass", "")
 
 
-@needs_isolation
-def test_numpy_works(verifier: CodeVerifier) -> None:
-    program = "import numpy as np\ndef f(x): return np.float64(x) * np.ones(2)"
-    assert judge(verifier, program, "def check(c):\n    assert c(3) == [3.0, 3.0]") == ("pass", "")
-
-
 VALUES = [
     "None", "True", "0", "-5", "10**5000", "1.5", "float('inf')", "-0.0", "'text\\ud800 é'", "b'bytes'", "1+2j",
     "[1, [2, (3,)]]",

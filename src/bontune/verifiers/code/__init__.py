@@ -21,7 +21,7 @@ from bontune.verifiers.code.probe import BACKENDS, SandboxUnavailable, choose
 
 __all__ = ["CodeVerifier", "Observed", "SandboxUnavailable"]
 
-GRADER = "1"  # of these rules; a change of any verdict changes it
+GRADER = "2"  # of these rules; a change of any verdict changes it
 _MOST_KNOWN = 200_000  # verdicts that are remembered
 _ASLEEP = (
     0.05  # CPU time as a share of the wall time, up to which a program that ends at the wall limit was asleep

@@ -240,8 +240,10 @@ def _returns(body: Sequence[ast.stmt]) -> bool:
 
 def _is_tildes(node: ast.AST) -> bool:
     """Whether this is ~~x, a fence that happens to be Python."""
-    invert = isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert)
-    return invert and isinstance(node.operand, ast.UnaryOp) and isinstance(node.operand.op, ast.Invert)
+    match node:
+        case ast.UnaryOp(op=ast.Invert(), operand=ast.UnaryOp(op=ast.Invert())):
+            return True
+    return False
 
 
 def _outside(body: Iterable[ast.AST], closed: tuple[type[ast.AST], ...]) -> Iterator[ast.AST]:
@@ -302,12 +304,12 @@ def _is_word(node: ast.stmt) -> bool:
 
 
 def _is_stub(node: ast.AST) -> bool:
-    """A function or class without anything in it but a docstring, `pass`, `...` or NotImplementedError."""
+    """A function or class without anything in it but a docstring, imports, `pass`, `...` or NotImplementedError."""
 
     def empty(item: ast.stmt) -> bool:
         constant = isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant)
         missing = isinstance(item, ast.Raise) and "NotImplementedError" in _used([item])
-        return constant or missing or isinstance(item, ast.Pass)
+        return constant or missing or isinstance(item, ast.Pass | ast.Import | ast.ImportFrom)
 
     if isinstance(node, ast.ClassDef):
         return all(empty(item) or (isinstance(item, _FUNCTIONS) and _is_stub(item)) for item in node.body)
@@ -447,7 +449,7 @@ def _cuts(segment: str) -> Iterator[str]:
 
 
 def _indented(body: str, indent: str) -> Iterator[str]:
-    """The body with another indent; also where only its first line has lost its own, and definitions behind it have none."""
+    """The body with another indent, also where only its first line has lost its own; definitions behind it keep none."""
     first, _, rest = body.lstrip("\n").partition("\n")
     lines = rest.split("\n")
     end = next((i for i, line in enumerate(lines) if line.strip() and line[0] not in " \t"), len(lines))
