@@ -16,6 +16,7 @@ import pytest
 
 from bontune.verifiers import CodeVerifier, SandboxUnavailable
 from bontune.verifiers.code import codec, probe
+from bontune.verifiers.code.pair import library_paths
 from bontune.verifiers.code.probe import BACKENDS, weakness
 
 DATA = Path(os.environ.get("BONTUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -308,6 +309,31 @@ def test_where_nothing_holds_it_refuses_with_reasons(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probe, "weakness", lambda backend, drop: f"no {backend} here")
     with pytest.raises(SandboxUnavailable, match=r"no namespaces here.*no landlock here.*sysctl"):
         CodeVerifier()
+
+
+@needs_isolation
+def test_workers_are_proven_and_their_words_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with CodeVerifier(workers=1) as verifier:
+        verifier.prove()
+        monkeypatch.setattr(verifier, "_backend", "nothing of that name")
+        verifier._drop_pair(0)
+        verifier._known.clear()
+        monkeypatch.setattr("bontune.verifiers.code.pair.SERVER", tmp_path / "missing.py")
+        with pytest.raises(SandboxUnavailable, match=r"a right program should pass.*undecided.*missing\.py"):
+            verifier.prove()
+    with CodeVerifier(workers=1, unsafe_local=True) as open_, monkeypatch.context() as patched:
+        patched.setattr(open_, "_judge", lambda *_: open_._made(1.0, "pass", ""))
+        with pytest.raises(SandboxUnavailable, match="a wrong program should fail, and its verdict is pass"):
+            open_.prove()
+
+
+def test_packages_installed_elsewhere_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, own = tmp_path / "target", tmp_path / "own"
+    for folder in (target / "thing-1.0.dist-info", own):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(target), str(own)])
+    assert str(target.resolve()) in library_paths()
+    assert str(own.resolve()) not in library_paths()
 
 
 @needs_isolation

@@ -28,6 +28,7 @@ from bontune.evaluate import (
     pair,
     policy_curves,
     policy_results,
+    read_judged,
     read_samples,
     run_results,
     write_json,
@@ -227,12 +228,12 @@ def _check_same(path: Path, beside: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def read_any(path: str | Path) -> SampleSet:
-    """The samples of a JSONL file, or of a store of responses, by the verifier that judged last.
+    """The samples of a file, ours or another tool's, or of a store of responses, by the verifier that judged last.
 
-    Raises ValueError as `read_samples` does, and for a store with the responses of several policies.
+    Raises ValueError as `read_judged` does, and for a store with the responses of several policies.
     """
     if not is_store(path):
-        return read_samples(path, skip_torn_tail=True)
+        return read_judged(path)
     with open_store(path) as store:
         origins = store.origins()
         if len({(origin.policy, origin.step, origin.seed) for origin, _ in origins}) != 1:
