@@ -132,11 +132,11 @@ class CodeVerifier:
         ]
         for (name, (_, expected)), verdict in zip(_PROOF.items(), self.verify(items), strict=True):
             if verdict.status != expected:
+                limits = f"{self._limits['cpu_seconds']:g} CPU seconds, {int(self._limits['memory_bytes']) >> 20} MiB"
                 raise SandboxUnavailable(
-                    f"the code verifier does not work here: {name} should {expected}, and its verdict is {verdict.status}: "
-                    f"{verdict.reason or 'no reason given'}. Limits: {self._limits['cpu_seconds']:g} CPU seconds, "
-                    f"{int(self._limits['memory_bytes']) >> 20} MiB; isolation: {self.isolation}; "
-                    f"python: {sys.executable}{self._said and f'; a worker said: {self._said}'}"
+                    f"the code verifier does not work here: {name} should {expected}, and the verdict is "
+                    f"{verdict.status}: {verdict.reason or 'no reason given'}. Limits: {limits}; isolation: "
+                    f"{self.isolation}; python: {sys.executable}"
                 )
 
     def observe(self, items: Sequence[Mapping[str, Any]]) -> list[Observed]:
