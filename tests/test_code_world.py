@@ -133,7 +133,14 @@ WORLD = {
         ("BASE = [1, 2]\ndef f(): return BASE", "assert c() == BASE and len(BASE) == 2"),
         ("class Node:\n    def __init__(self, v): self.v = v\ndef make(v): return Node(v)\ndef f(n): return n.v", "assert c(make(3)) == 3 and c(Node(4)) == 4"),
         ("def f(x, *rest, key=1, **more): return [x, rest, key, more]", "assert c(1, 2, key=3, z=4) == [1, (2,), 3, {'z': 4}]"),
+        ("import re\ndef f(s): return re.match('a', s)", "assert c('a') and not c('b') and bool(c('a')) is True"),
+        ("class P:\n    def __bool__(self): return False\ndef f(): return P()", "assert not c()"),
         ("class Solution:\n    def f(self, x): return x\nf = 0", "assert Solution is not None"),
+        ("import numpy as np\ndef f(a): return a + 1", "assert np.array_equal(c(np.array([1])), [2])"),
+        ("from collections import Counter\ndef f(a): return Counter(a)", "assert isinstance(c('a'), Counter) and c('aa') == Counter('aa')"),
+        ("from datetime import datetime\ndef f(y): return datetime(y, 1, 1)", "assert c(2024) == datetime(2024, 1, 1)"),
+        ("import datetime\ndef f(y): return datetime.date(y, 1, 1)", "assert c(2024) == datetime.date(2024, 1, 1)"),
+        ("from math import sqrt\ndef f(a): return sqrt(a)", "assert c(4) == sqrt(4)"),
     ],
 }  # fmt: skip
 
@@ -156,7 +163,6 @@ UNDECIDED = [
     ("class P:\n    def __eq__(self, o): return True\ndef f(): return P()", "assert c() == c()"),
     ("class P:\n    def __eq__(self, o): return True\ndef f(): return P()", "assert c() == P()"),
     ("class P: pass\ndef f(): return P()", "assert isinstance(c(), P)"),
-    ("class P: pass\ndef f(): return P()", "assert c()"),
     ("class P:\n    def __str__(self): return 'p'\ndef f(): return P()", "assert str(c()) == 'p'"),
     ("class P:\n    def __len__(self): return 2\ndef f(): return P()", "assert len(c()) == 2"),
     ("class P:\n    def __lt__(self, o): return True\ndef f(x): return P()", "assert sorted([c(1), c(2)])"),

@@ -105,6 +105,20 @@ DOUBLES: dict[str, list[str]] = {
         f"{fence(STUB)}\n{fence('class Solution:' + chr(10) + '    def dbl(self, x):' + chr(10) + '        return 2 * x' + chr(10))}",
         "class A:\n    def __call__(self, x):\n        return 2 * x\n\ndbl = A()\n",
     ],
+    "code among words": [
+        "`dbl = lambda x: 2 * x`", "Use `dbl = lambda x: 2 * x`.", "python\ndef dbl(x):\n    return 2 * x", "Code:\n\n    return 2 * x\n\nFine.",
+        "The body is just `return 2 * x`.", "def dbl(x):\n\u00a0\u00a0\u00a0\u00a0return 2 * x\n", "\u00a0\u00a0\u00a0 return 2 * x\n", "for example, so:\nif you like:\n" + WHOLE,
+        "<python>\n" + WHOLE + "</python>", "**Solution**\n" + WHOLE + "**Why**\n\n- it doubles", "# Solution\n\n" + WHOLE + "\n# Notes\nIt doubles.", WHOLE + "\nprint dbl(4)\n",
+        "try: this\n" + WHOLE, "\"Easy\", I say.\n" + WHOLE, "x = the number\n\n" + WHOLE,
+    ],
+    "used from another file": [
+        f"{fence(WHOLE)}\n{fence('from solution import dbl' + chr(10) + 'print(dbl(4))' + chr(10))}", f"{fence(WHOLE)}\n{fence('import dbl' + chr(10))}",
+        f"{fence(WHOLE)}\n{fence('from dbl import *' + chr(10) + 'assert dbl(1) == 3' + chr(10))}", fence(WHOLE + "\nfrom functools import lru_cache\ndbl = lru_cache(dbl)\n"),
+        f"{fence(WHOLE)}\nWith a cache:\n{fence('from functools import lru_cache' + chr(10) + 'dbl = lru_cache(dbl)' + chr(10))}",
+        f"{fence('class Solution:' + chr(10) + '    def dbl(self, x):' + chr(10) + '        return 2 * x' + chr(10))}\n{fence('dbl = Solution().dbl' + chr(10) + 'print(dbl(4))' + chr(10))}",
+        fence(WRONG.replace("x\n", "x  # docstring\n") + '"""a"""\n') + f"\nNo:\n\n{WHOLE}", fence('def dbl(x):\n    """Twice."""\n    return x\n') + f"\nNo:\n\n{WHOLE}",
+        fence('def dbl(x):\n    """Twice."""\n    return x\n') + "\nNo:\n" + fence('def dbl(x):\n    """Twice.\n\n    ```\n    dbl(1)\n    ```\n    """\n    return 2 * x\n'),
+    ],
     "sessions, shells and examples are not the program": [
         f"{fence(WHOLE)}\n{fence('>>> dbl(4)' + chr(10) + '8' + chr(10), 'pycon')}", f"{fence('pip install numpy' + chr(10), 'bash')}\n{fence(WHOLE)}",
         f"{WHOLE}\n>>> dbl(4)\n8\n", f"{fence(WHOLE)}\n{fence('$ python dbl.py' + chr(10) + '8' + chr(10), 'sh')}", fence(WHOLE + "\nprint(dbl(int(input())))\n"),

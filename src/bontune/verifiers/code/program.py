@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import symtable
+import sys
 import textwrap
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +21,8 @@ _LONGEST = (
     200_000  # characters of a response that is looked through; a longer one is the prompt's continuation
 )
 _MOST_FENCES = 60  # up to which a block is looked for that has fences in its texts
-_MOST_TRIES = 300  # to complete a statement of several lines that a text holds between sentences
+_MOST_TRIES = 300  # to complete statements with lines at the left edge, in a text that is not all code
+_MOST_PARTS = 40  # of one such statement
 _MOST_CUTS = 30  # places where what follows a body is cut off
 _MARKER = re.compile(
     r"\s*(?:>\s?)*(?:(?:[-*+]|\d{1,3}[.)])\s+)?(?:`{3,}|~{3,}(?=\s*[\w{.]*\s*$))(?P<after>.*)"
@@ -31,6 +33,8 @@ _CODE = re.compile(
 )  # in a line that is more than a fence's tag
 _TAG = re.compile(r"\s*(?:python\d?|py\d?)\b(?!\s*=)", re.IGNORECASE)
 _DEFINITION = re.compile(r"(?:async\s+)?def\s|class\s|@|import\s|from\s")
+_SPAN = re.compile(r"(?<!`)`([^`\n]{1,500})`(?!`)")
+_ODD_INDENT = re.compile(r"^[ \u00a0\u200b\u3000]*[\u00a0\u200b\u3000][ \u00a0\u200b\u3000]*", re.MULTILINE)
 _QUOTE = re.compile(r"\s*>(?!>) ?")
 _STARTS = re.compile(  # a line that may begin a statement, unlike most sentences
     r"@|(?:async\s+)?def\s|class\s|import\s|from\s+[\w.]+\s+import\b|(?:if|for|while|with|try|match)\b|[\"'#]"
@@ -70,17 +74,21 @@ def program_of(prompt_text: str, response: str, entry_point: str) -> str:
     text = _final(prompt_text, response, name)
     if text is None:
         return ""
-    text = text.replace("\r\n", "\n").replace("\ufeff", "")
+    text = _ODD_INDENT.sub(
+        lambda match: " " * len(match[0]), text.replace("\r\n", "\n").replace("\ufeff", "")
+    )
     segments = _segments(text)
-    plain = [segment for segment in segments if not _is_body(segment)]
-    blocks = [block for segment in plain for block in _blocks(segment)] + list(_spanning(text, name))
-    found = _defining(blocks, name)
+    plain = [(line, segment) for line, segment in segments if not _is_body(segment)]
+    placed = [(line, block) for line, segment in plain for block in _blocks(segment)] + list(
+        _spanning(text, name)
+    )
+    blocks = [block for _, block in sorted(placed, key=lambda place: place[0])]
+    texts = [segment for _, segment in segments]
+    found = _defining(blocks, name) or _continued(prompt_text, texts, name)
     if found is None:
-        source = _continued(prompt_text, segments, text, name)
-        found = None if source is None else _block(source)
-    if found is None:
-        blocks += [block for segment in segments if segment not in plain for block in _runs(segment)]
-        found = _defining(blocks, name)
+        spans = _SPAN.findall(text)
+        blocks += [block for segment in (*texts, *spans) for block in _runs(segment)]
+        found = _defining(blocks, name) or _continued(prompt_text, spans, name)
     if found is None:
         return prompt_text + text
     return _assembled(found, [block for block in blocks if block is not found], prompt_text, name)
@@ -100,19 +108,22 @@ def _final(prompt_text: str, response: str, name: str) -> str | None:
 # Pieces of a text.
 
 
-def _segments(text: str) -> list[str]:
-    """What stands before, between and behind fences, opened or closed."""
-    segments: list[list[str]] = [[]]
-    for line in text.split("\n"):
+def _segments(text: str) -> list[tuple[int, str]]:
+    """What stands before, between and behind fences, opened or closed, with the number of its first line."""
+    segments: list[tuple[int, list[str]]] = [(0, [])]
+    for number, line in enumerate(text.split("\n")):
         rest = line
         while (split := _at_fence(rest)) is not None:
             before, rest = split
             if before.strip():
-                segments[-1].append(before)
-            segments.append([])
+                segments[-1][1].append(before)
+            segments.append((number, []))
         if rest.strip() or rest == line:
-            segments[-1].append(rest)
-    return [_unquoted([*lines, ""]) for lines in segments[:-1]] + [_unquoted(segments[-1])]
+            segments[-1][1].append(rest)
+    last = len(segments) - 1
+    return [
+        (start, _unquoted(lines if i == last else [*lines, ""])) for i, (start, lines) in enumerate(segments)
+    ]
 
 
 def _at_fence(line: str) -> tuple[str, str] | None:
@@ -156,44 +167,48 @@ def _indented_parts(segment: str) -> list[str]:
     return [part for part in parts if part.strip()] if len(parts) > 1 else []
 
 
-def _spanning(text: str, name: str) -> Iterator[_Block]:
-    """Blocks with fences in their texts, such as a docstring in Markdown."""
-    marks = [i for i, line in enumerate(text.split("\n")) if _at_fence(line) is not None]
-    if len(marks) > _MOST_FENCES or not re.search(r"\"\"\"|'''|['\"][^'\"]*```", text):
-        return
+def _spanning(text: str, name: str) -> Iterator[tuple[int, _Block]]:
+    """Blocks with fences in their texts, such as a docstring in Markdown, with their first lines."""
     lines = text.split("\n")
+    marks = [number for number, line in enumerate(lines) if _at_fence(line) is not None]
+    if len(marks) > _MOST_FENCES or not re.search(r"\"\"\"|'''|['\"][^'\"]*```|#.*```", text):
+        return
     for k, start in enumerate([-1, *marks]):
-        for end in [*marks[k + 1 :], len(lines)]:
+        for end in [*marks[k:], len(lines)][1:]:
             block = _block(textwrap.dedent("\n".join(lines[start + 1 : end])))
             if block is not None and name in _bound(block.body):
-                yield block
+                yield start, block
                 break
 
 
 def _runs(text: str) -> Iterator[_Block]:
     """Statements that follow each other directly; sentences, and what is cut off, end a run."""
-    starts, tries, run = _chunks(text), _MOST_TRIES, list[str]()
+    chunks, left, run = _chunks(text), _MOST_TRIES, list[str]()
     at = 0
-    while at < len(starts):
-        size = 0
-        if _STARTS.match(starts[at]):
-            for size in range(1, min(len(starts) - at, tries) + 1):
-                tries -= 1
-                block = _block("".join(starts[at : at + size]))
-                if block is not None:
-                    break
-            else:
-                size = 0
-            if size and block is not None and any(map(_is_word, block.body)):  # pyright: ignore
-                size = 0
+    while at < len(chunks):
+        size, tried = _statement(chunks, at, min(_MOST_PARTS, left))
+        left -= tried
         if size:
-            run.append("".join(starts[at : at + size]))
+            run += chunks[at : at + size]
         elif run:
             yield from _nonempty("".join(run))
             run = []
         at += max(1, size)
     if run:
         yield from _nonempty("".join(run))
+
+
+def _statement(chunks: Sequence[str], at: int, most: int) -> tuple[int, int]:
+    """(how many chunks from `at` are code, 0 where none; how many more than one were tried)."""
+    if not _STARTS.match(chunks[at]):
+        return 0, 0
+    tried = 0
+    for size in range(1, 1 + max(1, min(len(chunks) - at, most))):
+        tried = size - 1
+        block = _block("".join(chunks[at : at + size]))
+        if block is not None:
+            return (0 if any(map(_is_word, block.body)) else size), tried
+    return 0, tried
 
 
 def _chunks(text: str) -> list[str]:
@@ -320,11 +335,30 @@ def _is_stub(node: ast.AST) -> bool:
 
 
 def _defining(blocks: Sequence[_Block], name: str) -> _Block | None:
-    """The last block that defines the name completely; else the last that has it as a method, or as a stub."""
+    """The last block that defines the name completely; else the last that has it as a method, else any other."""
     defining = [block for block in blocks if name in _bound(block.body)]
-    complete = [block for block in defining if not _is_stub(_definition(block, name))]
+    complete = [block for block in defining if _is_complete(block, name)]
     methods = [block for block in blocks if _class_with(block, name) is not None]
     return next((found[-1] for found in (complete, methods, defining) if found), None)
+
+
+def _is_complete(block: _Block, name: str) -> bool:
+    """Whether the last definition of the name is no stub, is not of another file, and needs no earlier one elsewhere."""
+    nodes = [node for node in block.body if name in _bound([node])]
+    match nodes[-1]:
+        case ast.ImportFrom(module=module):
+            return module in sys.stdlib_module_names
+        case ast.Import():
+            return False
+        case ast.Assign() | ast.AnnAssign() | ast.AugAssign() if len(nodes) == 1:
+            return name not in _wanted_by(nodes[0])
+    return not _is_stub(nodes[-1])
+
+
+def _wanted_by(node: ast.stmt) -> set[str]:
+    """Names that a statement reads when it is run, not later within its lambdas."""
+    inner = _outside([node], (*_FUNCTIONS, ast.Lambda))
+    return {item.id for item in inner if isinstance(item, ast.Name) and isinstance(item.ctx, ast.Load)}
 
 
 def _definition(block: _Block, name: str) -> ast.stmt:
@@ -342,11 +376,11 @@ def _class_with(block: _Block, name: str) -> str | None:
     return None
 
 
-def _continued(prompt_text: str, segments: Sequence[str], text: str, name: str) -> str | None:
-    """The prompt's function with the response, or a block of it, as its body."""
+def _continued(prompt_text: str, segments: Sequence[str], name: str) -> _Block | None:
+    """The prompt's function with the response, or a part of it, as its body."""
     heads = list(_heads(prompt_text, name))
-    if len(segments) == 1 and (block := _block(prompt_text + text)) and _is_whole(block, name):
-        return prompt_text + text
+    if len(segments) == 1 and (block := _block(prompt_text + segments[0])) and _is_whole(block, name):
+        return block
     for certain in (True, False):
         for segment in reversed(segments):
             if _is_body(segment) is certain and segment.strip():
@@ -374,7 +408,7 @@ def _is_body(segment: str) -> bool:
 
 def _heads(prompt_text: str, name: str) -> Iterator[tuple[str, str]]:
     """(text that ends with the open function, the indent of its body), of a prompt that is code or has it in a fence."""
-    for text in (prompt_text, *reversed(_segments(prompt_text))):
+    for text in (prompt_text, *(segment for _, segment in reversed(_segments(prompt_text)))):
         for source in (text.rstrip() + "\n", textwrap.dedent(text).rstrip() + "\n"):
             block = _block(source) or _block(source + _indent_of(source) + "pass")
             if block is None or not block.body:
@@ -406,7 +440,7 @@ def _body_indent(function: ast.FunctionDef | ast.AsyncFunctionDef, source: str) 
     return indent if first.lineno > function.lineno else indent + "    "
 
 
-def _with_body(head: str, indent: str, segment: str, name: str) -> str | None:
+def _with_body(head: str, indent: str, segment: str, name: str) -> _Block | None:
     """Head and body, whatever the body's indent, without sentences before it and behind it."""
     glue = "" if head.endswith("\n") else "\n"
     for body in _cuts(segment):
@@ -417,7 +451,7 @@ def _with_body(head: str, indent: str, segment: str, name: str) -> str | None:
         ):
             block = _block(source)
             if block is not None and _is_whole(block, name):
-                return source
+                return block
     return None
 
 
@@ -497,7 +531,7 @@ def _prompt_blocks(prompt_text: str) -> list[_Block]:
     whole = _block(source) or _block(source + _indent_of(source) + "pass\n")
     if whole is not None:
         return [whole]
-    segments = _segments(prompt_text)
+    segments = [segment for _, segment in _segments(prompt_text)]
     if len(segments) > 1:
         segments[-1] = segments[-1].rstrip() + "\n" + _indent_of(segments[-1]) + "pass\n"
     return [block for segment in segments for block in _blocks(segment)]
@@ -508,8 +542,7 @@ def _is_definition(node: ast.stmt, name: str) -> bool:
     if isinstance(node, ast.Import | ast.ImportFrom):
         return True
     if isinstance(node, (*_FUNCTIONS, ast.ClassDef)):
-        methods = {item.name for item in node.body if isinstance(item, _FUNCTIONS)}
-        return node.name != name and not (isinstance(node, ast.ClassDef) and name in methods)
+        return node.name != name
     plain = isinstance(node, ast.Assign | ast.AnnAssign)
     return plain and not ({name, *_EXAMPLE} & _used([node])) and name not in _bound([node])
 

@@ -10,6 +10,7 @@ import ast
 import builtins
 import collections
 import gc
+import importlib
 import json
 import linecache
 import os
@@ -34,6 +35,10 @@ COMMON = (
     "operator", "datetime", "decimal", "fractions", "statistics", "hashlib", "textwrap", "dataclasses", "enum", "abc",
     "cmath", "sys", "threading", "traceback", "unittest", "numbers", "queue", "time",
 )  # fmt: skip
+LIBRARIES = {
+    **{name: name for name in (*COMMON, "json", "asyncio", "uuid", "pathlib", "array", "numpy", "pandas")},
+    "np": "numpy", "pd": "pandas",
+}  # fmt: skip
 TMP_BYTES = 64 << 20
 MOST_NOTE = 4000  # characters
 
@@ -259,11 +264,12 @@ def answer(asked, space):
     """The bytes of the reply to a question."""
     if "get" in asked:
         value = space.get(asked["get"])
-        return codec.encoded(
-            {"function": True} if asked["get"] not in space or callable(value) else packed(value)
-        )
+        plain = asked["get"] in space and (not callable(value) or codec.is_known_type(value))
+        return codec.encoded(packed(value) if plain else {"function": True})
     if "next" in asked:
         return portion(codec.HELD[asked["next"]], asked["count"])
+    if "truth" in asked:
+        return outcome(lambda: bool(codec.HELD[asked["truth"]]), {})
     if "await" in asked:
         return outcome(lambda: __import__("asyncio").run(codec.HELD[asked["await"]]), {})
     before = {**dict(enumerate(asked["args"])), **asked["kwargs"]}
@@ -375,18 +381,12 @@ class Candidate:
 
     def ask(self, question, given=()):
         """The value of the reply, with changes made to what was `given`; raises what the candidate raised."""
-        try:
-            codec.write(lambda data: os.write(self._link, data), question)
-        except OSError:
-            raise Gone("no one to ask") from None
-        reply = self.read()
-        if "large" in reply:
-            raise codec.Unproxyable("a value too large to cross")
+        reply = self._reply(question)
         try:
             for key, value in reply.get("changed", {}).items():
                 update(given[key], codec.unpack(value))
             raised = self.exception(reply["raised"]) if "raised" in reply else None
-            result = None if raised is not None or "function" in reply else codec.unpack(reply["result"])
+            result = None if raised is not None else codec.unpack(reply["result"])
             if "next" in question:
                 end = reply["end"]
                 result = (
@@ -397,7 +397,29 @@ class Candidate:
             raise Gone(f"a reply that is none: {fault}") from None
         if raised is not None:
             raise raised
-        return Function(self, str(question["get"])) if "function" in reply and "get" in question else result
+        return result
+
+    def _reply(self, question):
+        try:
+            codec.write(lambda data: os.write(self._link, data), question)
+        except OSError:
+            raise Gone("no one to ask") from None
+        reply = self.read()
+        if "large" in reply:
+            raise codec.Unproxyable("a value too large to cross")
+        return reply
+
+    def named(self, name):
+        """What a name means that the tests use and do not define: a library, or what the candidate has under it."""
+        home = LIBRARIES.get(name)
+        reply = self._reply({"get": name})
+        try:
+            value = codec.unpack(reply["result"]) if "result" in reply else Function(self, name)
+        except _MALFORMED as fault:
+            raise Gone(f"a reply that is none: {fault}") from None
+        if home is None or codec.is_known_type(value):  # as by `from datetime import datetime`
+            return value
+        return importlib.import_module(home)
 
     def exception(self, raised):
         """The exception of the nearest class that is known here; those that would end the tests become plain ones."""
@@ -453,7 +475,7 @@ def update(mine, theirs):
         mine[:] = theirs
     elif isinstance(mine, dict | set):
         mine.clear()
-        (dict if isinstance(mine, dict) else set).update(mine, theirs)
+        (dict if isinstance(mine, dict) else set).update(mine, theirs)  # pyright: ignore
     elif isinstance(mine, collections.deque):
         mine.clear()
         mine.extend(theirs)
@@ -498,7 +520,7 @@ def check_candidate(job, candidate):
         return {"verdict": "fail", "reason": f"the program raised {kind}: {text}"[:300], "last": kind}
     space = module("tests", job["tests"]).__dict__
     for name in free_names(tree) - {job["entry_point"]}:
-        space[name] = __import__(name) if name in COMMON else candidate.ask({"get": name})
+        space[name] = candidate.named(name)
     entry = space[job["entry_point"]] = Function(candidate, job["entry_point"].strip())
     exec(code, space)
     if "check" not in space or not callable(space["check"]):
