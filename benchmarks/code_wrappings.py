@@ -145,14 +145,16 @@ def _changes(node: Any) -> Iterator[Callable[[], None]]:
     """Change the node, and yield what changes it back."""
     if isinstance(node, ast.Constant) and type(node.value) in (int, float):
         before = node.value
-        node.value = before + 1
+        node.value = before + 1  # pyright: ignore[reportOperatorIssue]
         yield lambda: setattr(node, "value", before)
-    swaps = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.Add: ast.Sub,
-             ast.Sub: ast.Add, ast.Mult: ast.Add}  # fmt: skip
+    swaps: dict[Any, Any] = {
+        ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
+        ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add,
+    }  # fmt: skip
     if isinstance(node, ast.Compare) and type(node.ops[0]) in swaps:
-        operator = node.ops[0]
-        node.ops[0] = swaps[type(operator)]()
-        yield lambda: node.ops.__setitem__(0, operator)
+        operators = node.ops
+        node.ops = [swaps[type(operators[0])](), *operators[1:]]
+        yield lambda: setattr(node, "ops", operators)
     if isinstance(node, ast.BinOp) and type(node.op) in swaps:
         operator = node.op
         node.op = swaps[type(operator)]()

@@ -172,8 +172,8 @@ def _batch(item: Fields) -> Row | None:
     if "custom_id" not in item or not isinstance(item.get("response", {}), dict | None):
         return None
     response = item.get("response") or {}
-    body = response.get("body")
-    failed = bool(item.get("error")) or not isinstance(body, dict) or response.get("status_code", 200) != 200
+    body = response["body"] if isinstance(response.get("body"), dict) else {}
+    failed = bool(item.get("error")) or response.get("status_code", 200) != 200
     texts: tuple[str, ...] = ()
     if not failed and isinstance(body.get("choices"), list):
         texts = _choices(body["choices"])

@@ -174,9 +174,8 @@ def _kept(value, strict):
         return ["I", handle, kind is types.GeneratorType]
     if kind is types.CoroutineType:
         return ["W", handle]
-    # What compares by identity equals no value; nor may what the candidate itself has defined.
-    decided = kind.__eq__ is object.__eq__ or kind.__module__ == "candidate"
-    return ["o", kind.__name__, handle, bool(decided)]
+    own = kind.__module__ == "candidate"
+    return ["o", kind.__name__, handle, bool(own or kind.__eq__ is object.__eq__), bool(own)]
 
 
 def is_known_type(value):
@@ -402,8 +401,10 @@ _READERS = {
     "h": lambda _, handle: HELD[handle],
     "I": _remote,
     "W": lambda _, handle: _awaited(int(handle)),
-    "o": lambda _, name, handle, decided: Opaque(_text(_, name), int(handle), decided is True),
-    "x": lambda _, name, handle, size: Opaque(_text(_, name), int(handle), False, size),
+    "o": lambda _, name, handle, decided, own: Opaque(
+        _text(_, name), int(handle), decided is True, own is True
+    ),
+    "x": lambda _, name, handle, size: Opaque(_text(_, name), int(handle), False, False, size),
 }
 
 
@@ -412,16 +413,16 @@ _READERS = {
 
 class Opaque:
     """For a returned object that stays with the candidate. It equals no value; what else is asked of it is undecided, but
-    for whether it is true.
+    for whether an object of a library is true.
 
-    decided: False where the object's own type says what it equals, which cannot be asked.
-    size: of a value that is too large to cross; smaller ones differ from it.
+    decided: whether it equals no value: it compares by identity, or as the candidate defined, which does not count.
+    own: its class is the candidate's.  size: of a value that is too large to cross; smaller ones differ from it.
     """
 
-    __slots__ = ("_decided", "_size", "handle", "kind")
+    __slots__ = ("_decided", "_own", "_size", "handle", "kind")
 
-    def __init__(self, kind, handle, decided, size=None):
-        self.kind, self.handle, self._decided, self._size = kind[:100], handle, decided, size
+    def __init__(self, kind, handle, decided, own=False, size=None):
+        self.kind, self.handle, self._decided, self._own, self._size = kind[:100], handle, decided, own, size
 
     def __eq__(self, other):
         if isinstance(other, Opaque):
@@ -439,7 +440,8 @@ class Opaque:
     __hash__ = object.__hash__
 
     def __bool__(self):
-        """As good as a truth value that the candidate returns."""
+        if self._own:
+            self._use()
         return ask({"truth": self.handle}) is True
 
     def _use(self, *_, **__):
