@@ -283,7 +283,7 @@ def test_references_pass_and_corruptions_fail_in_every_wrapping(name: str) -> No
         pytest.skip(f"no {path}; set BONTUNE_DATA")
     known = wrappings()
     assert len(known.WRAPPINGS) >= 10
-    with CodeVerifier(workers=2) as verifier:
+    with CodeVerifier(workers=2, cpu_seconds=known.CPU_SECONDS) as verifier:
         references = known.read(path, None)[::20]
         right = known.wrapped(verifier, references)
         assert [

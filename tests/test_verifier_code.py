@@ -242,6 +242,13 @@ def test_verdicts(program: str, tests: str, expected: str, said: str, verifier: 
     assert said in reason
 
 
+@needs_isolation
+def test_a_function_that_is_called_check(verifier: CodeVerifier) -> None:
+    tests = "def check(candidate):\n    assert check(3) == candidate(3) == 9"
+    assert judge(verifier, "def check(x): return x * x", tests, "check") == ("pass", "")
+    assert judge(verifier, "def check(x): return x", tests, "check")[0] == "fail"
+
+
 DYING = "os.close({}); time.sleep(0.5); os._exit(3)"
 
 

@@ -525,7 +525,12 @@ def check_candidate(job, candidate):
     exec(code, space)
     if "check" not in space or not callable(space["check"]):
         return {"verdict": "undecided", "reason": "the tests define no check(candidate)"}
-    result = space["check"](entry)
+    check = space["check"]
+    if "check" in getattr(
+        getattr(check, "__code__", None), "co_names", ()
+    ):  # they call the candidate's of that name
+        space["check"] = candidate.named("check")
+    result = check(entry)
     if isinstance(result, types.GeneratorType):
         for note in result:
             candidate.notes.append(str(note)[:MOST_NOTE])
