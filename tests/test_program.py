@@ -105,6 +105,14 @@ DOUBLES: dict[str, list[str]] = {
         f"{fence(STUB)}\n{fence('class Solution:' + chr(10) + '    def dbl(self, x):' + chr(10) + '        return 2 * x' + chr(10))}",
         "class A:\n    def __call__(self, x):\n        return 2 * x\n\ndbl = A()\n",
     ],
+    "state of the function": [
+        fence("def dbl(x):\n    return dbl.two * x\ndbl.two = 2\nprint(dbl(input()))\n"),
+        fence("def dbl(x):\n    return dbl.two[0] * x\ndbl.two = {}\ndbl.two[0] = 2\n"),
+        fence("def dbl(x):\n    return dbl.two * x\nsetattr(dbl, 'two', 2)\n"),
+        fence("def dbl(x):\n    return dbl.two[0] * x\ndbl.two = []\ndbl.two.append(2)\nassert dbl(1) == 3\n"),
+        "    return dbl.two * x\n\ndbl.two = 2\n",
+        fence("def dbl(x):\n    return TWO[0] * x\nTWO = [0]\nTWO[0] = 2\n"),
+    ],
     "code among words": [
         "`dbl = lambda x: 2 * x`", "Use `dbl = lambda x: 2 * x`.", "python\ndef dbl(x):\n    return 2 * x", "Code:\n\n    return 2 * x\n\nFine.",
         "The body is just `return 2 * x`.", "def dbl(x):\n\u00a0\u00a0\u00a0\u00a0return 2 * x\n", "\u00a0\u00a0\u00a0 return 2 * x\n", "for example, so:\nif you like:\n" + WHOLE,

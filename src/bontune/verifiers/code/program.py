@@ -63,8 +63,9 @@ def program_of(prompt_text: str, response: str, entry_point: str) -> str:
 
     Reasoning is left out. A block, fenced or not, that defines the function is taken with the definitions of other blocks
     that it uses, and with imports and helpers of the prompt; else the response, or its block, is the body of the prompt's
-    function. A method of a class is reachable by its name. Examples of use behind the function are dropped.
-    Where nothing of that fits, prompt and response are joined as they are; reasoning that never ends gives "".
+    function. A method of a class is reachable by its name. Examples of use behind the function are dropped, unless the
+    response continues the prompt as it is. Where nothing of that fits, prompt and response are joined as they are;
+    reasoning that never ends gives "".
 
     entry_point: the function's name, or an expression such as "Solution().solve".
     """
@@ -91,7 +92,8 @@ def program_of(prompt_text: str, response: str, entry_point: str) -> str:
         found = _defining(blocks, name) or _continued(prompt_text, spans, name)
     if found is None:
         return prompt_text + text
-    return _assembled(found, [block for block in blocks if block is not found], prompt_text, name)
+    as_it_is = found.source == prompt_text + text
+    return _assembled(found, [block for block in blocks if block is not found], prompt_text, name, as_it_is)
 
 
 def _final(prompt_text: str, response: str, name: str) -> str | None:
@@ -499,8 +501,11 @@ def _indented(body: str, indent: str) -> Iterator[str]:
 # The program.
 
 
-def _assembled(block: _Block, others: Sequence[_Block], prompt_text: str, name: str) -> str:
-    """The block without examples of use, behind what it needs of the prompt and of other blocks."""
+def _assembled(block: _Block, others: Sequence[_Block], prompt_text: str, name: str, as_it_is: bool) -> str:
+    """The block without examples of use, behind what it needs of the prompt and of other blocks.
+
+    as_it_is: keep the examples, in what simply continues the prompt.
+    """
     bound = _bound(block.body)
     given = [
         (item, node)
@@ -512,7 +517,7 @@ def _assembled(block: _Block, others: Sequence[_Block], prompt_text: str, name: 
     helpers = _needed(block, others, bound, name)
     mine = set().union(*(_bound([node]) for _, node in helpers))
     added = [(item, node) for item, node in given if not _bound([node]) <= mine] + helpers
-    lines = _without_examples(block, name)
+    lines = block.source.split("\n") if as_it_is else _without_examples(block, name)
     future = [node for _, node in added if _is_future(node)]
     top = max((node.end_lineno or 0 for node in block.body if _is_future(node)), default=0)
     texts = dict.fromkeys(_text(item, node) for item, node in added if not _is_future(node))
@@ -581,6 +586,19 @@ def _text(block: _Block, node: ast.stmt) -> str:
     return "\n".join(block.source.split("\n")[rows.start - 1 : rows.stop - 1])
 
 
+def _changes(node: ast.stmt, name: str) -> bool:
+    """Whether a statement gives the function something that it may need, as `f.cache = {}` does."""
+    for part in ast.walk(node):
+        match part:
+            case ast.Attribute(ctx=ast.Store()) | ast.Subscript(ctx=ast.Store()):
+                if name in _used([part]):
+                    return True
+            case ast.Call(func=ast.Name(id="setattr")) | ast.Call(func=ast.Attribute(value=ast.Attribute())):
+                if name in _used([part.func, *part.args[:1]]):
+                    return True
+    return False
+
+
 def _without_examples(block: _Block, name: str) -> list[str]:
     """The block's lines without statements behind the function that only try it: prints, assertions, input."""
     lines = block.source.split("\n")
@@ -591,7 +609,8 @@ def _without_examples(block: _Block, name: str) -> list[str]:
     for _ in functions:
         example |= {node.name for node in functions if _used(node.body) & example}
     tail = block.body[start:] if root is not None else ()
-    dropped = [node for node in tail if not isinstance(node, _SCOPES) and _used([node]) & example]
+    tried = [node for node in tail if not isinstance(node, _SCOPES) and _used([node]) & example]
+    dropped = [node for node in tried if not _changes(node, name)]
     gone = {row for node in dropped for row in block.lines(node)}
     kept = {row for node in block.body if node not in dropped for row in block.lines(node)}
     return [line for row, line in enumerate(lines, start=1) if row not in gone - kept]
