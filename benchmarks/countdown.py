@@ -30,15 +30,17 @@ from accelerate import Accelerator
 from common import TRL_ALIKE, finish, table
 
 from bontune.config import Stopped, TrainConfig
-from bontune.demo import SAMPLING
-from bontune.loop import Run, prompt_batches, train, training_prompts
+from bontune.demo.policies import SAMPLING
+from bontune.models.loading import load_policy
 from bontune.objectives import GRPO, RLOO, LogPassAtN, MaxRL, StrategyObjective
-from bontune.policy import load_policy
 from bontune.records import Prompt, Scored
 from bontune.rollout import sample_groups
-from bontune.score import grade
 from bontune.strategies import PassAtK
 from bontune.tasks import Countdown
+from bontune.train.loop import train
+from bontune.train.prompts import prompt_batches, training_prompts
+from bontune.train.run import Run
+from bontune.verifiers.grading import grade
 
 BUDGET = 32
 RATE = 1e-4

@@ -33,7 +33,7 @@ from common import (
 )
 from transformers.optimization import get_scheduler
 
-from bontune.policy import load_policy
+from bontune.models.loading import load_policy
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import sample_groups
 from bontune.tasks import load_task

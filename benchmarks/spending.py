@@ -24,15 +24,18 @@ import torch
 from common import table
 from torch import Tensor
 
-from bontune.demo import SAMPLING
-from bontune.loop import Run, join, make_learner, prompt_batches, training_prompts
+from bontune.demo.policies import SAMPLING
+from bontune.models.loading import load_policy
 from bontune.objectives import RLOO, LogPassAtN
-from bontune.policy import load_policy
 from bontune.records import Group, Prompt, Scored
 from bontune.rollout import sample_groups
-from bontune.score import grade
 from bontune.tasks import Countdown
+from bontune.train.learner import make_learner
+from bontune.train.prompts import prompt_batches, training_prompts
+from bontune.train.run import Run
 from bontune.train.update import Learner, update
+from bontune.train.weighing import join
+from bontune.verifiers.grading import grade
 
 Objective = Callable[[Scored], Tensor]
 

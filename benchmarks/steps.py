@@ -25,8 +25,9 @@ from common import SIZES, TRL_ALIKE, Size, finish, llama, parameters, prompts, t
 from torch import Tensor
 
 from bontune.config import TrainConfig
-from bontune.loop import Run, train
 from bontune.records import Prompt, Sampling, Scored
+from bontune.train.loop import train
+from bontune.train.run import Run
 
 TOKENS, SHARE = 24, 0.1
 TARGETS = {16: (4.0, 1.6), 128: (7.0, 2.5)}  # prompt length -> times TRL, times TRL with zero rows left out

@@ -18,13 +18,14 @@ from peft import PeftModel
 
 from bontune import BestOfN, PassAtK
 from bontune.config import ModelConfig, TrainConfig
-from bontune.loop import Run, train
+from bontune.models.loading import load_policy, load_trainable
 from bontune.objectives import StrategyObjective
-from bontune.policy import load_policy, load_trainable
 from bontune.records import Sampling, Scored
 from bontune.rollout import sample_groups
-from bontune.score import grade
 from bontune.tasks import Countdown
+from bontune.train.loop import train
+from bontune.train.run import Run
+from bontune.verifiers.grading import grade
 
 TASK, SAMPLING = Countdown(), Sampling(max_new_tokens=12)
 

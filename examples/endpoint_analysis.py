@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from bontune.evaluate import read_samples
-from bontune.measure import Draw, draw_samples, evaluate
+from bontune.evaluate.drawing import Draw, draw_samples
+from bontune.evaluate.policies import evaluate
 from bontune.records import Sampling
 from bontune.rollout import endpoint
 from bontune.tasks import Countdown

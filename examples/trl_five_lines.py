@@ -15,7 +15,7 @@ from trl import GRPOConfig
 
 from bontune import BestOfN  # (1) the strategy that will be served
 from bontune.integrations.trl import StrategyTrainer  # (2) in place of trl.GRPOTrainer
-from bontune.policy import load_policy
+from bontune.models.loading import load_policy
 from bontune.records import Prompt
 from bontune.tasks import Countdown
 

@@ -11,7 +11,7 @@ from importlib.resources import files
 
 import torch
 
-from bontune.policy import load_policy
+from bontune.models.loading import load_policy
 from bontune.records import Sampling
 from bontune.rollout import hf
 from bontune.rollout.vllm import Vllm
@@ -19,7 +19,7 @@ from bontune.tasks import Countdown
 
 
 def main() -> None:
-    folder = str(files("bontune") / "assets" / "countdown-base")
+    folder = str(files("bontune") / "demo" / "assets" / "countdown-base")
     model, tokenizer = load_policy(folder)
     engine = Vllm.load(folder, dtype="float32", max_model_len=64, enforce_eager=True)
     prompts, sampling = Countdown().prompts("test", 4), Sampling(max_new_tokens=12)

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bontune import cli
-from bontune.registry import build_objective
+from bontune.objectives.registry import build_objective
 
 PROMPT = 200  # tokens of a prompt
 SECONDS_PER_TOKEN = 0.035  # one decoding step of a batch, bound by launching kernels and not by the GPU

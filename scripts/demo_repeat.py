@@ -19,10 +19,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bontune.demo import demo
-from bontune.demo_verifier import demo_verifier
+from bontune.cli.commands.terminal import quiet_libraries
+from bontune.demo.policies import demo
+from bontune.demo.verifier import demo_verifier
 from bontune.evaluate import write_json
-from bontune.measure import quiet_libraries
 
 BUDGETS = ("1", "8", "32", "128")
 

@@ -262,13 +262,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="examples of a step; likewise")
     parser.add_argument("--noise", type=float, help="share of spoilt solutions; likewise")
     parser.add_argument("--learning-rate", type=float, help="at its highest; likewise")
-    parser.add_argument("--output", type=Path, help="default: src/bontune/assets/TASK-base")
+    parser.add_argument("--output", type=Path, help="default: src/bontune/demo/assets/TASK-base")
     arguments = parser.parse_args()
     recipe = RECIPES[arguments.task]
     for name in ("steps", "batch", "noise", "learning_rate"):
         if getattr(arguments, name) is None:
             setattr(arguments, name, getattr(recipe, name))
-    output = arguments.output or Path(f"src/bontune/assets/{arguments.task}-base")
+    output = arguments.output or Path(f"src/bontune/demo/assets/{arguments.task}-base")
 
     start = time.process_time()
     pairs = recipe.pairs(random.Random(f"base {arguments.seed}"), arguments.noise)

@@ -20,10 +20,10 @@ from pathlib import Path
 
 IN_WHEEL = (
     *("bontune/py.typed", "bontune/cli.py"),
-    *(f"bontune/assets/{name}-base/model.safetensors" for name in ("countdown", "programs")),
+    *(f"bontune/demo/assets/{name}-base/model.safetensors" for name in ("countdown", "programs")),
 )
 IN_SDIST = (
-    "src/bontune/py.typed", "src/bontune/assets/countdown-base/model.safetensors", "tests/test_cli.py",
+    "src/bontune/py.typed", "src/bontune/demo/assets/countdown-base/model.safetensors", "tests/test_cli.py",
     "recipes/gemma2-2b-math-bonrlv.yaml", "recipes/accelerate/cpu.yaml", "docs/index.md", "mkdocs.yml", "Makefile",
     "examples/own_task.py", "constraints.txt", "CITATION.cff", "CHANGELOG.md", "LICENSE", "README.md",
 )  # fmt: skip

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from models import tiny_model, word_tokenizer
 
+from bontune.models.sampling import token_log_probs
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import sample_groups
-from bontune.sampling import token_log_probs
 
 Fault = Callable[["Handler", dict[str, Any]], bool]
 """Called with a request before it is answered; True where it has been dealt with."""

@@ -11,8 +11,8 @@ import torch
 from models import tiny_model, word_tokenizer
 from torch import Tensor
 
-from bontune import attention
-from bontune.attention import attend, join, pack, supported, tell_fallback
+from bontune.models import attention
+from bontune.models.attention import attend, join, pack, supported, tell_fallback
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import hf, sample_groups
 

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from models import tiny_model
 from test_store import digest
 from test_update import Finite, run_of, state, timeless
 
-from bontune import loop
 from bontune.config import Stopped
-from bontune.loop import train
 from bontune.objectives import RLOO
 from bontune.records import Prompt, Scored
+from bontune.rollout import sample_groups
 from bontune.store import open_store
+from bontune.train import resume
 from bontune.train.checkpoint import KEPT, load_newest, save_checkpoint
+from bontune.train.loop import train
 
 STEPS = 8
 
@@ -56,7 +58,7 @@ def run_in(output: Path, every: int | None = 2, steps: int = STEPS, **more: Any)
     np.random.seed(0)  # noqa: NPY002
     with open_store(output / "responses.sqlite", write=True) as store:
         settings = {"output": output, "checkpoint_every": every, "store": store, "objective": Noisy()}
-        history = train(loop.replace(run, **settings | more))
+        history = train(replace(run, **settings | more))
     return model, history
 
 
@@ -151,7 +153,7 @@ def test_what_is_restored_is_needed(part: str, tmp_path: Path, monkeypatch: pyte
     assert found is not None
     fresh = load_of_fresh(tmp_path)
     found[part] = fresh[part]
-    monkeypatch.setattr(loop, "load_newest", lambda folder: (found, []))
+    monkeypatch.setattr(resume, "load_newest", lambda folder: (found, []))
     run_in(tmp_path / "cut")
     assert result(tmp_path / "cut")[0] != result(tmp_path / "undisturbed")[0]
 
@@ -226,7 +228,7 @@ class Changed(Finite):
 
     def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
         first, *rest = super().prompts(split, count, seed)
-        return [loop.replace(first, answer="7"), *rest]
+        return [replace(first, answer="7"), *rest]
 
 
 @pytest.mark.parametrize(
@@ -257,11 +259,11 @@ def test_a_run_that_differs_does_not_go_on(more: dict, said: str, tmp_path: Path
         "schedule": "cosine",
         "learning_rate": 0.01,
     }
-    run = loop.replace(run_of(model, **config | more.get("config", {})), objective=Noisy())
+    run = replace(run_of(model, **config | more.get("config", {})), objective=Noisy())
     with pytest.raises(ValueError, match=said):
-        train(loop.replace(run, output=tmp_path, checkpoint_every=2, **settings))
+        train(replace(run, output=tmp_path, checkpoint_every=2, **settings))
     other = run_of(tiny_model(seed=9), **config)
-    other = loop.replace(other, output=tmp_path, checkpoint_every=2, objective=Noisy())
+    other = replace(other, output=tmp_path, checkpoint_every=2, objective=Noisy())
     with pytest.raises(ValueError, match="model: "):
         train(other)
 
@@ -275,7 +277,7 @@ def test_a_checkpoint_that_lacks_a_part_is_refused(
     found, _ = load_newest(tmp_path / "checkpoints")
     assert found is not None
     del found[part]
-    monkeypatch.setattr(loop, "load_newest", lambda folder: (found, []))
+    monkeypatch.setattr(resume, "load_newest", lambda folder: (found, []))
     with pytest.raises(ValueError, match=rf"lacks \['{part}'\]: the end would differ"):
         run_in(tmp_path)
 
@@ -288,7 +290,7 @@ def test_steps_taken_again_draw_and_judge_nothing_again(
 
     def sample(*arguments: Any, **named: Any) -> Any:
         steps.append(named["policy_step"])
-        return loop.sample_groups(*arguments, **named)
+        return sample_groups(*arguments, **named)
 
     with pytest.raises(Cut):
         run_in(tmp_path, every=4, on_step=cut_after(6), engine=sample)

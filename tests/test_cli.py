@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from bontune import BestOfN, cli
-from bontune.best import save_served
-from bontune.policy import load_policy, save_policy
+from bontune.models.loading import load_policy, save_policy
 from bontune.records import Sampling
+from bontune.serve.best import save_served
 
 SOURCE = {"--task": "countdown", "--verifier": None, "--scorer": None}
 CONFIG = {"--config": None}
@@ -168,19 +168,6 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--seed": 0,
         "--output": "runs/coscale",
     },
-    "reproduce": {
-        "--output": "runs/reproduce",
-        "--docs": None,
-        "--task": (),
-        "--quick": False,
-        "--only": (),
-        "--prompts": None,
-        "--responses": None,
-        "--extend": False,
-        "--dry-run": False,
-        "--verbose": False,
-        "--seed": 0,
-    },
     "report": {"--output": None, "--seed": 0},
     "export": {"--format": "parquet", "--verifier": -1, "--output": None, "--seed": 0},
 }
@@ -288,7 +275,7 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
         ("", "subcommand"),
         (
             "smaple",
-            "demo, sample, train, verifier, best, serve, evaluate, coscale, reproduce, report, export",
+            "demo, sample, train, verifier, best, serve, evaluate, coscale, report, export",
         ),
         ("sample --promts 3", "--prompts"),
         ("sample extra", "extra"),
@@ -404,7 +391,7 @@ def test_exit_status(
     def broken(command: object) -> None:
         raise fault
 
-    monkeypatch.setattr("bontune.commands.run", broken)
+    monkeypatch.setattr("bontune.cli.commands.run", broken)
     done = run("sample", status=status)
     assert done.err.strip().splitlines()[0] == said
     assert ("BONTUNE_TRACEBACK=1" in done.err) == (status == 1)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from bontune import cli
-from bontune.coscaling import co_scale
 from bontune.evaluate import SampleGroup, SampleSet, append_samples, coscale
+from bontune.evaluate.coscaling import co_scale
 from bontune.records import Scored
 from bontune.strategies import BetaPrior, PassAtK, curve
 

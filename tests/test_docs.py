@@ -18,10 +18,11 @@ import pytest
 
 import bontune
 from bontune import cli, objectives, strategies
-from bontune.registry import OBJECTIVES, STRATEGIES
-from bontune.reproduce.document import write_document
-from bontune.reproduce.plan import Study
+from bontune.objectives.registry import OBJECTIVES, STRATEGIES
 from bontune.tasks import TASKS
+from studies.paper.archive import read_archive
+from studies.paper.document import write_document
+from studies.paper.plan import Study
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -239,10 +240,10 @@ def test_recipes_in_the_page_say_what_the_recipes_say() -> None:
 
 def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
     """Every number of the study's pages comes from the committed counts, and the figures are there."""
-    results = DOCS / "reproduction" / "results.json"
+    results = DOCS / "reproduction" / "results.npz.xz"
     (tmp_path / "reproduction").mkdir()
     shutil.copy(results, tmp_path / "reproduction")
-    sizes = json.loads(results.read_text())["study"]
+    sizes = read_archive(results)["study"]
     write_document(
         replace(Study(), **{name: tuple(sizes[name]) for name in ("test", "aside", "other")}),
         {},
@@ -255,10 +256,15 @@ def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
     assert figures <= {path.name for path in (DOCS / "reproduction").glob("*.svg")}
 
 
-def test_claims_of_the_readme_are_those_of_the_study() -> None:
-    """Numbers with an interval in the README stand in the study as they are."""
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
+def test_claims_are_those_of_the_study(page: str) -> None:
+    """Numbers with an interval stand in the study as they are."""
     study = (DOCS / "reproduction.md").read_text()
-    claims = re.findall(r"[▲▼○] [+−]\d+\.\d \[[+−]\d+\.\d, [+−]\d+\.\d\]", (ROOT / "README.md").read_text())
+    claims = re.findall(r"[▲▼○] [+−]\d+\.\d \[[+−]\d+\.\d, [+−]\d+\.\d\]", (ROOT / page).read_text())
     assert claims
     for claim in claims:
         assert claim in study, claim
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110

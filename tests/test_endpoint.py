@@ -15,10 +15,10 @@ from fake_server import Fake, serving
 from models import word_tokenizer
 
 from bontune import cli
-from bontune.policy import load_policy
+from bontune.models.loading import load_policy
+from bontune.models.sampling import token_log_probs
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.endpoint import Endpoint, connect, parse_endpoint, sample_groups, seed_of
-from bontune.sampling import token_log_probs
 
 pytest.importorskip("openai")
 

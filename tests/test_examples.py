@@ -83,9 +83,9 @@ def test_serving_and_measuring_an_endpoint(tmp_path: Path, capsys: pytest.Captur
     from test_serve import running
 
     from bontune import BestOfN
-    from bontune.best import Server, load_scorer
-    from bontune.policy import load_policy
+    from bontune.models.loading import load_policy
     from bontune.records import Sampling
+    from bontune.serve.best import Server, load_scorer
 
     sys.path.insert(0, str(EXAMPLES))
     import endpoint_analysis

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from bontune.judges import code_judge, math_judge
 from bontune.tasks import HubTask, load_task
+from bontune.verifiers.judges import code_judge, math_judge
 from tests.test_verifier_code import needs_isolation
 
 # ruff: noqa: E501 - rows are as published

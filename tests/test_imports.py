@@ -10,37 +10,22 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "src" / "bontune"
-SHARED = {"records", "sampling", "config", "attention", "model_inputs"}  # what every stage may import
+from bontune.cli import arguments
+from bontune.objectives import registry
 
-# Each stage, and which other stages it may import beside the shared modules and itself. A new folder or module goes
-# into one of the three tables, after a thought about which.
-STAGES: dict[str, set[str]] = {
-    "tasks": set(),
-    "rollout": set(),
-    "score": set(),
-    "verifiers": set(),
-    "strategies": set(),
-    "objectives": {"strategies"},  # both are the "weights" stage
-    "train": set(),
-    "evaluate": set(),
-    "report": set(),
-    "integrations": {"strategies", "objectives", "registry"},  # weights in other libraries' loops
-    "store": set(),  # what was drawn and judged, on disk
-}
-JOINERS = {
-    "__init__", "best", "card", "cli", "commands", "coscaling", "demo", "demo_verifier", "judges", "loop", "lora",
-    "measure", "options", "policy", "regrade", "registry", "reproduce", "reuse", "serve",
-    "teach", "tracking",
-}  # fmt: skip
-ASSETS = {"assets"}  # holds no code
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "scripts"))
+from rooms import PAGE, ROOMS, page_with_picture  # noqa: E402
 
-OPTIONAL = ("trl", "verl", "vllm", "ray", "peft", "datasets", "openai", "starlette", "uvicorn")
+PACKAGE = ROOT / "src" / "bontune"
+MOST_ROOMS = 16
+OFTEN = {"config", "records"}  # which any room may use
+OPTIONAL = ("trl", "verl", "vllm", "ray", "peft", "datasets", "openai", "starlette", "uvicorn", "triton")
 
 
-def modules_of(stage: str, package: Path = PACKAGE) -> list[Path]:
-    folder = package / stage
-    return sorted(folder.rglob("*.py")) if folder.is_dir() else [package / f"{stage}.py"]
+def modules_of(room: str, package: Path = PACKAGE) -> list[Path]:
+    folder = package / room
+    return sorted(folder.rglob("*.py")) if folder.is_dir() else [package / f"{room}.py"]
 
 
 def imported(path: Path, package: Path = PACKAGE) -> set[str]:
@@ -63,29 +48,39 @@ def parts_used(path: Path, package: Path = PACKAGE) -> set[str]:
     return {name[1] if len(name) > 1 else "__init__" for name in names if name[0] == "bontune"}
 
 
-def strangers(stage: str, package: Path = PACKAGE) -> dict[str, set[str]]:
-    """What the files of a stage import though they may not."""
-    allowed = SHARED | {stage} | STAGES[stage]
-    found = {path.name: parts_used(path, package) - allowed for path in modules_of(stage, package)}
+def strangers(room: str, package: Path = PACKAGE) -> dict[str, set[str]]:
+    """What the files of a room import though they may not. All may ask for the version."""
+    allowed = {room, *ROOMS[room], "__version__"}
+    found = {path.name: parts_used(path, package) - allowed for path in modules_of(room, package)}
     return {name: parts for name, parts in found.items() if parts}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_imports_no_other_stage(stage: str) -> None:
-    assert modules_of(stage)
-    assert strangers(stage) == {}
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_what_the_table_says(room: str) -> None:
+    assert modules_of(room)
+    assert strangers(room) == {}
 
 
-def test_shared_modules_import_only_each_other() -> None:
-    assert {name: parts_used(PACKAGE / f"{name}.py") - SHARED for name in SHARED} == {
-        n: set() for n in SHARED
-    }
+def test_no_arrow_runs_upwards() -> None:
+    rooms = list(ROOMS)
+    assert all(rooms.index(below) < rooms.index(room) for room in rooms for below in ROOMS[room])
 
 
-def test_every_part_of_the_package_is_in_a_table() -> None:
+def test_the_table_has_every_room_and_nothing_else() -> None:
     parts = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p.is_dir() and p.name[0] not in "._")}
-    assert parts == {*STAGES, *SHARED, *JOINERS, *ASSETS}
-    assert not [path for part in ASSETS for path in (PACKAGE / part).rglob("*.py")]
+    assert parts == {*ROOMS, "__init__"}
+    assert len(ROOMS) <= MOST_ROOMS
+
+
+def test_every_arrow_of_the_table_is_used() -> None:
+    for room, allowed in ROOMS.items():
+        used = {part for path in modules_of(room) for part in parts_used(path)}
+        assert set(allowed) <= used | OFTEN, room
+
+
+def test_the_picture_is_made_from_the_table() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert page_with_picture(text) == text, "run: python scripts/rooms.py"
 
 
 def test_the_rule_sees_every_way_to_import(tmp_path: Path) -> None:
@@ -98,7 +93,7 @@ def test_the_rule_sees_every_way_to_import(tmp_path: Path) -> None:
         "from .. import score": "score",
         "from ..strategies import curve": "strategies",
         "import bontune": "__init__",
-        "from bontune.records import Prompt": None,
+        "from bontune import __version__": None,
         "from .plots import Series": None,
         "from . import plots": None,
     }.items():
@@ -124,15 +119,18 @@ def loaded_after(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_import_bontune_loads_little() -> None:
-    loaded = loaded_after("import bontune")
-    assert "torch" in loaded
-    assert loaded.isdisjoint({*OPTIONAL, "transformers", "accelerate", "matplotlib", "tyro", "rich"})
+def test_import_bontune_loads_nothing_heavy() -> None:
+    heavy = {*OPTIONAL, "torch", "transformers", "accelerate", "matplotlib", "tyro", "rich"}
+    assert loaded_after("import bontune").isdisjoint(heavy)
+    assert "torch" in loaded_after("from bontune import BestOfN, Scored, objectives")
 
 
-def test_help_loads_no_model_library() -> None:
-    loaded = loaded_after(
-        "from bontune import cli\ntry:\n    cli.main(['--help'])\nexcept SystemExit as done:\n    assert done.code == 0"
-    )
-    assert "tyro" in loaded
-    assert loaded.isdisjoint({*OPTIONAL, "transformers", "accelerate", "matplotlib"})
+def test_the_command_line_names_all_strategies_and_objectives() -> None:
+    assert set(arguments.STRATEGIES) == set(registry.STRATEGIES)
+    assert set(arguments.OBJECTIVES) == set(registry.OBJECTIVES)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["--help"], ["train", "--group-sise", "3"], ["nonsense"]])
+def test_wrong_usage_is_told_before_anything_heavy_is_loaded(words: list[str]) -> None:
+    code = f"from bontune import cli\ntry:\n    cli.main({words!r})\nexcept SystemExit as done:\n    pass"
+    assert loaded_after(code).isdisjoint({*OPTIONAL, "torch", "transformers", "accelerate", "matplotlib"})

@@ -25,7 +25,7 @@ from verl.workers.config import ActorConfig
 
 from bontune import Scored
 from bontune.integrations.verl import beside_rewards, check_config, compute_weights, reward_result
-from bontune.registry import build_objective
+from bontune.objectives.registry import build_objective
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "verl"
 PROMPTS, SIZE, LENGTH = 3, 6, 5

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from test_verifier_code import needs_isolation
 
-from bontune.judges import Judge, code_item, code_judge, math_judge
 from bontune.records import Prompt, Verdict
-from bontune.score import judge_all
 from bontune.tasks import JsonlTask
+from bontune.verifiers.grading import judge_all
+from bontune.verifiers.judges import Judge, code_item, code_judge, math_judge
 
 pytest.importorskip("math_verify")
 

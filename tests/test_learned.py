@@ -13,14 +13,14 @@ import torch
 import transformers as hf
 from models import FAMILIES, tiny_model, word_tokenizer
 
-from bontune.best import SERVED, load_server, save_served
 from bontune.config import FitConfig
 from bontune.evaluate import calibration, curve_from, peak
 from bontune.records import Graded, Group, Prompt, Sampling, Scored, Verdict
-from bontune.score import grade
+from bontune.serve.best import SERVED, load_server, save_served
 from bontune.strategies import BestOfN
-from bontune.teach import Drift, Lesson, assess, disagreement
+from bontune.train.teach import Drift, Lesson, assess, disagreement
 from bontune.verifiers import learned
+from bontune.verifiers.grading import grade
 from bontune.verifiers.learned import (
     Labelled,
     LearnedVerifier,

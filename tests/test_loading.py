@@ -24,10 +24,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bontune import cli
 from bontune.config import KLSchedule, ModelConfig, Stopped
-from bontune.loop import make_learner, train
-from bontune.lora import WithoutAdapters
-from bontune.policy import load_policy, load_trainable, save_policy
+from bontune.models.adapters import WithoutAdapters
+from bontune.models.loading import load_policy, load_trainable, save_policy
 from bontune.train.checkpoint import load_newest, load_trained
+from bontune.train.learner import make_learner
+from bontune.train.loop import train
 from bontune.train.update import log_probs, update, without_dropout
 
 LORA = ModelConfig(lora_rank=2)

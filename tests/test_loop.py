@@ -11,13 +11,15 @@ from accelerate import Accelerator
 
 from bontune import BestOfN, objectives
 from bontune.config import KLSchedule, TrainConfig
-from bontune.loop import Run, train, value_of
-from bontune.policy import load_policy
+from bontune.models.loading import load_policy
 from bontune.records import Prompt, Sampling, Scored
 from bontune.rollout import sample_groups
-from bontune.score import grade
 from bontune.tasks import Countdown
+from bontune.train.loop import train
+from bontune.train.metrics import value_of
+from bontune.train.run import Run
 from bontune.train.update import Learner, log_probs, pack, response_logits, update
+from bontune.verifiers.grading import grade
 
 TASK = Countdown()
 

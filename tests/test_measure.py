@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from bontune import measure
-from bontune.evaluate import read_samples
-from bontune.measure import Draw, draw_samples, evaluate, fingerprint, read_any, warn_undecided
-from bontune.policy import load_policy
+from bontune.cli.commands.terminal import warn_undecided
+from bontune.evaluate import drawing, read_samples
+from bontune.evaluate.drawing import Draw, draw_samples, fingerprint
+from bontune.evaluate.policies import evaluate
+from bontune.evaluate.reading import read_any
+from bontune.models.loading import load_policy
 from bontune.records import Prompt, Sampling
+from bontune.report import write_report
 from bontune.store import open_store
 from bontune.strategies import BestOfN, MajorityVote
 from bontune.tasks import Countdown
@@ -38,7 +41,7 @@ def draw_of(prompts: int = 4, group_size: int = 6, **more: Any) -> Draw:
         "group_size": group_size,
         "sampling": Sampling(max_new_tokens=8),
         "verify": TASK.verify,
-        "engine": lambda *args, **options: measure.sample_groups(*args, **options),  # so that `drawn` sees it
+        "engine": lambda *args, **options: drawing.sample_groups(*args, **options),  # so that `drawn` sees it
     }
     return Draw(**{**given, **more})
 
@@ -59,13 +62,13 @@ def rows(path: Path) -> dict[str, list[dict[str, Any]]]:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """(prompts, first index, count) of every call that draws."""
     calls: list[tuple[int, int, int]] = []
-    real = measure.sample_groups
+    real = drawing.sample_groups
 
     def spy(model: Any, tokenizer: Any, prompts: Any, **options: Any) -> Any:
         calls.append((len(prompts), options["first_index"], options["group_size"]))
         return real(model, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(measure, "sample_groups", spy)
+    monkeypatch.setattr(drawing, "sample_groups", spy)
     return calls
 
 
@@ -197,6 +200,7 @@ def test_results_of_two_policies(tmp_path: Path) -> None:
         "measuring votes of N of base",
         "measuring votes of N of new",
     ]
+    write_report(tmp_path)
     assert {"report.html", "examples.json"} <= {path.name for path in tmp_path.iterdir()}
 
 
@@ -233,13 +237,13 @@ def test_a_value_that_is_not_known_is_left_out(tmp_path: Path) -> None:
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Responses drawn from now on."""
     drawn: list[int] = []
-    real = measure.sample_groups
+    real = drawing.sample_groups
 
     def sample(model: Any, tokenizer: Any, prompts: Any, **named: Any) -> Any:
         drawn.append(len(prompts) * named["group_size"])
         return real(model, tokenizer, prompts, **named)
 
-    monkeypatch.setattr(measure, "sample_groups", sample)
+    monkeypatch.setattr(drawing, "sample_groups", sample)
     return drawn
 
 

@@ -10,7 +10,8 @@ import pytest
 
 from bontune.evaluate import SampleGroup, SampleSet, meta_of, meta_strategy
 from bontune.evaluate.meta import COLUMNS
-from bontune.measure import evaluate
+from bontune.evaluate.policies import evaluate
+from bontune.report import write_report
 
 
 def group(
@@ -95,6 +96,7 @@ def test_a_comparison_holds_it_and_the_page_shows_it(tmp_path: Path) -> None:
     evaluate(policies(), tmp_path)
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["meta"] == json.loads(json.dumps(meta_strategy(policies(), "base")))
+    write_report(tmp_path)
     page = (tmp_path / "report.html").read_text()
     assert "Best response and exploring ones" in page
     assert "25.0\u00a0%" in page

@@ -13,8 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bontune.judges import code_item
-from bontune.policy import load_policy
+from bontune.models.loading import load_policy
 from bontune.records import Prompt, Sampling, Verdict
 from bontune.rollout import sample_groups
 from bontune.tasks import TASKS, Programs, Task, programs
@@ -46,6 +45,7 @@ from bontune.tasks.programs import (
 )
 from bontune.verifiers import CodeVerifier
 from bontune.verifiers.code import SandboxUnavailable
+from bontune.verifiers.judges import code_item
 
 SPLITS = ("base", "train", "tune", "test")
 EXAMPLES = (((3, -1, 2), [6, 4]), ((5, 5, -2, 0), [10, 10]), ((-4, 9, 1), [18, 2]))

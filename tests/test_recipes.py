@@ -18,9 +18,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers import decoders as bytes_of
 
 from bontune import cli
-from bontune.options import with_file
-from bontune.policy import load_policy
-from bontune.registry import build_objective, served_strategy
+from bontune.cli.options import with_file
+from bontune.models.loading import load_policy
+from bontune.objectives.registry import build_objective, served_strategy
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))

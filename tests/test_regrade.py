@@ -12,8 +12,8 @@ import pytest
 
 from bontune import cli
 from bontune.evaluate import is_judged, read_responses, read_samples
+from bontune.evaluate.regrade import Regrade
 from bontune.records import Prompt, Verdict
-from bontune.regrade import Regrade
 from bontune.tasks import JsonlTask
 from tests.test_verifier_code import needs_isolation
 

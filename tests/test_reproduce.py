@@ -15,15 +15,17 @@ import numpy as np
 import pytest
 import torch
 
-from bontune import cli
-from bontune.commands.train import check_objective
+from bontune.cli.commands.train import check_objective
 from bontune.config import Stopped, TrainConfig
 from bontune.evaluate import SampleGroup, SampleSet
 from bontune.objectives import RLOO, BoNRL
+from bontune.objectives.registry import build_objective
 from bontune.records import Scored
-from bontune.registry import build_objective
-from bontune.reproduce import cells as cells_module
-from bontune.reproduce.cells import (
+from bontune.tasks import load_task
+from studies.paper import cells as cells_module
+from studies.paper.__main__ import main as study_main
+from studies.paper.archive import read_archive, write_archive
+from studies.paper.cells import (
     Workshop,
     coscale_base,
     is_done,
@@ -32,13 +34,13 @@ from bontune.reproduce.cells import (
     run_cell,
     train_config,
 )
-from bontune.reproduce.costs import rates
-from bontune.reproduce.course import WINDOW, Course, courses
-from bontune.reproduce.document import write_document
-from bontune.reproduce.estimators import quality
-from bontune.reproduce.markdown import cell_text
-from bontune.reproduce.paper import QUESTIONS
-from bontune.reproduce.plan import (
+from studies.paper.costs import rates
+from studies.paper.course import WINDOW, Course, courses
+from studies.paper.document import write_document
+from studies.paper.estimators import quality
+from studies.paper.markdown import cell_text
+from studies.paper.paper import QUESTIONS
+from studies.paper.plan import (
     BASE,
     METHODS,
     SECTIONS,
@@ -55,7 +57,7 @@ from bontune.reproduce.plan import (
     sweep,
     with_needed,
 )
-from bontune.reproduce.sections import (
+from studies.paper.sections import (
     Page,
     _budgets,
     _courses,
@@ -65,9 +67,9 @@ from bontune.reproduce.sections import (
     _served,
     _sweep,
 )
-from bontune.reproduce.sections import _verifier as _verifier_section
-from bontune.reproduce.summary import SCALE, pass_at, per_prompt, summary
-from bontune.reproduce.tables import (
+from studies.paper.sections import _verifier as _verifier_section
+from studies.paper.summary import SCALE, pass_at, per_prompt, summary
+from studies.paper.tables import (
     at_best_temperature,
     between,
     combine,
@@ -75,13 +77,43 @@ from bontune.reproduce.tables import (
     crossed_interval,
     t_quantile,
 )
-from bontune.tasks import load_task
 
 TASK = TASK_PLANS["countdown"]
 STUDY = Study(tasks=(TASK,))
 
 
 # The plan
+
+
+def but_meta(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell without what is stored with fewer digits."""
+    return {key: value for key, value in cell.items() if key not in ("meta", "best_of_rows")}
+
+
+def test_an_archive_gives_back_what_it_was_given(tmp_path: Path) -> None:
+    """Also rows whose best-of-1 is not right/decided, unknown ones (-1), and the very same bytes a second time."""
+    cells: dict[str, Any] = {
+        "b": {
+            "prompts": 2,
+            "right": "3 0",
+            "decided": "4 0",
+            "best_of_rows": {"1": "7500 -1", "2": "9999 -1"},
+        },
+        "a": {
+            "prompts": 3,
+            "right": "1 2 256",
+            "decided": "256",
+            "meta": {"all": {"value": 0.123456789, "low": 0.1234}},
+        },
+    }
+    for path in (tmp_path / "one.npz.xz", tmp_path / "two.npz.xz"):
+        write_archive(path, {"study": {"steps": 1}, "cells": cells})
+    found = read_archive(tmp_path / "one.npz.xz")
+    cells["a"]["meta"] = {"all": {"value": 0.123457, "low": 0.123}}
+    cells["b"]["best_of_rows"] = {"1": "7500 -1", "2": "10000 -1"}
+    assert found == {"study": {"steps": 1}, "cells": cells}
+    assert list(found["cells"]) == ["a", "b"]
+    assert (tmp_path / "one.npz.xz").read_bytes() == (tmp_path / "two.npz.xz").read_bytes()
 
 
 def test_every_cell_has_a_name_of_its_own_and_every_section_has_cells() -> None:
@@ -463,8 +495,10 @@ def test_the_document_comes_from_the_results_alone(ran: tuple[Path, dict[str, An
     base = results["base/countdown/countdown-base/base/countdown-test"]["pass_at"]["32"]["value"]
     assert f"{100 * base:.1f} [" in first
     assert (tmp_path / "reproduction" / "countdown-claims.svg").read_text().startswith("<svg")
-    stored = json.loads((tmp_path / "reproduction" / "results.json").read_text())
-    assert stored["cells"] == json.loads(json.dumps(results))
+    stored = read_archive(tmp_path / "reproduction" / "results.npz.xz")
+    assert {name: but_meta(cell) for name, cell in stored["cells"].items()} == {
+        name: but_meta(json.loads(json.dumps(cell))) for name, cell in results.items()
+    }
     assert write_document(tiny(), {}, tmp_path).read_text() == first  # the cells it knows are enough
     answers = first[first.index("## In short") : first.index("\n# Countdown")]
     named = [name for names in QUESTIONS.values() for name in names]
@@ -502,22 +536,25 @@ def test_cells_finished_elsewhere_are_not_run_again(
     write_document(study, known, tmp_path / "docs")
 
     def done(*arguments: str) -> str:
-        command = ["reproduce", "--task", "countdown", "--quick", "--dry-run", "--only", "base"]
+        command = ["--task", "countdown", "--quick", "--dry-run", "--only", "base"]
         command += ["--output", str(tmp_path / "run"), "--docs", str(tmp_path / "docs")]
         with pytest.raises(SystemExit) as ended:
-            cli.main([*command, *arguments])
+            study_main([*command, *arguments])
         assert ended.value.code == 0
         return capsys.readouterr().out
 
     assert re.search(r"base +│ +3 │ +0 │", done())
     assert re.search(r"base +│ +3 │ +2 │", done("--extend"))
-    assert read_results(tmp_path / "run") == known
+    adopted = read_results(tmp_path / "run")
+    assert {name: but_meta(cell) for name, cell in adopted.items()} == {
+        name: but_meta(cell) for name, cell in known.items()
+    }
 
 
 def test_the_command_says_what_it_would_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(*arguments: str) -> int:
         with pytest.raises(SystemExit) as done:
-            cli.main(["reproduce", "--task", "countdown", "--output", str(tmp_path / "run"), *arguments])
+            study_main(["--task", "countdown", "--output", str(tmp_path / "run"), *arguments])
         return int(done.value.code or 0)
 
     assert run("--dry-run", "--verbose", "--only", "claims/countdown/countdown-base/rl-s") == 0
@@ -526,7 +563,7 @@ def test_the_command_says_what_it_would_do(tmp_path: Path, capsys: pytest.Captur
     assert said.count("sweep/countdown/countdown-base/rl-s/") == 3
     docs = tmp_path / "docs"  # with results alone: nothing is written to those of the repository
     (docs / "reproduction").mkdir(parents=True)
-    shutil.copy(Path(__file__).parents[1] / "docs/reproduction/results.json", docs / "reproduction")
+    shutil.copy(Path(__file__).parents[1] / "docs/reproduction/results.npz.xz", docs / "reproduction")
     assert (
         run("--dry-run", "--verbose", "--only", "claims/countdown/countdown-base/rl-s", "--docs", str(docs))
         == 0
@@ -535,7 +572,7 @@ def test_the_command_says_what_it_would_do(tmp_path: Path, capsys: pytest.Captur
     assert "waits for" not in said
     assert "sweep/" not in said  # the document's rates
     assert said.count("base/countdown/countdown-base/base/countdown-test") == 1
-    rate = rates(json.loads((docs / "reproduction/results.json").read_text())["cells"])
+    rate = rates(read_archive(docs / "reproduction/results.npz.xz")["cells"])
     thousands = STUDY.steps * STUDY.prompts_per_step * STUDY.group_size / 1000
     seconds = math.prod(STUDY.test) / 1000 * rate["measure"] + thousands * rate["train rl-s"]
     assert re.search(

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from bontune.evaluate import is_judged, read_judged, read_responses
+from bontune.evaluate.reading import read_any
+from bontune.evaluate.regrade import prompts_of
 from bontune.evaluate.rows import Row, row_of
-from bontune.measure import read_any
-from bontune.regrade import prompts_of
 from bontune.tasks import JsonlTask
 
 # ruff: noqa: E501 - rows stand on one line each

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from bontune.records import Sampling
-from bontune.sampling import (
+from bontune.models.sampling import (
     draw,
     log_probs_of_sampling,
     response_keys,
@@ -16,6 +15,7 @@ from bontune.sampling import (
     token_log_probs,
     uniforms,
 )
+from bontune.records import Sampling
 
 CASES = [
     {},

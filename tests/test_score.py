@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from bontune.records import Graded, Group, Prompt, Sampling, Scored, Verdict
-from bontune.score import grade, judge, undecided_reasons
+from bontune.verifiers.grading import grade, judge, undecided_reasons
 
 PROMPT = Prompt(id="p", text="1 + 1 =")
 

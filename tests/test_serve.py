@@ -23,14 +23,14 @@ from fake_server import Fake, serving
 from models import tiny_model, word_tokenizer
 
 from bontune import BestOfN, MajorityVote, cli
-from bontune.best import Server, load_server, save_served
-from bontune.commands import serve as command
+from bontune.cli.commands import serve as command
 from bontune.config import Limits
-from bontune.policy import load_policy
+from bontune.models.loading import load_policy
 from bontune.records import Prompt, Sampling
 from bontune.rollout import endpoint
 from bontune.rollout.endpoint import connect
-from bontune.serve import Service, bind, check_open, make_app, read_body
+from bontune.serve.app import Service, bind, check_open, make_app, read_body
+from bontune.serve.best import Server, load_server, save_served
 
 openai = pytest.importorskip("openai")
 pytest.importorskip("starlette")

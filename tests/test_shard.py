@@ -30,13 +30,15 @@ from test_update import run_of, timeless
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from bontune import loop
 from bontune.config import KLSchedule, ModelConfig
-from bontune.loop import Run, make_learner, train
-from bontune.lora import add_adapters
+from bontune.models.adapters import add_adapters
 from bontune.objectives import RLOO
 from bontune.records import Scored
 from bontune.store import open_store, policy_hash
+from bontune.train import saving
+from bontune.train.learner import make_learner
+from bontune.train.loop import train
+from bontune.train.run import Run
 from bontune.train.shard import is_sharded, shard, whole_tensor
 
 STEPS = 4
@@ -182,15 +184,15 @@ def saved(folder: Path) -> dict[str, Any]:
         model = make()
         kept: list[dict[str, torch.Tensor]] = []
         run = replace(split_run(model, steps=1), output=folder / name)
-        original = loop.join_parts
-        loop.join_parts = lambda m, keep, kept=kept, original=original: (
+        original = saving.join_parts
+        saving.join_parts = lambda m, keep, kept=kept, original=original: (
             kept.append(weights(m)),
             original(m, keep),
         )
         try:
             train(run)
         finally:
-            loop.join_parts = original
+            saving.join_parts = original
         found[name] = kept[0]
     return found
 

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from bontune import Scored
-from bontune.demo import SAMPLING
+from bontune.demo.policies import SAMPLING
+from bontune.models.loading import load_policy
 from bontune.objectives import RLOO, LogPassAtN, MaxRL, StrategyObjective
-from bontune.policy import load_policy
 from bontune.rollout import sample_groups
 from bontune.strategies import PassAtK
 from bontune.tasks import Countdown

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from bontune import BestOfN, cli
-from bontune.card import model_card
 from bontune.config import TrainConfig
 from bontune.records import Sampling
-from bontune.tracking import flat, tracked
+from bontune.train.card import model_card
+from bontune.train.tracking import flat, tracked
 
 METRICS = [
     {"step": step, "reward": 0.25 + step, "pass_at": {"1": 0.5, "8": 0.75}, "cpu_seconds": {"rollout": 2.0}}

@@ -8,7 +8,9 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
@@ -393,3 +395,35 @@ def test_repeats_are_judged_once_and_versions_are_named(verifier: MathVerifier) 
     assert verifier.verify(items[:1])[0].cpu_seconds == 0  # known
     for name in ("math-verify", "sympy", "antlr4"):
         assert name in found[0].version
+
+
+@pytest.mark.slow
+def test_workers_start_where_packages_are_on_pythonpath_alone(tmp_path: Path) -> None:
+    """As on clusters and in notebooks: an interpreter without packages, and folders made by `pip install --target`.
+
+    What lies in the working folder is not imported, as before."""
+    import math_verify
+
+    environment = tmp_path / "bare"
+    venv.create(environment, with_pip=False)
+    source = Path(__file__).parents[1] / "src"
+    folders = [str(source), str(Path(math_verify.__file__).parents[1])]
+    for name in ("sympy", "math_verify"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('from the working folder')")
+    script = tmp_path / "scripts" / "one.py"
+    script.parent.mkdir()
+    script.write_text(
+        "from bontune.verifiers import MathVerifier\n"
+        "with MathVerifier(workers=1) as verifier:\n"
+        "    found = verifier.verify([{'response': r'$\\frac{\\sqrt{3}}{3}$', 'reference': r'1/\\sqrt{3}'}])\n"
+        "    print([(verdict.reward, verdict.reason) for verdict in found])\n"
+    )
+    done = subprocess.run(
+        [str(environment / "bin" / "python"), str(script)],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(folders)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "[(1.0, '')]", done.stderr[-2000:]

@@ -13,12 +13,13 @@ from models import tiny_model, word_tokenizer
 
 from bontune import cli
 from bontune.config import TrainConfig
-from bontune.loop import Run, train
+from bontune.models.sampling import token_log_probs
 from bontune.objectives import RLOO
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import sample_groups
 from bontune.rollout.vllm import Vllm, difference
-from bontune.sampling import token_log_probs
+from bontune.train.loop import train
+from bontune.train.run import Run
 
 TOKENIZER = word_tokenizer()
 PROMPTS = [Prompt(id=f"p{i}", text=text) for i, text in enumerate(("w0", "w1 w2 w3", "w5 w5"))]

@@ -16,14 +16,15 @@ import pytest
 import torch
 
 from bontune.config import TrainConfig
-from bontune.loop import Run, train
+from bontune.models.loading import load_policy
 from bontune.objectives import LogPassAtN
-from bontune.policy import load_policy
 from bontune.records import Group, Sampling
 from bontune.rollout import endpoint
 from bontune.rollout.endpoint import connect
 from bontune.rollout.vllm import Vllm, difference
 from bontune.tasks import Countdown
+from bontune.train.loop import train
+from bontune.train.run import Run
 
 pytest.importorskip("vllm")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from bontune.judges import WithBehaviours, WrittenTests, written_tests
 from bontune.records import Prompt, Verdict
 from bontune.tasks import JsonlTask
 from bontune.verifiers import CodeVerifier
 from bontune.verifiers.code.written import Case, Tried, read_cases, try_cases
+from bontune.verifiers.judges import WithBehaviours, WrittenTests, written_tests
 from tests.test_verifier_code import AVAILABLE, needs_isolation
 
 

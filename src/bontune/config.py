@@ -1,11 +1,43 @@
-"""Settings of a training run, written beside its results."""
+"""Settings, written beside the results they led to; and objects of the user's own, by their name.
+
+Nothing heavy is imported here: the command line is parsed with these.
+"""
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import math
+import os
+import sys
 from dataclasses import dataclass, field
-from typing import Literal
+from operator import attrgetter
+from typing import Any, Literal
 
-from bontune.records import Sampling
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How responses are drawn. Log-probabilities everywhere are those of this very distribution.
+
+    temperature: > 0, divides the logits.  top_p in (0, 1]; top_k >= 0, 0 switches it off.
+    stop: strings that end a response; they are not part of its text.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or positive, got {self.top_k}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,3 +206,31 @@ class Limits:
 
 class Stopped(RuntimeError):
     """Training was asked to stop, and can go on from its checkpoint."""
+
+
+def load_object(spec: str, what: str) -> Any:
+    """The object that `module:attribute` names; `what` is the argument it was given for."""
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise ValueError(f"{what} must be given as module:attribute, got {spec!r}")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as fault:
+        if fault.name != module_name.partition(".")[0] and fault.name != module_name:
+            raise ValueError(f"{what}: importing {module_name!r} failed: {fault}") from fault
+        raise ValueError(
+            f"{what}: no module {module_name!r} (looked on the Python path and in {here})"
+        ) from fault
+    except (Exception, SystemExit) as fault:  # a user's module may raise anything
+        raise ValueError(
+            f"{what}: importing {module_name!r} failed: {type(fault).__name__}: {fault}"
+        ) from fault
+    try:
+        return attrgetter(attribute)(module)
+    except AttributeError as fault:
+        near = difflib.get_close_matches(attribute, vars(module))
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{what}: module {module_name!r} has no {attribute!r}{hint}") from fault

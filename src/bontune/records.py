@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bontune.config import Sampling
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
@@ -27,31 +29,6 @@ class Prompt:
     answer: str | None = None  # the reference answer, where the task has one
     level: str | None = None  # difficulty, for break-downs in reports
     meta: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How responses are drawn. Log-probabilities everywhere are those of this very distribution.
-
-    temperature: > 0, divides the logits.  top_p in (0, 1]; top_k >= 0, 0 switches it off.
-    stop: strings that end a response; they are not part of its text.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 32
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"temperature must be a finite number above 0, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
-        if self.top_k < 0:
-            raise ValueError(f"top_k must be 0 (off) or positive, got {self.top_k}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 from verl.trainer.ppo.core_algos import register_adv_est  # pyright: ignore[reportMissingImports]
 
+from bontune.objectives.registry import build_objective
 from bontune.records import Scored
-from bontune.registry import build_objective
 
 _BESIDE: ContextVar[Sequence[Mapping[str, Any]] | None] = ContextVar("beside", default=None)
 

@@ -21,9 +21,9 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import torch
 
+from bontune.models.sampling import stream_key
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
-from bontune.sampling import stream_key
 
 KEY = "OPENAI_API_KEY"  # the variable of the environment that the official client reads, too
 _SEEDS = 2**52  # exact in every JSON reader, and room for the responses of a group behind it

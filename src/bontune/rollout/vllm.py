@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 
+from bontune.models.sampling import stream_key, token_log_probs
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import hf
 from bontune.rollout.check import check_request
-from bontune.sampling import stream_key, token_log_probs
 
 CHECKED = 4  # responses of a rollout whose log-probabilities are compared
 EXACT, ROUNDED = 1e-3, 0.1  # largest mean difference per token, in float32 and in shorter formats

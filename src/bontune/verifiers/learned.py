@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
-from bontune.attention import pack, shared_attention, supported
 from bontune.config import FitConfig
-from bontune.model_inputs import cache_argument
+from bontune.models.attention import pack, shared_attention, supported
+from bontune.models.inputs import cache_argument
+from bontune.models.loading import own_device
 from bontune.records import Graded, Prompt
 
 SETTINGS = "verifier.json"
@@ -141,6 +142,12 @@ class Labelled:
     def mixed(self) -> bool:
         """Whether both kinds are there: other prompts say nothing about which response to choose."""
         return any(self.right) and not all(self.right)
+
+
+def on_device(verifier: LearnedVerifier) -> LearnedVerifier:
+    """The verifier with its model moved to this process's device."""
+    verifier.model.to(own_device())
+    return verifier
 
 
 def scorer_from(name: str | Path, *, seed: int = 0) -> LearnedVerifier:

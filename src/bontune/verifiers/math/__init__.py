@@ -6,6 +6,7 @@ the response undecided. Exactly one final answer is required: "10 or 11 or 12" i
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,7 @@ from bontune.verifiers.pool import Fault, WorkerPool
 
 GRADER = "2"  # of this package's own rules; a change of any verdict changes it
 _PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy", "antlr4-python3-runtime")
+_IMPORTED = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")  # by the workers
 _MOST_KNOWN = 1_000_000  # comparisons that are remembered
 _UNDECIDED, _WRONG, _RIGHT = None, 0.0, 1.0
 
@@ -67,7 +69,8 @@ class MathVerifier:
         if find_spec("math_verify") is None:
             raise ValueError("MathVerifier needs math-verify: pip install 'bontune[math]'")
         script = str(Path(__file__).with_name("worker.py"))
-        command = [sys.executable, "-I", script, str(cpu_seconds), str(memory_bytes)]
+        folders = json.dumps(_folders())
+        command = [sys.executable, "-I", script, str(cpu_seconds), str(memory_bytes), folders]
         self._pool = WorkerPool(command, workers=workers, wall_seconds=10 * cpu_seconds + 10)
         self._known: dict[tuple[str, str], tuple[float | None, str]] = {}
         self.version = f"math-{GRADER}; " + ", ".join(f"{name} {_installed(name)}" for name in _PACKAGES)
@@ -203,6 +206,12 @@ def _either(answer: str, wanted: str) -> bool | None:
             left.remove(match)
         return True
     return by_text(answer, wanted)
+
+
+def _folders() -> list[str]:
+    """Where this process finds what the workers import, which by themselves see neither PYTHONPATH nor this folder."""
+    specs = [find_spec(name) for name in _IMPORTED]
+    return list(dict.fromkeys(str(Path(s.origin).parents[1]) for s in specs if s is not None and s.origin))
 
 
 def _installed(name: str) -> str:

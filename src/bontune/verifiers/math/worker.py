@@ -1,5 +1,7 @@
 """The process that parses mathematics; started by path, so that it loads math-verify and nothing of bontune.
 
+Isolated (-I), it sees neither PYTHONPATH nor the working folder; its last argument says where the packages are.
+
 It reads {"answer", "reference"} or {"parse"} a line, and writes one line for each. Its CPU time is limited per line:
 the kernel ends it with SIGXCPU. Its memory is limited for good.
 """
@@ -17,6 +19,9 @@ def main() -> None:
     """Serve until the input ends."""
     cpu_seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
+    sys.path += [
+        folder for folder in json.loads(sys.argv[3]) if folder not in sys.path
+    ]  # after the worker's own
     out, sys.stdout = sys.stdout, sys.stderr  # what a library prints is no reply
     import sympy
     from math_verify import LatexExtractionConfig, parse, verify

@@ -1,0 +1,128 @@
+"""`bontune coscale`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoTokenizer
+
+from bontune.cli import arguments
+from bontune.cli.commands.inputs import (
+    check_folder,
+    load_engine,
+    load_source,
+    prompts_of,
+    total_of,
+    write_config,
+)
+from bontune.cli.commands.terminal import bar, progress, stages, warn_undecided
+from bontune.evaluate import SampleSet, read_samples
+from bontune.evaluate.coscaling import co_scale
+from bontune.evaluate.drawing import Draw, draw_samples
+from bontune.models.loading import policy_path
+from bontune.report import write_coscale
+from bontune.rollout.endpoint import is_endpoint
+
+
+def run(command: arguments.Coscale) -> None:
+    """Read or draw samples at several temperatures, measure the grid, and write the results and the page."""
+    started = time.process_time()
+    if bool(command.samples) == (command.model is not None):
+        raise ValueError("give either --samples FILE, once or more often, or --model MODEL")
+    if command.cut is not None and command.cut < 2:
+        raise ValueError(f"--cut must be at least 2, got {command.cut}")
+    check_folder(command.output, command)
+    sets = [read_samples(path, skip_torn_tail=True) for path in command.samples]
+    if command.model is not None:
+        sets = _draw(command, command.model)
+    write_config(command.output, command)
+    with progress() as bars:
+        results = co_scale(
+            sets,
+            command.output,
+            seed=command.seed,
+            cut=command.cut,
+            votes=command.votes,
+            count_tokens=_counter(command),
+            started=started,
+            on_stage=stages(bars),
+        )
+    write_coscale(command.output)
+    show(results, command.output)
+
+
+def _draw(command: arguments.Coscale, where: str) -> list[SampleSet]:
+    """One samples file per temperature; only what is missing is drawn."""
+    if len(set(command.temperature)) < 2:
+        raise ValueError(f"--temperature needs two different values or more, got {command.temperature}")
+    task, verify, score = load_source(command.source)
+    prompts = prompts_of(task, command.split, command.prompts, command.seed)
+    model, tokenizer, engine = load_engine(where)
+    found = []
+    with progress() as bars:
+        for temperature in command.temperature:
+            draw = Draw(
+                name=model.fingerprint if is_endpoint(where) else where,
+                model=model,
+                tokenizer=tokenizer,
+                engine=engine,
+                prompts=prompts,
+                group_size=command.group_size,
+                sampling=replace(command.sampling, temperature=temperature),
+                verify=verify,
+                score=score,
+                seed=command.seed,
+                judged={**asdict(command.source), "split": command.split},
+            )
+            path = command.output / "samples" / f"t{temperature:g}.jsonl"
+            title = f"drawing at temperature {temperature:g}"
+            warn_undecided(draw_samples(draw, path, bar(bars, title, total_of(draw))))
+            found.append(read_samples(path, skip_torn_tail=True))
+    return found
+
+
+def _counter(command: arguments.Coscale) -> Callable[[str], int] | None:
+    """Tokens of a response, its end included; None where no tokenizer is known."""
+    where = command.tokenizer or command.model
+    if where is None or (command.tokenizer is None and is_endpoint(where)):
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(policy_path(where))
+    except Exception as fault:  # transformers raises many kinds
+        raise ValueError(f"--tokenizer: none could be loaded from {where!r}: {fault}") from fault
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+
+
+def show(results: dict[str, Any], output: Path) -> None:
+    """pass@N at every temperature, and the advice, on stdout."""
+    grid = results["coscale"]["rules"]["pass_at"]
+    budgets = [str(n) for n in results["coscale"]["budgets"]]
+    best = results["best_temperature"]["all"]["best"]
+    table = Table(title=f"pass@N on {results['prompts']} prompts; * the best temperature of each N")
+    table.add_column("T")
+    for n in budgets:
+        table.add_column(f"N = {n}", justify="right")
+    for t, row in grid.items():
+        star = {n: "*" if n in best and f"{best[n]['temperature']:g}" == t else "" for n in budgets}
+        table.add_row(t, *(f"{star[n]}{row[n]['value']:.3f}" if n in row else "" for n in budgets))
+    out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    out.print(table)
+    for name, entries in results["advice"]["responses"].items():
+        last = entries[-1]
+        how = {"pass_at": "checking each", "best_of": "the verifier's choice", "vote": "a vote"}[last["rule"]]
+        what = {"served": "without a sure check", "checked": "where each response can be checked"}[name]
+        out.print(
+            f"{last['budget']:g} responses, {what}: {how} of N = {last['n']} at T = {last['temperature']:g}, "
+            f"{100 * last['value']:.1f} % [{100 * last['low']:.1f}, {100 * last['high']:.1f}]",
+            soft_wrap=True,
+            markup=False,
+        )
+    where = f"{results['cpu_seconds']:.0f} CPU seconds; report: {output / 'report.html'}"
+    out.print(where, soft_wrap=True, markup=False)

@@ -1,0 +1,120 @@
+"""`bontune evaluate`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from typing import Any
+
+from bontune.cli import arguments
+from bontune.cli.commands.inputs import check_folder, draws, load_source, named, total_of, write_config
+from bontune.cli.commands.terminal import bar, progress, say, show, stages, warn_undecided
+from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
+from bontune.evaluate.drawing import STORE, Draw, draw_samples
+from bontune.evaluate.policies import evaluate
+from bontune.evaluate.reading import read_any
+from bontune.evaluate.regrade import Regrade
+from bontune.objectives.registry import build_strategy
+from bontune.report import write_report
+from bontune.store import open_store
+
+
+def run(command: arguments.Evaluate) -> None:
+    """Read or draw samples, measure them, and write the results and the page."""
+    started = time.process_time()
+    if not command.samples and not command.model:
+        raise ValueError("give --samples FILE or --model MODEL, or several of either")
+    strategy = build_strategy(command.strategy) if command.strategy else None
+    files = named("--samples", command.samples)
+    models = named("--model", command.model)
+    if twice := sorted(set(files) & set(models)):
+        raise ValueError(
+            f"--samples and --model both name a policy {twice[0]!r}; use NAME=... to tell them apart"
+        )
+    check_folder(command.output, command)
+    found, grading = _read_files(command, files)
+    if models:
+        found |= _draw_models(command, models)
+    write_config(command.output, command)
+    with progress() as bars:
+        results = evaluate(
+            found,
+            command.output,
+            seed=command.seed,
+            strategy=strategy,
+            votes=command.votes,
+            started=started,
+            on_stage=stages(bars),
+            **({"grading": grading} if grading else {}),
+        )
+    write_report(command.output)
+    show(results, command.output)
+    _show_other_curves(results)
+
+
+def _show_other_curves(results: dict[str, Any]) -> None:
+    """Where choosing by scores and by votes is best, and what it comes to at the largest N."""
+    for name, item in results["policies"].items():
+        for kind, title in {"best_of": "best-of-N by the scores", "vote": "the majority vote of N"}.items():
+            if found := item.get(kind):
+                best, largest = max(found, key=found.__getitem__), max(found, key=int)
+                last = "" if best == largest else f", and {found[largest]:.3f} at N = {largest}"
+                say(f"{name}: {title} is highest at N = {best}, {found[best]:.3f}{last}")
+
+
+def _draw_models(command: arguments.Evaluate, models: dict[str, str]) -> dict[str, SampleSet]:
+    found = {}
+    reasons: dict[str, dict[str, int]] = {}
+    with progress() as bars, open_store(command.output / STORE, write=True) as store:
+        for name, draw in draws(command, models):
+            path = command.output / "samples" / f"{name}.jsonl"
+            advance = bar(bars, f"drawing from {name}", total_of(draw))
+            reasons[name] = draw_samples(draw, path, advance, store)
+            found[name] = _cut(read_samples(path, skip_torn_tail=True), draw)
+    for undecided in reasons.values():
+        warn_undecided(undecided)
+    return found
+
+
+def _cut(samples: SampleSet, draw: Draw) -> SampleSet:
+    """The responses asked for: the file may hold more prompts, and more of each, from an earlier run."""
+    wanted = {prompt.id for prompt in draw.prompts}
+    kept = (group for group in samples.groups if group.prompt_id in wanted)
+    return replace(samples, groups=tuple(_first(group, draw.group_size) for group in kept))
+
+
+def _first(group: SampleGroup, count: int) -> SampleGroup:
+    columns = ("responses", "rewards", "scores", "answers", "log_probs")
+    cut = {name: getattr(group, name)[:count] for name in columns if getattr(group, name) is not None}
+    return replace(group, **cut)
+
+
+def _read_files(
+    command: arguments.Evaluate, files: dict[str, str]
+) -> tuple[dict[str, SampleSet], dict[str, Any]]:
+    """The samples of each file, and what grading took of those that were judged or scored first."""
+    again = command.regrade or command.source.scorer is not None
+    graded = {name: path for name, path in files.items() if again or not is_judged(path)}
+    found = {name: read_any(path) for name, path in files.items() if name not in graded}
+    grading = {}
+    if graded:
+        task, verify, score = load_source(command.source)
+        settings = asdict(command.source)
+        regrade = Regrade(
+            task=task, verify=verify, score=score, keep=not command.regrade, description=settings
+        )
+        with progress() as bars:
+            for name, path in graded.items():
+                target = command.output / "samples" / f"{name}.jsonl"
+                found[name], grading[name] = regrade.run(path, target, partial(bar, bars, f"judging {name}"))
+    for name, took in grading.items():
+        warn_undecided(took["undecided"])
+        counts = ", ".join(f"{status} {count:,}" for status, count in took["statuses"].items())
+        sizes = f"{took['responses']:,} responses ({took['different']:,} different)"
+        say(f"{name}: judged {sizes} in {took['seconds']:.0f} s: {counts}")
+    return {name: _at(found[name], command) for name in files}, grading
+
+
+def _at(samples: SampleSet, command: arguments.Evaluate) -> SampleSet:
+    return samples if command.samples_temperature is None else samples.at(command.samples_temperature)

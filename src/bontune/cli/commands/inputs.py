@@ -1,0 +1,227 @@
+"""What a command line names, loaded and checked: tasks, verifiers, scorers, prompts, folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bontune import __version__
+from bontune.cli import arguments
+from bontune.cli.commands.terminal import say, warn_undecided
+from bontune.config import load_object
+from bontune.evaluate import write_json
+from bontune.evaluate.drawing import Draw
+from bontune.models.loading import load_policy, policy_path
+from bontune.records import Prompt, Verdict
+from bontune.rollout import Engine, endpoint, sample_groups
+from bontune.rollout.endpoint import connect, is_endpoint
+from bontune.serve.best import Server
+from bontune.tasks import Task, load_task
+from bontune.verifiers.grading import Score, Verify, judge_all, version_of
+from bontune.verifiers.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
+from bontune.verifiers.learned import LearnedVerifier, on_device
+
+
+def warn_blind(server: Server) -> None:
+    """Say so where the first response will be served, since nothing tells them apart."""
+    if server.blind:
+        say("nothing scores the responses, so the first of them is served: --scorer names what does")
+
+
+def load_source(source: arguments.Source) -> tuple[Task, Verify, Score | None]:
+    """The task, what judges its responses, and what best-of-N selects by."""
+    task = load_task(source.task, answers_required=source.verifier is None)
+    if source.verifier in JUDGES:
+        verify = JUDGES[source.verifier](task)
+    else:
+        verify = task.verify if source.verifier is None else _callable(source.verifier, "--verifier")
+    score = None if source.scorer is None else _scorer(source.scorer, task)
+    if isinstance(score, WrittenTests):
+        verify = WithBehaviours(verify, score)
+    return task, verify, score
+
+
+def _scorer(spec: str, task: Task) -> Score:
+    if spec == "tests" or spec.startswith("tests:"):
+        return written_tests(spec, task)
+    return (
+        on_device(LearnedVerifier.load(policy_path(spec))) if ":" not in spec else _callable(spec, "--scorer")
+    )
+
+
+def _callable(spec: str, what: str) -> Any:
+    found = load_object(spec, what)
+    if isinstance(found, type):
+        try:
+            found = found()
+        except Exception as fault:  # a user's class may raise anything
+            raise ValueError(
+                f"{what}: making a {spec!r} without arguments failed: {type(fault).__name__}: {fault}"
+            ) from fault
+    if not callable(found):
+        raise ValueError(f"{what}: {spec!r} is no function but a {type(found).__name__}")
+    return found
+
+
+class Watched:
+    """A verifier and scorer, with a count of what they could not decide, which is printed when the block ends.
+
+    It is itself what judges: `watched(prompt, text)`, and `watched.many(prompt, texts)`.
+    """
+
+    def __init__(self, verify: Verify, score: Score | None) -> None:
+        self._verify, self._score = verify, score
+        self.score = None if score is None else WatchedScore(self)
+        self.version = version_of(verify)
+        self.overlaps = getattr(verify, "overlaps", False)
+        self._reasons: dict[str, int] = {}
+
+    def __call__(self, prompt: Prompt, text: str) -> Verdict:
+        """The verdict; faults of the verifier leave it undecided."""
+        return self.many(prompt, [text])[0]
+
+    def many(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict per text."""
+        verdicts = judge_all(prompt, texts, self._verify)
+        for verdict in verdicts:
+            if verdict.reward is None:
+                self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
+        return verdicts
+
+    def scores(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
+        """What the scorer says; its faults are counted."""
+        assert self._score is not None
+        try:
+            return self._score(prompt, texts)
+        except Exception as fault:  # a user's scorer may raise anything
+            reason = f"scorer raised {type(fault).__name__}: {fault}"[:500]
+            self._reasons[reason] = self._reasons.get(reason, 0) + len(texts)
+            raise
+
+    @property
+    def score_version(self) -> str:
+        """Of the scorer, as it is now."""
+        return version_of(self._score)
+
+    def __enter__(self) -> Watched:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        warn_undecided(self._reasons)
+
+
+class WatchedScore:
+    """The scorer of a `Watched`."""
+
+    def __init__(self, watched: Watched) -> None:
+        self._watched = watched
+        self.overlaps = getattr(watched._score, "overlaps", False)
+
+    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
+        """One score per text."""
+        return self._watched.scores(prompt, texts)
+
+    @property
+    def version(self) -> str:
+        """Of the scorer, as it is now."""
+        return self._watched.score_version
+
+
+def prompts_of(task: Task, split: str, count: int, seed: int) -> list[Prompt]:
+    if count < 1:
+        raise ValueError(f"--prompts must be at least 1, got {count}")
+    found = list(task.prompts(split, count, seed))
+    if not found:
+        raise ValueError(f"task {task.name!r} has no prompts in its {split} split")
+    return found
+
+
+def named(option: str, values: tuple[str, ...]) -> dict[str, str]:
+    """NAME=VALUE pairs; without a name, that of the file or folder, or of an endpoint's model."""
+    named: dict[str, str] = {}
+    for value in values:
+        name, equals, where = value.partition("=")
+        if is_endpoint(value):
+            name, where = Path(urlsplit(value).fragment).name or "endpoint", value
+        elif not equals:
+            name = Path(value).name.removesuffix(".gz").removesuffix(".jsonl").removesuffix(".sqlite")
+            where = value
+        if not name or not where or "/" in name:
+            raise ValueError(f"{option} must be VALUE or NAME=VALUE, got {value!r}")
+        if name in named:
+            raise ValueError(f"{option}: two policies are named {name!r}; use NAME=... to tell them apart")
+        named[name] = where
+    return named
+
+
+def check_folder(output: Path, command: Any) -> None:
+    """Raise ValueError where the folder holds the run of another command, whose files would be mixed with ours."""
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file; name a folder")
+    try:
+        known = json.loads((output / "config.json").read_text())
+    except (OSError, ValueError):
+        return
+    name = type(command).__name__.lower()
+    other = known.get("command", name) if isinstance(known, dict) else name
+    if other != name:
+        raise ValueError(f"{output} holds a run of `bontune {other}`; choose another --output")
+
+
+def write_config(output: Path, command: Any, **resolved: Any) -> None:
+    check_folder(output, command)
+    config = {"command": type(command).__name__.lower(), "bontune": __version__, **plain(command), **resolved}
+    write_json(output / "config.json", config)
+
+
+def plain(command: Any) -> dict[str, Any]:
+    """A command's options as JSON takes them."""
+    return {key: _plain(value) for key, value in asdict(command).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def draws(
+    command: arguments.Sample | arguments.Evaluate, models: dict[str, str]
+) -> Iterator[tuple[str, Draw]]:
+    """What to draw from each of the models {name: where}, with one model in memory at a time."""
+    task, verify, score = load_source(command.source)
+    prompts = prompts_of(task, command.split, command.prompts, command.seed)
+    for name, where in models.items():
+        model, tokenizer, engine = load_engine(where)
+        draw = Draw(
+            name=model.fingerprint if is_endpoint(where) else where,
+            model=model,
+            tokenizer=tokenizer,
+            engine=engine,
+            prompts=prompts,
+            group_size=command.group_size,
+            sampling=command.sampling,
+            verify=verify,
+            score=score,
+            seed=command.seed,
+            judged={**asdict(command.source), "split": command.split},
+            rows_per_batch=command.rows_per_batch,
+        )
+        del model, tokenizer
+        yield name, draw
+        del draw
+
+
+def load_engine(where: str) -> tuple[Any, Any, Engine]:
+    """What to draw from, its tokenizer, and what draws: a policy here, or one behind a server."""
+    if is_endpoint(where):
+        return connect(where), None, endpoint.sample_groups
+    return *load_policy(where), sample_groups
+
+
+def total_of(draw: Draw) -> int:
+    return len(draw.prompts) * draw.group_size

@@ -1,0 +1,22 @@
+"""`bontune sample`."""
+
+from __future__ import annotations
+
+from bontune.cli import arguments
+from bontune.cli.commands.inputs import check_folder, draws, total_of, write_config
+from bontune.cli.commands.terminal import bar, progress, say, warn_undecided
+from bontune.evaluate.drawing import STORE, draw_samples
+from bontune.store import open_store
+
+
+def run(command: arguments.Sample) -> None:
+    """Draw into the store, and write samples.jsonl."""
+    (_, draw), *_ = draws(command, {"": command.model})
+    check_folder(command.output, command)
+    path = command.output / "samples.jsonl"
+    with progress() as bars, open_store(command.output / STORE, write=True) as store:
+        advance = bar(bars, f"drawing from {command.model}", total_of(draw))
+        reasons = draw_samples(draw, path, advance, store)
+    write_config(command.output, command)
+    warn_undecided(reasons)
+    say(f"samples: {path}   measure them: bontune evaluate --samples {path}")

@@ -1,0 +1,67 @@
+"""`bontune serve`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from bontune.cli import arguments
+from bontune.cli.commands.inputs import load_engine, warn_blind
+from bontune.cli.commands.terminal import say
+from bontune.objectives.registry import build_strategy
+from bontune.serve.app import Service, bind, check_open, listen, make_app
+from bontune.serve.best import Server, load_scorer, load_server
+from bontune.verifiers.judges import load_answers
+
+KEY = "BONTUNE_API_KEY"
+
+
+def run(command: arguments.Serve) -> None:
+    """Serve until interrupted."""
+    key = _key(command.key_file)
+    hosts = check_open(command.host, key, command.allow_anyone)
+    server = _server(command)
+    where = command.run or Path(urlsplit(command.backend or "").fragment or command.backend or "")
+    name = command.name or where.resolve().name
+    app = make_app(Service(server=server, name=name, limits=command.limits, key=key, hosts=hosts))
+    warn_blind(server)
+    with bind(command.host, command.port) as place:
+        host = f"[{command.host}]" if ":" in command.host else command.host
+        say(f"serving {name} by {server.strategy!r} at http://{host}:{place.getsockname()[1]}/v1")
+        listen(app, place)
+
+
+def _server(command: arguments.Serve) -> Server:
+    backend = None if command.backend is None else load_engine(command.backend)
+    if command.run is not None:
+        if command.strategy is not None or command.answers is not None:
+            raise ValueError(
+                "a RUN has its strategy and answers; --strategy and --answers are for a backend alone"
+            )
+        return load_server(command.run, scorer=command.scorer, backend=backend)
+    if backend is None or command.strategy is None:
+        raise ValueError(
+            "give the folder of a `bontune train` run, or --backend MODEL with --strategy STRATEGY"
+        )
+    model, tokenizer, engine = backend
+    return Server(
+        model=model,
+        tokenizer=tokenizer,
+        engine=engine,
+        strategy=build_strategy(command.strategy),
+        sampling=command.sampling,
+        score=None if command.scorer is None else load_scorer(command.scorer),
+        answers=load_answers(command.answers),
+    )
+
+
+def _key(path: Path | None) -> str | None:
+    """The key from a file, or from the environment; an empty one is a mistake, not the absence of one."""
+    try:
+        key = os.environ.get(KEY) if path is None else path.read_text().strip()
+    except OSError as fault:
+        raise ValueError(f"--key-file {path} cannot be read: {fault.strerror}") from fault
+    if key is not None and not key.strip():
+        raise ValueError(f"the key of {path or KEY} is empty")
+    return key

@@ -1,0 +1,124 @@
+"""What the commands show: progress bars, lines on stderr, the table of results on stdout."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+console = Console(stderr=True)
+MOST_REASONS = 5  # that are printed
+
+
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Bars on a terminal; nothing in a log."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
+        yield bars
+
+
+def bar(bars: Progress, title: str, total: int) -> Any:
+    """A new bar; returns what advances it. In a log, one line says that the stage began."""
+    if not console.is_terminal:
+        say(title)
+    row = bars.add_task(escape(title), total=total)
+    return lambda count: bars.update(row, advance=count)
+
+
+def stages(bars: Progress) -> Callable[[str], None]:
+    """What shows the stage that an evaluation has reached, with the time it has taken."""
+    row = bars.add_task("measuring", total=None)
+
+    def show_stage(title: str) -> None:
+        if "votes" in title:
+            title += " (--no-votes leaves them out)"
+        if not console.is_terminal:
+            say(title)
+        bars.update(row, description=escape(title))
+
+    return show_stage
+
+
+def say(text: str) -> None:
+    """A line on stderr, as it is: paths are neither wrapped nor read as markup."""
+    console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def show(results: dict[str, Any], output: Path, kind: str = "pass_at") -> None:
+    """The table of a run on stdout, and where its report is. kind: the curve it shows, "pass_at" or "best_of"."""
+    shared = set.intersection(*({*item[kind]} for item in results["policies"].values()))
+    title = {"pass_at": "pass@", "best_of": "best-of-"}[kind]
+    differences = (
+        results["differences"] if kind == "pass_at" else results.get("other_differences", {}).get(kind, {})
+    )
+    largest = sorted(shared, key=int)[-1:]
+    budgets = sorted(shared & {"1", "8", "32", "128", *largest}, key=int)
+    reference = results["reference"]
+    table = Table(
+        title=f"{title}N on {results['prompts']} prompts, {results['responses_per_prompt']} responses each"
+    )
+    table.add_column("policy")
+    for n in budgets:
+        table.add_column(f"{title}{n}", justify="right")
+    compared = (budgets[1:] or budgets) if len(results["policies"]) > 1 else []
+    for n in compared:
+        table.add_column(f"@{n} vs {reference}", justify="right")
+    for name, item in results["policies"].items():
+        cells = [f"{item[kind][n]:.3f}" for n in budgets]
+        gaps = differences.get(name, {})
+        cells += [
+            f"{100 * gaps[n]['value']:+.1f} [{100 * gaps[n]['low']:+.1f}, {100 * gaps[n]['high']:+.1f}]"
+            if n in gaps and "low" in gaps[n]
+            else ""
+            for n in compared
+        ]
+        table.add_row(*map(escape, [name, *cells]))
+    out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
+    out.print(table)
+    if len(results["policies"]) > 1:
+        out.print("differences in points, with 95 % intervals over prompts")
+    for name, item in results["policies"].items():
+        if "strategy" in item:
+            found = item["strategy"]
+            value = f"{found['value']:.3f}" if "value" in found else "not known"
+            if "low" in found:
+                value += f" [{found['low']:.3f}, {found['high']:.3f}]"
+            out.print(f"{results['strategy']} on {name}: {value}", soft_wrap=True, markup=False)
+    where = f"{results['cpu_seconds']:.0f} CPU seconds; report: {output / 'report.html'}"
+    out.print(where, soft_wrap=True, markup=False)
+
+
+def warn_undecided(reasons: Mapping[str, int]) -> None:
+    """Say on stderr how many responses could not be decided, and the most frequent reasons."""
+    ordered = sorted(reasons.items(), key=lambda entry: -entry[1])
+    for reason, count in ordered[:MOST_REASONS]:
+        print(f"bontune: {count} responses undecided: {reason}", file=sys.stderr)
+    if rest := ordered[MOST_REASONS:]:
+        count = sum(count for _, count in rest)
+        print(f"bontune: {count} responses undecided for {len(rest)} other reasons", file=sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """Leave the terminal to our own progress bars."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    # About calls that one library makes of another: nothing that whoever reads it here can mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft)\.")

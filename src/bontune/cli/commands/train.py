@@ -1,0 +1,285 @@
+"""`bontune train`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from bontune.cli import arguments
+from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, write_config
+from bontune.cli.commands.terminal import bar, console, progress, say
+from bontune.config import FitConfig, TrainConfig
+from bontune.evaluate import write_json
+from bontune.models.loading import load_trainable, policy_path
+from bontune.objectives.registry import build_objective, served_strategy
+from bontune.records import Scored
+from bontune.report import write_report
+from bontune.rollout import Engine, sample_groups
+from bontune.rollout.endpoint import is_endpoint
+from bontune.rollout.vllm import Vllm
+from bontune.serve.best import save_served
+from bontune.store import Store, open_store
+from bontune.strategies import Strategy
+from bontune.train.card import model_card
+from bontune.train.loop import train
+from bontune.train.run import Metrics, Run
+from bontune.train.shard import wants_shards
+from bontune.train.teach import Drift
+from bontune.train.tracking import tracked
+from bontune.verifiers.grading import Score
+from bontune.verifiers.judges import answers_of
+from bontune.verifiers.learned import LearnedVerifier, Refreshed
+
+
+def run(command: arguments.Train) -> None:
+    """Fine-tune and write the model, the metrics and a report of the training."""
+    objective = build_objective(command.objective)
+    task, verify, score = load_source(command.source)
+    check_objective(objective, command.config)
+    if command.checkpoint_every is not None and command.checkpoint_every < 1:
+        raise ValueError(f"--checkpoint-every must be at least 1, got {command.checkpoint_every}")
+    checkpoints = command.checkpoint_every
+    going_on = checkpoints is not None and any((command.output / "checkpoints").glob("step-*.ckpt"))
+    if (command.output / "model").exists() or ((command.output / "metrics.jsonl").exists() and not going_on):
+        raise ValueError(f"{command.output} holds a training run already; choose another --output")
+    if is_endpoint(command.model):
+        raise ValueError("--model: a model behind a server cannot be trained, only sampled and measured")
+    check_folder(command.output, command)
+    device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
+    model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
+    engine = _engine(command, model)
+    refreshed = _refreshed(score, command)
+    drift = (
+        None if refreshed is None else Drift(refreshed, _budget(served_strategy(objective), command.config))
+    )
+    watched = Watched(verify, refreshed or score)
+    with (
+        one_of_many() as leads,
+        progress() as bars,
+        watched,
+        locked(command.output) if leads else nullcontext(),
+        asked_to_stop() as should_stop,
+        _store(command, leads) as store,
+        tracked(command.track if leads else (), command.output, plain(command)) as track,
+    ):
+        if leads:
+            write_config(command.output, command, objective=repr(objective))
+        advance = bar(bars, "training", command.config.steps)
+        train(
+            Run(
+                config=command.config,
+                task=task,
+                objective=objective,
+                model=model,
+                tokenizer=tokenizer,
+                verify=watched,
+                score=watched.score,
+                output=command.output,
+                on_step=partial(_show_step, command.output, advance, track),
+                checkpoint_every=checkpoints,
+                should_stop=should_stop,
+                store=store,
+                learns=drift,
+                card=partial(_card, command, objective),
+                engine=engine,
+                **({"after_step": drift.observe} if drift else {}),
+            )
+        )
+    if not leads:
+        return
+    scorer = command.source.scorer
+    if isinstance(score, LearnedVerifier):
+        (refreshed.verifier if refreshed else score).save(command.output / "verifier")
+        scorer = "verifier"
+    if drift is not None:
+        _report_drift(drift, command.output)
+    save_served(
+        command.output,
+        served_strategy(objective),
+        command.config.sampling,
+        scorer,
+        answers_of(task, command.source.verifier),
+    )
+    page = write_report(command.output)
+    say(f"model: {command.output / 'model'}   report: {page}")
+    named = {"--task": command.source.task, "--verifier": command.source.verifier}
+    options = "".join(f" {option} {value}" for option, value in named.items() if value is not None)
+    say(
+        f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
+        f"{options}"
+    )
+
+
+def _store(command: arguments.Train, leads: bool) -> AbstractContextManager[Store | None]:
+    if command.store == "none":
+        return nullcontext()
+    return open_store(command.output / command.store, write=True, alone=leads)
+
+
+def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], adapter: bool) -> str:
+    return model_card(
+        history,
+        base=command.model,
+        objective=repr(objective),
+        strategy=served_strategy(objective),
+        config=command.config,
+        task=command.source.task,
+        verifier=command.source.verifier,
+        scorer=command.source.scorer,
+        name=command.output.resolve().name,
+        adapter=adapter,
+    )
+
+
+def _show_step(
+    output: Path, advance: Callable[[int], None], track: Callable[[Metrics], None], metrics: Metrics
+) -> None:
+    """Tell the bar, the trackers and the log of a step; ends a run whose first step taught it nothing."""
+    advance(1)
+    track(metrics)
+    if metrics["step"] == 0 and metrics["undecided_share"] == 1:
+        # Nothing was trained, so the folder is free for a run with another verifier; the responses stay in the store.
+        (output / "metrics.jsonl").unlink()
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
+    if not console.is_terminal:
+        reached = "  ".join(f"pass@{n} {value:.3f}" for n, value in metrics["pass_at"].items())
+        say(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
+
+
+@contextmanager
+def one_of_many() -> Iterator[bool]:
+    """Whether this process writes and speaks for all of them; at the end they part in good order."""
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    state = PartialState(cpu=on_cpu or (several and not torch.accelerator.is_available()))
+    state.wait_for_everyone()  # all have looked at the folder before one writes into it
+    console.quiet = not state.is_main_process
+    try:
+        yield state.is_main_process
+        state.wait_for_everyone()  # none leaves while another is still writing
+    finally:
+        console.quiet = False
+        if state.num_processes > 1:
+            state.destroy_process_group()
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Only one training run at a time writes into a folder."""
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as fault:
+            file.seek(0)
+            raise ValueError(
+                f"{output} is being written by another run (process {file.read() or 'unknown'})"
+            ) from fault
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextmanager
+def asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether SIGTERM or SIGUSR1 has come, as before a preemption: the step is finished and a checkpoint written."""
+    asked: list[int] = []
+    numbers = (
+        (signal.SIGTERM, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
+    )
+    before = {number: signal.signal(number, lambda found, _: asked.append(found)) for number in numbers}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _engine(command: arguments.Train, model: Any) -> Engine:
+    """What draws. vLLM loads the model once more, in the same precision."""
+    if command.engine == "hf":
+        return sample_groups
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--engine vllm draws in one process; several need --engine hf")
+    dtype = str(model.dtype).removeprefix("torch.")
+    return Vllm.load(policy_path(command.model), dtype=dtype).sample_groups
+
+
+def _refreshed(score: Score | None, command: arguments.Train) -> Refreshed | None:
+    if command.refresh_every is None:
+        return None
+    if not isinstance(score, LearnedVerifier):
+        raise ValueError("--refresh-every needs --scorer to be the folder of a learned verifier")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(
+            "--refresh-every needs one process: each would train the verifier on responses of its own"
+        )
+    config = FitConfig(steps=20, learning_rate=1e-4, warmup_steps=0, seed=command.config.seed)
+    return Refreshed(score, config, every=command.refresh_every)
+
+
+def _budget(strategy: Strategy, config: TrainConfig) -> int:
+    """N of best-of-N that verifiers are compared at."""
+    return min(strategy.budget, config.group_size)
+
+
+def _report_drift(drift: Drift, output: Path) -> None:
+    """Write how far the verifier that is served differs from the one training began with, and say it."""
+    write_json(output / "refreshes.json", drift.found)
+    if drift.found:
+        last = drift.found[-1]
+        other, gain, error = (last[key] for key in ("other_choice", "gain", "standard_error"))
+        if other is not None and gain is not None:
+            more = "" if error is None else f" (standard error {100 * error:.1f})"
+            say(
+                f"the refreshed verifier chooses another response of {last['budget']} in {100 * other:.0f} % of cases, "
+                f"and is right {100 * gain:+.1f} points{more} more often than the first: {output / 'refreshes.json'}"
+            )
+
+
+def check_objective(objective: Any, config: TrainConfig) -> None:
+    """Raise ValueError where the objective cannot take the groups that this configuration draws.
+
+    It is tried on one group with one right response, so that a budget above the group size, say, is found before
+    anything is drawn.
+    """
+    rewards = torch.zeros(1, config.group_size, dtype=torch.float64)
+    rewards[0, 0] = 1
+    group = Scored(rewards, answers=torch.arange(config.group_size).unsqueeze(0) % 2)
+    off_policy = config.updates_per_rollout > 1 and config.off_policy == "exact"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if hasattr(objective, "with_experts"):
+                objective.with_experts(group, torch.ones(1).double(), torch.zeros(1).double())
+                return
+            weights = objective(group)
+            if off_policy:
+                objective(group, torch.zeros_like(rewards))
+    except Exception as fault:  # an objective of the user's may raise anything
+        hint = ""
+        if off_policy and "log_ratios" in str(fault):
+            hint = ' (in a command: "--off-policy clipped", or "--updates-per-rollout 1")'
+        kind = "" if isinstance(fault, ValueError) else f"{type(fault).__name__}: "
+        raise ValueError(
+            f"--objective {objective!r} on a group of --group-size {config.group_size}: {kind}{fault}{hint}"
+        ) from fault
+    if not isinstance(weights, torch.Tensor) or weights.shape != rewards.shape:
+        got = list(weights.shape) if isinstance(weights, torch.Tensor) else f"a {type(weights).__name__}"
+        raise ValueError(
+            f"--objective {objective!r} must give weights of shape [prompts, responses], got {got}"
+        )

@@ -1,0 +1,132 @@
+"""The demo: one small transformer, fine-tuned for one response and for best-of-32, measured on fresh prompts.
+
+Every setting here was chosen on the "tune" split of Countdown; the prompts measured on are of its "test" split,
+which nothing was trained or chosen on.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bontune.config import TrainConfig
+from bontune.evaluate import SampleSet, read_samples
+from bontune.evaluate.drawing import Draw, draw_samples
+from bontune.evaluate.policies import evaluate
+from bontune.models.loading import load_policy
+from bontune.objectives import RLOO, LogPassAtN
+from bontune.records import Prompt, Sampling
+from bontune.report import write_report
+from bontune.tasks import Countdown
+from bontune.train.loop import train
+from bontune.train.run import Run
+
+BUDGET = 32
+SAMPLING = Sampling(max_new_tokens=12)  # the longest legal answer has 9 tokens and an end
+OBJECTIVES = {"rl": RLOO(), "bon": LogPassAtN(BUDGET)}
+TITLES = {"rl": "for one response (RL, N = 1)", "bon": f"for best-of-{BUDGET}"}
+
+Stage = Callable[[str, int], Callable[[int], None]]
+"""(title, total) -> a function to call with what was done of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """What all policies of a demo share. fresh: prompts to measure on.  score: a verifier that chooses, if any."""
+
+    output: Path
+    model: str
+    seed: int
+    fresh: Sequence[Prompt]
+    responses: int
+    stage: Stage
+    score: Any = None
+
+    def fine_tuned(self, name: str, title: str, objective: Any, config: TrainConfig) -> tuple[Any, Any]:
+        """The base's model, trained, and its tokenizer."""
+        model, tokenizer = load_policy(self.model)
+        advance = self.stage(f"fine-tuning {title}", config.steps)
+        folder = self.output / f"train-{name}"
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
+        task = Countdown()
+        train(
+            Run(
+                config=config,
+                task=task,
+                objective=objective,
+                model=model,
+                tokenizer=tokenizer,
+                verify=task.verify,
+                score=self.score,
+                output=folder,
+                on_step=lambda metrics: advance(1),
+            )
+        )
+        return model, tokenizer
+
+    def measured(self, name: str, policy: tuple[Any, Any] | None = None) -> SampleSet:
+        """Responses of a policy, the base where none is given, to the fresh prompts."""
+        model, tokenizer = policy or load_policy(self.model)
+        path = self.output / "samples" / f"{name}.jsonl"
+        path.unlink(missing_ok=True)
+        draw = Draw(
+            name=name,
+            model=model,
+            tokenizer=tokenizer,
+            prompts=self.fresh,
+            group_size=self.responses,
+            sampling=SAMPLING,
+            verify=Countdown().verify,
+            score=self.score,
+            seed=self.seed,
+        )
+        draw_samples(draw, path, self.stage(f"measuring {name}", len(self.fresh) * self.responses))
+        return read_samples(path)
+
+    def reported(
+        self, found: Mapping[str, SampleSet], objectives: Mapping[str, Any], budget: int, started: float
+    ) -> dict[str, Any]:
+        """Writes the report; what `results.json` holds."""
+        advance = self.stage("writing the report", 1)
+        results = evaluate(
+            found,
+            self.output,
+            seed=self.seed,
+            votes=False,
+            started=started,
+            budget=budget,
+            objectives={name: repr(objective) for name, objective in objectives.items()},
+        )
+        write_report(self.output)
+        advance(1)
+        return results
+
+
+def demo(
+    output: Path,
+    *,
+    seed: int = 0,
+    steps: int = 48,
+    prompts: int = 400,
+    responses: int = 128,
+    stage: Stage,
+    model: str = "countdown-base",
+) -> dict[str, Any]:
+    """Train, measure, report; returns what `results.json` holds. Policies: base, rl and bon.
+
+    model: the base, a Countdown model as scripts/train_base.py makes. Both
+    training runs draw the same number of responses, at the same learning rate.
+    """
+    started = time.process_time()
+    fresh = Countdown().prompts("test", prompts, seed)
+    trial = Trial(output=output, model=model, seed=seed, fresh=fresh, responses=responses, stage=stage)
+    config = TrainConfig(
+        steps=steps, prompts_per_step=32, group_size=64, learning_rate=1e-4, sampling=SAMPLING, seed=seed
+    )
+    found = {"base": trial.measured("base")}
+    for name, objective in OBJECTIVES.items():
+        found[name] = trial.measured(name, trial.fine_tuned(name, TITLES[name], objective, config))
+    return trial.reported(found, OBJECTIVES, BUDGET, started)

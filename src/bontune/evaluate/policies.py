@@ -1,0 +1,167 @@
+"""Results of one or several policies, from their samples."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bontune.evaluate import (
+    Curve,
+    SampleSet,
+    curve_from,
+    example,
+    meta_strategy,
+    pair,
+    policy_curves,
+    policy_results,
+    run_results,
+    write_json,
+)
+from bontune.records import Scored
+from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Strategy, curve
+
+EXAMPLES = 12  # prompts whose responses the report shows side by side
+
+
+def evaluate(
+    samples: Mapping[str, SampleSet],
+    output: Path,
+    *,
+    seed: int = 0,
+    strategy: Strategy | None = None,
+    votes: bool = True,
+    started: float | None = None,
+    on_stage: Callable[[str], None] = lambda title: None,
+    **more: Any,
+) -> dict[str, Any]:
+    """Results and examples of one or several policies; the first is the reference of the differences.
+
+    Policies are cut down to the prompts they share. strategy: measured beside the curves, at its own budget.
+    votes: measure majority votes where answers are given, which takes longer than all else.
+    started: `time.process_time()` at the beginning of the work that `cpu_seconds` should count.
+    on_stage: told what is about to be measured.  more: see `run_results`.
+    Returns what `results.json` holds. Raises ValueError where a policy has no decided response, where policies share
+    no prompt, and where the strategy needs more responses than there are.
+    """
+    started = time.process_time() if started is None else started
+    samples = _shared({name: item.at() for name, item in samples.items()})
+    reference = next(iter(samples))
+    batches = {name: item.scored() for name, item in samples.items()}
+    for name, scored in batches.items():
+        _check_measurable(name, scored, strategy)
+    policies, curves = {}, {}
+    for name, item in samples.items():
+        scored = batches[name]
+        estimators = _estimators(item, scored, votes, partial(_announce, on_stage, name))
+        curves[name] = policy_curves(scored, estimators, ids=item.prompt_ids, seed=seed)
+        policies[name] = policy_results(
+            scored,
+            curves[name],
+            levels=[group.level for group in item.groups],
+            texts=item.responses,
+            log_probs=_log_probs(item),
+            padded=item.padded,
+            seed=seed,
+        )
+        if strategy is not None:
+            on_stage(f"measuring {type(strategy).__name__} of {name}")
+            policies[name]["strategy"] = _strategy_entry(strategy, scored, item.prompt_ids, seed)
+    on_stage("comparing")
+    write_json(output / "examples.json", _examples(samples))
+    results = run_results(
+        policies,
+        curves,
+        responses_per_prompt=max(item.sizes[1] for item in samples.values()),
+        cpu_seconds=0.0,
+        reference=reference,
+        seed=seed,
+        notes=[note for item in samples.values() for note in item.notes],
+        **more,
+    )
+    if strategy is not None:
+        results["strategy"] = repr(strategy)
+    if len(samples) > 1 and min(item.sizes[0] for item in samples.values()) > 1:
+        results["meta"] = meta_strategy(samples, reference, seed=seed)
+    results["cpu_seconds"] = round(time.process_time() - started, 1)
+    write_json(output / "results.json", results)
+    return results
+
+
+def _check_measurable(name: str, scored: Scored, strategy: Strategy | None) -> None:
+    most = int(scored.counts.max())
+    if most == 0:
+        raise ValueError(
+            f"policy {name!r}: none of its {scored.rewards.numel()} responses could be decided, so there is nothing "
+            "to measure; look at the verifier and the scorer"
+        )
+    if strategy is not None and strategy.budget > most:
+        raise ValueError(
+            f"strategy: budget {strategy.budget} exceeds the {most} decided responses per prompt of policy {name!r}"
+        )
+
+
+def _estimators(
+    item: SampleSet, scored: Scored, votes: bool, announced: Callable[..., Any]
+) -> dict[str, Any]:
+    """pass@N (max@N for real rewards) always; best-of-N where scores, and votes where answers are given."""
+    estimators: dict[str, Any] = {"pass_at": announced("pass@N", MaxAtK(1))}
+    if any(group.scores is not None for group in item.groups):
+        estimators["best_of"] = announced("best-of-N", BestOfN(1))
+    if votes and scored.answers is not None and bool((scored.answers >= 0).any()):
+        estimators["vote"] = announced("votes of N", MajorityVote(1))
+    return estimators
+
+
+def _announce(on_stage: Callable[[str], None], policy: str, what: str, strategy: Strategy) -> Any:
+    """The estimator of a strategy's curve, which first says what is measured."""
+
+    def estimate(scored: Scored, budgets: Sequence[int]) -> torch.Tensor:
+        on_stage(f"measuring {what} of {policy}")
+        return curve(strategy, scored, budgets)
+
+    return estimate
+
+
+def _strategy_entry(strategy: Strategy, scored: Scored, ids: Sequence[str], seed: int) -> dict[str, Any]:
+    values = strategy.value(scored).unsqueeze(-1)
+    found: Curve = curve_from("strategy", (strategy.budget,), values, ids=ids, seed=seed)
+    entry = {"value": found.mean[0], "low": found.low[0], "high": found.high[0]}
+    return {key: value for key, value in entry.items() if not math.isnan(value)}
+
+
+def _log_probs(item: SampleSet) -> list[list[float]] | None:
+    if any(group.log_probs is None for group in item.groups):
+        return None
+    return [
+        [min(0.0, value) if value is not None else float("nan") for value in group.log_probs or ()]
+        for group in item.groups
+    ]
+
+
+def _shared(samples: Mapping[str, SampleSet]) -> dict[str, SampleSet]:
+    """The policies cut down to the prompts that all of them have, in one order."""
+    names = list(samples)
+    first = samples[names[0]]
+    for name in names[1:]:
+        first, _ = pair(first, samples[name])
+    return {names[0]: first} | {name: pair(first, samples[name])[1] for name in names[1:]}
+
+
+def _examples(samples: Mapping[str, SampleSet]) -> list[dict[str, Any]]:
+    """Responses of evenly spaced prompts: a fixed choice, not the prettiest."""
+    first = next(iter(samples.values()))
+    step = max(1, len(first.groups) // EXAMPLES)
+    return [
+        example(
+            first.groups[i].prompt or first.groups[i].prompt_id,
+            first.groups[i].level,
+            {name: (item.groups[i].responses, item.groups[i].rewards) for name, item in samples.items()},
+        )
+        for i in range(0, len(first.groups), step)[:EXAMPLES]
+    ]

@@ -1,0 +1,1 @@
+"""Language models: loading and saving, adapters, attention, and the distribution that responses are drawn from."""

@@ -1,0 +1,183 @@
+"""Loading and saving a policy: a model with its tokenizer, from the package, a folder, or the hub."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from bontune.config import ModelConfig
+from bontune.models.adapters import (
+    ADAPTER_CONFIG,
+    add_adapters,
+    base_of,
+    has_adapters,
+    save_merged,
+    trained_in_four_bits,
+    with_adapters,
+)
+
+PACKAGED = ("countdown-base", "programs-base")
+
+
+def load_policy(
+    name: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    quantization: Any = None,
+) -> tuple[Any, Any]:
+    """(model in evaluation mode, tokenizer) of a transformers folder, a hub name, or a model in the package.
+
+    A folder of PEFT adapters is loaded with the weights it names, and merged. quantization: as transformers takes it.
+    Raises ValueError that says what is missing.
+    """
+    where = policy_path(name)
+    if (Path(where) / ADAPTER_CONFIG).is_file():
+        return _load_adapted(where, dtype=dtype, device=device, quantization=quantization)
+    try:
+        config = AutoConfig.from_pretrained(where)
+    except Exception as fault:  # transformers raises many kinds
+        if where == str(name) and not Path(where).exists():
+            raise ValueError(
+                f"model {str(name)!r} is neither a local folder nor to be had from the hub: {_first_line(fault)}"
+            ) from fault
+        raise ValueError(
+            f"model {str(name)!r}: its config.json cannot be read: {_first_line(fault)}"
+        ) from fault
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    except Exception as fault:  # as above
+        raise ValueError(
+            f"model {str(name)!r}: no tokenizer could be loaded: {_first_line(fault)}"
+        ) from fault
+    if type(config) not in AutoModelForCausalLM._model_mapping or not getattr(config, "is_decoder", True):  # pyright: ignore
+        raise ValueError(
+            f"model {str(name)!r} is not a causal language model but of type {config.model_type!r}, "
+            f"saved as {', '.join(config.architectures or ['nothing in particular'])}"
+        )
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
+            where,
+            config=config,
+            dtype=dtype or "auto",
+            output_loading_info=True,
+            **({} if quantization is None else {"quantization_config": quantization}),
+        )
+    except Exception as fault:  # as above
+        raise ValueError(
+            f"model {str(name)!r}: the model could not be loaded: {_first_line(fault)}"
+        ) from fault
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ValueError(
+            f"model {str(name)!r} lacks {len(missing)} of the weights of a causal language model, such as {missing[0]!r}"
+        )
+    if dtype is None and model.dtype in (torch.float16, torch.bfloat16):
+        model = model.float() if not torch.cuda.is_available() else model
+    if quantization is None:  # otherwise it is where it must be
+        model = model.to(torch.device(device or own_device()))  # pyright: ignore
+    return model.eval(), tokenizer
+
+
+def own_device() -> torch.device:
+    """This process's GPU where there is one, else the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def load_trainable(
+    name: str | Path, config: ModelConfig, *, seed: int = 0, device: str | None = None
+) -> tuple[Any, Any]:
+    """(model, tokenizer) as `load_policy`, with the adapters, precision and checkpointing that `config` asks for.
+
+    seed: of new adapters.  device: this process's own where None.
+    Raises ValueError where a library that `config` needs is not installed.
+    """
+    quantization = _four_bits() if config.load_in_4bit else None
+    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
+    model, tokenizer = load_policy(name, dtype=dtype, device=device, quantization=quantization)
+    if config.gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise ValueError(f"gradient_checkpointing: models of type {model.config.model_type!r} have none")
+        new = getattr(model, "activation_checkpointing_enable", None)  # since transformers 5.24
+        (new or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    if config.lora_rank:
+        model = add_adapters(model, config, policy_path(name), seed)
+    return model, tokenizer
+
+
+def save_policy(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] | None = None) -> None:
+    """Write a plain transformers folder. Adapters are merged, and kept by themselves in `folder/adapter`.
+
+    After that a model with adapters is no longer to be trained. Adapters of a model in 4 bits stay adapters.
+    state: the whole of its weights, where they are not all in this process.
+    """
+    if has_adapters(model):
+        model = save_merged(model, folder)
+        if model is not None:
+            tokenizer.save_pretrained(folder / "adapter")
+    if model is not None:
+        model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
+    tokenizer.save_pretrained(folder)
+
+
+def _load_adapted(where: str, **how: Any) -> tuple[Any, Any]:
+    """(weights with the adapters of a folder merged, tokenizer: the folder's own where it has one)."""
+    if how["quantization"] is None and trained_in_four_bits(where):
+        how["quantization"] = _four_bits()
+    model, tokenizer = load_policy(base_of(where), **how)
+    if (Path(where) / "tokenizer_config.json").is_file():
+        tokenizer = AutoTokenizer.from_pretrained(where)
+    return with_adapters(model, where).eval(), tokenizer
+
+
+def _four_bits() -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(
+            "load_in_4bit needs bitsandbytes, which is not installed: pip install 'bontune[qlora]'. It is made for "
+            "CUDA GPUs; without one, leave load_in_4bit out"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def policy_path(name: str | Path) -> str:
+    """The folder of a model in the package, the path of a local one, or the hub name as it is.
+
+    Raises ValueError where a local folder is named that does not exist or holds no model.
+    """
+    name = str(name)
+    if name in PACKAGED:
+        return str(files("bontune") / "demo" / "assets" / name)
+    path = Path(name).expanduser()
+    begins_local = len(path.parts) > 1 and Path(path.parts[0]).is_dir()
+    if not (path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1 or begins_local):
+        return name
+    if not path.exists():
+        raise ValueError(f"model folder {name!r} does not exist")
+    if not path.is_dir():
+        raise ValueError(f"model {name!r} is not a folder")
+    if not (path / "config.json").exists() and not (path / ADAPTER_CONFIG).exists():
+        hint = (
+            " (it has a model/ folder: did you mean that?)"
+            if (path / "model" / "config.json").exists()
+            else ""
+        )
+        raise ValueError(f"model folder {name!r} has no config.json{hint}")
+    return str(path)
+
+
+def _first_line(fault: Exception) -> str:
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(fault).__name__

@@ -1,0 +1,46 @@
+"""Runs that cannot learn: what is kept of them, and when they end."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from bontune.records import Graded
+from bontune.train.run import Metrics, Run
+from bontune.verifiers.grading import undecided_reasons
+
+BAD_GRADIENTS = 3  # in a row, after which a run stops
+UNDECIDED_STEPS = 3  # over which the share of undecided responses is looked at
+
+
+def stop_if_hopeless(run: Run, history: Sequence[Metrics], graded: Sequence[Graded], weights: Tensor) -> None:
+    """Keep the batch of a gradient that was not finite; raise where the last ones all were so, or little was decided.
+
+    Raises RuntimeError with what to look at. The newest checkpoint stays, and the same command goes on from it.
+    """
+    last = history[-1]
+    if not last["update_applied"] and run.output is not None:
+        place = run.output / "bad-batches"
+        place.mkdir(parents=True, exist_ok=True)
+        batch = [{"prompt": item.group.prompt.id, "tokens": item.group.tokens.tolist()} for item in graded]
+        batch = [entry | {"weights": row.tolist()} for entry, row in zip(batch, weights, strict=True)]
+        name = f"step-{last['step']:08d}-{os.getpid()}.json"
+        (place / name).write_text(json.dumps(last | {"batch": batch}), encoding="utf-8")
+    recent = history[-BAD_GRADIENTS:]
+    if len(recent) == BAD_GRADIENTS and not any(metrics["update_applied"] for metrics in recent):
+        raise RuntimeError(
+            f"the gradients of the last {BAD_GRADIENTS} steps were not finite, and none of them was applied. Lower the "
+            "learning rate or max_grad_norm, or train in float32; the batches are below bad-batches/"
+        )
+    recent = history[-UNDECIDED_STEPS:]
+    share = sum(metrics["undecided_share"] for metrics in recent) / len(recent)
+    if len(recent) == UNDECIDED_STEPS and share > run.config.undecided_limit:
+        reasons = list(undecided_reasons(graded).items())[:3]
+        raise RuntimeError(
+            f"{share:.0%} of the responses of the last {UNDECIDED_STEPS} steps could not be decided, more than "
+            f"undecided_limit = {run.config.undecided_limit:g}. Most frequent: "
+            + "; ".join(f"{reason} ({count} of the last step)" for reason, count in reasons)
+        )

@@ -1,0 +1,77 @@
+"""What one training run uses, and what describes it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bontune.config import TrainConfig
+from bontune.records import Graded, Prompt
+from bontune.rollout import Engine, sample_groups
+from bontune.store import NO_STORE, Origin, Store
+from bontune.tasks import Task
+from bontune.train.shard import whole_tensor
+from bontune.verifiers.grading import Score, Verify, version_of
+
+Metrics = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Everything one training run uses. `score` is what best-of-N selects by; the reward where None.
+
+    after_step: called with the step and its judged groups, to train a verifier further, for instance.
+    checkpoint_every: steps between checkpoints below `output`; a run that finds one goes on from there. None: none.
+    should_stop: asked after every step; where it says yes, a checkpoint is written and `Stopped` raised.
+    store: where every response is kept with its verdicts; steps taken again after a kill find theirs there.
+    learns: what else learns during the run, such as a verifier that is refreshed: has `state_dict` and `load_state_dict`.
+    card: makes of the metrics of all steps the model card, README.md in the saved model; told whether that is adapters.
+    engine: draws the responses of every step from the model as it then is.
+    """
+
+    config: TrainConfig
+    task: Task
+    objective: Any
+    model: Any
+    tokenizer: Any
+    verify: Verify
+    score: Score | None = None
+    output: Path | None = None
+    on_step: Callable[[Metrics], None] = field(default=lambda metrics: None)
+    after_step: Callable[[int, Sequence[Graded]], None] = field(default=lambda step, graded: None)
+    checkpoint_every: int | None = None
+    should_stop: Callable[[], bool] = field(default=lambda: False)
+    store: Store = NO_STORE
+    learns: Any = None
+    card: Callable[[Sequence[Metrics], bool], str] | None = None
+    engine: Engine = sample_groups
+
+
+def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What decides the course of a run: one that differs in any of it must not go on from its checkpoint."""
+    config = {f"config.{name}": repr(value) for name, value in asdict(run.config).items()}
+    data = "".join(f"{p.id}\0{p.text}\0{p.answer}\0{dict(p.meta)!r}\0" for p in prompts)
+    first = "".join(f"{whole_tensor(p).double().sum().item()!r} {p.numel()} " for p in run.model.parameters())
+    model = hashlib.blake2b(first.encode(), digest_size=8).hexdigest()
+    return config | {
+        "objective": repr(run.objective),
+        "task": run.task.name,
+        "data": hashlib.blake2b(data.encode(), digest_size=8).hexdigest(),
+        "verifier": version_of(run.verify),
+        "scorer": version_of(run.score),
+        "model": model,
+        **(
+            {}
+            if run.engine is sample_groups
+            else {"engine": getattr(run.engine, "__qualname__", "a function")}
+        ),
+    }
+
+
+def origin_of(run: Run, step: int) -> Origin:
+    """What the responses of a step are drawn from, by the policy's own bits."""
+    policy = run.store.policy_of(run.model, run.tokenizer)
+    return Origin(policy=policy, sampling=run.config.sampling, seed=run.config.seed, step=step)

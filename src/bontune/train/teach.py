@@ -1,0 +1,172 @@
+"""Makes a learned verifier: draw from a policy, judge, train a scorer on the labels, and say how good it is."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bontune.config import FitConfig
+from bontune.evaluate import auc_within, calibration, measure, peak
+from bontune.models.loading import policy_path
+from bontune.records import Graded, Group, Prompt, Sampling, Scored
+from bontune.rollout import sample_groups
+from bontune.strategies import BestOfN, curve
+from bontune.verifiers.grading import Score, Verify, grade
+from bontune.verifiers.learned import Labelled, LearnedVerifier, Refreshed, fit, on_device, scorer_from
+
+Stage = Callable[[str, int], Callable[[int], None]]
+"""(title, total) -> a function to call with what was done of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What a verifier is taught from: responses of a policy to `prompts`, judged by `verify`."""
+
+    model: Any
+    tokenizer: Any
+    verify: Verify
+    prompts: Sequence[Prompt]
+    group_size: int
+    sampling: Sampling
+    seed: int = 0
+    rows_per_batch: int = 4096
+
+    def draw(self, advance: Callable[[int], None], score: Score | None = None) -> list[Graded]:
+        """Judged groups, with scores where there is a scorer."""
+
+        def count(group: Group) -> None:
+            advance(group.size)
+
+        groups = sample_groups(
+            self.model,
+            self.tokenizer,
+            self.prompts,
+            group_size=self.group_size,
+            sampling=self.sampling,
+            seed=self.seed,
+            rows_per_batch=self.rows_per_batch,
+            on_group=count,
+        )
+        return [grade(group, self.verify, score) for group in groups]
+
+
+def teach(lesson: Lesson, body: str | Path, config: FitConfig, stage: Stage) -> LearnedVerifier:
+    """A verifier with the body of a transformers model, trained and calibrated on the policy's own responses."""
+    graded = lesson.draw(stage("drawing responses to learn from", len(lesson.prompts) * lesson.group_size))
+    advance = stage("training the verifier", config.steps)
+    return fit(
+        on_device(scorer_from(policy_path(body), seed=config.seed)),
+        [Labelled.of(item) for item in graded],
+        config,
+        on_step=lambda loss: advance(1),
+    )
+
+
+def assess(graded: Sequence[Graded], *, seed: int = 0) -> dict[str, Any]:
+    """How good the scores are on prompts the verifier was not trained on.
+
+    auc: within prompts, not pooled.  calibration: predicted and observed chance of being right.
+    peak: the N at which best-of-N by these scores is highest, and what the largest N loses against it.
+    Numbers that are not known are None.
+    """
+    scored = Scored.stack(graded)
+    auc, prompts = auc_within(scored)
+    best_of = measure("best_of", partial(curve, BestOfN(1)), scored, seed=seed)
+    return _without_nan(
+        {
+            "auc_within_prompts": auc,
+            "prompts_with_both": prompts,
+            "calibration": asdict(calibration(scored)),
+            "peak": asdict(peak(best_of, seed=seed)),
+        }
+    )
+
+
+def _without_nan(value: Any) -> Any:
+    """What is not known is None, as JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def disagreement(
+    graded: Sequence[Graded], first: Score, second: Score, budget: int
+) -> dict[str, float | None]:
+    """How far two verifiers differ on the same responses, for best-of-`budget`.
+
+    other_choice: share of disjoint sets of `budget` decided responses of which they choose different texts.
+    gain: by how much the second one's choices are right more often, with its standard error over prompts.
+    None where no prompt has that many decided responses. Raises ValueError where the groups are smaller than `budget`.
+    """
+    other, gains = [], []
+    for item in graded:
+        chosen = zip(_chosen(item, first, budget), _chosen(item, second, budget), strict=True)
+        pairs = [(a[0] != b[0], b[1] - a[1]) for a, b in chosen]
+        other += [differs for differs, _ in pairs]
+        gains += [sum(gain for _, gain in pairs) / len(pairs)] if pairs else []
+    found = torch.tensor(gains, dtype=torch.float64)
+    error = float(found.std() / len(gains) ** 0.5) if len(gains) > 1 else math.nan
+    return _without_nan(
+        {
+            "other_choice": sum(other) / len(other) if other else math.nan,
+            "gain": float(found.mean()),
+            "standard_error": error,
+        }
+    )
+
+
+def _chosen(item: Graded, score: Score, budget: int) -> list[tuple[str, float]]:
+    """The response chosen from each run of `budget` decided responses of a group, and its reward."""
+    texts, verdicts = item.group.texts, item.verdicts
+    if item.group.size < budget:
+        raise ValueError(f"budget {budget} exceeds the group size {item.group.size}")
+    unique = list(dict.fromkeys(texts))
+    known = dict(zip(unique, score(item.group.prompt, unique), strict=True))
+    rewards = {i: reward for i, verdict in enumerate(verdicts) if (reward := verdict.reward) is not None}
+    decided, found = list(rewards), []
+    for start in range(0, len(decided) - budget + 1, budget):
+        part = decided[start : start + budget]
+        best = max(part, key=lambda i: float("-inf") if (value := known[texts[i]]) is None else value)
+        found.append((texts[best], rewards[best]))
+    return found
+
+
+class Drift:
+    """How far a verifier that is refreshed has moved from the one that training began with.
+
+    Use its `observe` as `Run.after_step`. Each refresh is judged on the next step's responses, which it was not trained
+    on; `found` has one entry for each: see `disagreement`.
+    """
+
+    def __init__(self, refreshed: Refreshed, budget: int) -> None:
+        self.found: list[dict[str, Any]] = []
+        self._refreshed, self._budget, self._judged = refreshed, budget, 0
+        self._first = replace(refreshed.verifier, model=copy.deepcopy(refreshed.verifier.model))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of the verifier and of what was found, for a checkpoint."""
+        known = {"found": json.dumps(self.found), "judged": self._judged}
+        return known | {"refreshed": self._refreshed.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.found, self._judged = json.loads(state["found"]), state["judged"]
+        self._refreshed.load_state_dict(state["refreshed"])
+
+    def observe(self, step: int, graded: Sequence[Graded]) -> None:
+        """Judge the refresh before these groups, if there was one, and let the verifier learn from them."""
+        if self._refreshed.refreshes > self._judged:
+            self._judged = self._refreshed.refreshes
+            entry = disagreement(graded, self._first, self._refreshed.verifier, self._budget)
+            self.found.append({"step": step, "budget": self._budget, **entry})
+        self._refreshed.observe(step, graded)
