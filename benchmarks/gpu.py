@@ -113,9 +113,14 @@ def run(names: Sequence[str], seconds: float, output: Path) -> dict[str, Any]:
 
 def line(name: str, found: dict[str, Any]) -> str:
     """One printed line of a piece."""
-    figures = "; ".join(f"{f['what']} {shown(f)}" for f in found["figures"] if not f["what"].startswith("- "))
+    figures = "; ".join(f"{f['what']} {shown(f)}" for f in main_figures(found))
     last = found.get("said", "").strip().splitlines()[-1:]
     return " | ".join([f"{name} ({found['seconds']:g} s): {found['state']}", *last, figures])
+
+
+def main_figures(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """All but checks that passed and single kernels, which are in results.json alone."""
+    return [f for f in found["figures"] if f["unit"] != "ok" and not f["what"].startswith("- ")]
 
 
 def shown(figure: dict[str, Any]) -> str:
@@ -129,24 +134,26 @@ def shown(figure: dict[str, Any]) -> str:
     return f"{text} {figure['unit']}".strip()
 
 
+def rows_of(results: dict[str, Any]) -> list[list[str]]:
+    """Piece, what, figure; of a machine without a GPU, that the piece ran."""
+    found: list[list[str]] = []
+    for name, piece in results["pieces"].items():
+        rows = [[f["what"], shown(f)] for f in main_figures(piece)] or [["-", piece["state"]]]
+        if results["machine"]["card"] == "no GPU":
+            rows = [[f"{piece['state']}, a tiny model on a CPU", "no GPU"]]
+        found += [[name if i == 0 else "", *row] for i, row in enumerate(rows)]
+    return found
+
+
 def section(results: dict[str, Any]) -> str:
     """The block of docs/performance.md."""
-    machine = results["machine"]
-    missing = machine["card"] == "no GPU"
-    none = (
-        "**No GPU was at hand: its figures are missing.** What follows shows that all pieces run, on a CPU."
-    )
-    note = none if missing else f"{machine['card']}."
-    rows = [
-        [piece if i == 0 else "", f["what"].removeprefix("- "), shown(f)]
-        for piece, found in results["pieces"].items()
-        for i, f in enumerate(found["figures"] or [{"what": found["state"], "value": "-", "unit": ""}])
-    ]
-    ended = [f"{name}: {p['state']}" for name, p in results["pieces"].items() if p["state"] != "ok"]
+    machine, pieces = results["machine"], results["pieces"]
+    missing = "**No GPU was at hand: its figures are missing.** What follows shows that all pieces run."
+    note = missing if machine["card"] == "no GPU" else f"{machine['card']}."
+    ended = [f"{name}: {piece['state']}" for name, piece in pieces.items() if piece["state"] != "ok"]
     fell = f"\n\nNot to the end: {'; '.join(ended)}." if ended else ""
-    body = "\n".join(
-        "| " + " | ".join(row) + " |" for row in [["piece", "what", "figure"], ["---"] * 3, *rows]
-    )
+    table = [["piece", "what", "figure"], ["---"] * 3, *rows_of(results)]
+    body = "\n".join("| " + " | ".join(row) + " |" for row in table)
     return f"""## On a GPU
 
 `make bench-gpu` writes this section, from `results.json` of `benchmarks/gpu.py`. {note}

@@ -383,13 +383,14 @@ def judge_of(prompts: Sequence[Prompt]) -> Any:
 def step(tell: Tell) -> None:
     """Steps of training with a store: draw, judge, weigh, update; seconds of each stage, and of a step as a whole."""
     from bontune.store import open_store
+    from bontune.store.database import policy_hash, policy_hash_0_1
     from bontune.train.loop import train
     from bontune.train.run import Run
 
     shape = step_shape()
+    rows = shape.prompts * shape.group // 2  # at once: the first half is judged while the second is drawn
     prompts = prompts_of(shape)
     judge = judge_of(prompts)
-    told: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "s.sqlite", write=True) as store:
         run = Run(
             config=TrainConfig(
@@ -399,6 +400,7 @@ def step(tell: Tell) -> None:
                 learning_rate=1e-6,
                 mixed_precision="bf16",
                 sampling=Sampling(max_new_tokens=shape.tokens),
+                rows_per_batch=rows,
             ),
             task=Fixed(prompts),
             objective=LogPassAtN(32),
@@ -406,12 +408,15 @@ def step(tell: Tell) -> None:
             tokenizer=tokenizer_of(shape),
             verify=judge or (lambda prompt, text: float(f"boxed{{{prompt.answer}}}" in text)),
             store=store,
-            on_step=lambda metrics: _tell_step(tell, told, metrics),
+            on_step=partial(_tell_step, tell),
         )
         clean()
         ends = [time.perf_counter()]
         run = replace(run, after_step=lambda step, graded: ends.append(time.perf_counter()))
         train(run)
+    for name, way in (("", policy_hash), (" as in 0.1", policy_hash_0_1)):
+        tell(f"hash of the policy{name}", 1e3 * timed(partial(way, run.model, run.tokenizer))[0], "ms")
+    tell("responses drawn at once", rows, "")
     tell("verifier", "math-verify" if judge else "a text search: math-verify is not installed", "")
     if judge:
         judge.verifier.close()
@@ -419,9 +424,8 @@ def step(tell: Tell) -> None:
     tell("peak", peak(), "GiB")
 
 
-def _tell_step(tell: Tell, told: list[dict[str, Any]], metrics: dict[str, Any]) -> None:
-    number = len(told)
-    told.append(metrics)
+def _tell_step(tell: Tell, metrics: dict[str, Any]) -> None:
+    number = metrics["step"]
     seconds = {**metrics["seconds"], "all stages": sum(metrics["seconds"].values())}
     for stage in ("rollout", "score", "weights", "update", "all stages"):
         tell(f"step {number}: {stage}", seconds.get(stage, 0.0), "s")

@@ -32,7 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "serve": ("config", "records", "strategies", "objectives", "models", "rollout", "verifiers", "evaluate"),
     "integrations": ("config", "records", "strategies", "objectives"),
     "demo": (
-        "config", "records", "strategies", "objectives", "tasks", "models", "verifiers", "evaluate", "train",
+        "config", "records", "strategies", "objectives", "tasks", "models", "verifiers", "store", "evaluate", "train",
         "report", "serve",
     ),
     "cli": (

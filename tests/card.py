@@ -163,18 +163,19 @@ def seeds(family: str, device: str) -> Iterator[Check]:
 
 
 def captured(family: str, device: str) -> Iterator[Check]:
-    """The captured token step against the one that goes through the model's own modules."""
-    decides = getattr(hf, "in_turns", None)
-    if device == "cpu" or decides is None:
-        return
-    model = model_of(family, device)
-    first = drawn(model)
-    hf.in_turns = lambda model, device: False  # pyright: ignore
+    """The token step that a GPU captures (uncaptured on a CPU) against the one through the model's own modules."""
+    model, decides = model_of(family, device), hf.in_turns
+    found = []
     try:
-        second = drawn(model)
+        for turns in (True, False):
+            hf.in_turns = lambda device, turns=turns: turns  # pyright: ignore
+            found.append(drawn(model))
     finally:
-        hf.in_turns = decides  # pyright: ignore
-    yield Check(f"{family}: other responses uncaptured, float32", different(first, second), 0.05)
+        hf.in_turns = decides
+    yield Check(f"{family}: other responses by the captured step, float32", different(*found), 0.05)
+    largest = max(float((a.log_probs - b.log_probs).abs().max()) for a, b in zip(*found, strict=True))
+    if different(*found) == 0:
+        yield Check(f"{family}: their log-probabilities, largest difference", largest, 1e-3)
 
 
 def different(one: Sequence[Group], other: Sequence[Group]) -> float:
@@ -209,8 +210,10 @@ def names(family: str, device: str) -> Iterator[Check]:
     """A policy has the same hash wherever its weights are."""
     model = model_of(family, device, torch.bfloat16)
     tokenizer = word_tokenizer(WORDS)
-    here, there = policy_hash(model, tokenizer), policy_hash(copy.deepcopy(model).cpu(), tokenizer)
-    yield Check(f"{family}: hash of the policy differs from the CPU's", float(here != there), 0.0)
+    large = torch.nn.Linear(1000, 1500, bias=False, device=device)  # of several blocks
+    for name, module in ((family, model), ("a large layer", large)):
+        here, there = policy_hash(module, tokenizer), policy_hash(copy.deepcopy(module).cpu(), tokenizer)
+        yield Check(f"{name}: hash differs from the CPU's", float(here != there), 0.0)
 
 
 EACH: tuple[Callable[[str, str], Iterator[Check]], ...] = (gradients, recorded, captured, seeds)

@@ -91,22 +91,24 @@ def test_nothing_begins_that_there_is_no_time_for(
 
 def test_the_page_says_what_was_not_measured(gpu: Any) -> None:
     machine = dict.fromkeys(("host", "python", "torch", "transformers", "date"), "1") | {"card": "no GPU"}
+    figures = [
+        {"what": "- a kernel", "value": 1.0, "unit": "ms"},
+        {"what": "a check", "value": "0 (at most 1)", "unit": "ok"},
+        {"what": "peak", "value": float("nan"), "unit": "GiB"},
+    ]
     pieces = {
-        "step": {
-            "state": "failed",
-            "figures": [{"what": "- a kernel", "value": float("nan"), "unit": "ms"}],
-        },
+        "step": {"state": "failed", "figures": figures},
         "trl": {"state": "left out, no time", "figures": []},
     }
     page = gpu.section({"machine": machine, "pieces": pieces})
     assert "No GPU was at hand" in page
-    assert "| step | a kernel | not known |" in page
-    assert "| trl | left out, no time | - |" in page
-    assert "Not to the end: step: failed; trl: left out, no time." in page
+    assert "| step | failed, a tiny model on a CPU | no GPU |" in page
     assert "64,750 tokens a second" in page  # what was measured before stands beside it
-    card = gpu.section({"machine": machine | {"card": "H100"}, "pieces": pieces})
-    assert "No GPU" not in card
-    assert "H100." in card
+    page = gpu.section({"machine": machine | {"card": "H100"}, "pieces": pieces})
+    assert "No GPU" not in page
+    assert "H100." in page
+    assert "| step | peak | not known |\n| trl | - | left out, no time |" in page
+    assert "Not to the end: step: failed; trl: left out, no time." in page
 
 
 @pytest.mark.parametrize("name", ["rollout-0.5b", "update-0.5b", "parts-0.5b", "memory", "step"])

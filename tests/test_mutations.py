@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import cache
 
 import pytest
 import torch
@@ -26,13 +27,15 @@ from exact import (
     check_groups,
     check_value,
     first_accepted,
+    mean,
     mean_draws,
     random_group,
     until_accepted,
+    until_settled,
 )
 from torch import Tensor
 
-from bontune import BestOfN, Scored, Sequential
+from bontune import BestOfN, MajorityVote, Scored, Sequential
 
 SIZES = [(4, 2), (4, 3)]
 GROUPS = [random_group(seed, 6) for seed in range(8)]
@@ -419,6 +422,66 @@ def test_sequences_that_stop_wrongly_are_rejected(fault: str) -> None:
             _check_net_by_expectation(_broken_net(fault))
     else:
         _check_net_by_expectation(_broken_net(fault))
+
+
+VOTE_GROUPS = [random_group(seed, 5) for seed in range(4)]
+VOTE_FAULTS = [
+    "a tie counts as settled",
+    "only the seen answers can win",
+    "abstentions count",
+    "half of N is enough",
+]
+
+
+def _vote_draws(answers: Sequence[int], fault: str) -> int:
+    """How many responses of a vote are drawn, in this order."""
+    budget = len(answers)
+    for t in range(1, budget):
+        cast = [a for a in answers[:t] if a >= 0 or fault == "abstentions count"]
+        votes = sorted([cast.count(a) for a in set(cast)] + [0, 0])
+        lead, left = votes[-1] - votes[-2], budget - t
+        settled = lead > left
+        if fault == "a tie counts as settled":
+            settled = lead >= left
+        elif fault == "only the seen answers can win" and len(set(cast)) == 1:
+            settled = True
+        elif fault == "half of N is enough":
+            settled = 2 * votes[-1] >= budget
+        if settled:
+            return t
+    return budget
+
+
+def _broken_vote(fault: str) -> Callable:
+    def draws(budget: int, group: Scored) -> Tensor:
+        assert group.answers is not None
+        orders = list(itertools.permutations(range(group.group_size), budget))
+        each = [[_vote_draws([row[i] for i in o], fault) for o in orders] for row in group.answers.tolist()]
+        return torch.tensor(each, dtype=torch.float64).mean(-1)
+
+    return lambda budget: lambda g: draws(budget, g)
+
+
+@cache
+def _exact_vote(budget: int) -> list[list[Fraction]]:
+    drawn = mean_draws(until_settled())
+    return [[mean([drawn(s) for s in itertools.combinations(group, budget)])] for group in VOTE_GROUPS]
+
+
+def _check_vote(make: Callable) -> None:
+    for budget in (3, 4):
+        check_groups(make(budget), VOTE_GROUPS, _exact_vote(budget))
+
+
+def test_the_checks_accept_votes_that_stop_rightly() -> None:
+    for make in (_broken_vote(""), lambda budget: Sequential(MajorityVote(budget)).draws):
+        _check_vote(make)
+
+
+@pytest.mark.parametrize("fault", VOTE_FAULTS)
+def test_votes_that_stop_wrongly_are_rejected(fault: str) -> None:
+    with pytest.raises(AssertionError, match="differs by"):
+        _check_vote(_broken_vote(fault))
 
 
 def _priced(fault: str, baseline: Baseline) -> Callable:

@@ -454,6 +454,13 @@ def test_curve_is_the_value_of_each_budget() -> None:
     torch.testing.assert_close(values, torch.stack(wanted, -1))
 
 
+def test_it_is_written_as_one_writes_it() -> None:
+    assert repr(Sequential(BestOfN(32), accept=1.0)) == "Sequential(BestOfN(budget=32), accept=1.0)"
+    early = Sequential(MajorityVote(5), price=0.01, chance=0.05)
+    assert repr(early) == "Sequential(MajorityVote(budget=5), price=0.01, chance=0.05)"
+    assert early != Sequential(MajorityVote(5), chance=0.05)
+
+
 # 5. One by one, as a server draws: the same choice, and the same number of responses.
 
 SERVED = {name: case.make for name, case in CASES.items() if name != "any strategy"} | {

@@ -155,7 +155,7 @@ def test_every_bit_of_every_word_counts(
 ) -> None:
     """In blocks, parts of blocks and what is left; by the definition, with Python's numbers."""
     monkeypatch.setattr(store_module, "_WORDS", 8)
-    monkeypatch.setattr(store_module, "_AT_ONCE", 16)
+    monkeypatch.setitem(store_module._BLOCKS, "cpu", 1 + count % 2)
     generator = torch.Generator().manual_seed(0)
     tensor = torch.randint(0, 2, (count,), generator=generator).to(dtype)
     data = tensor.view(torch.uint8).clone()

@@ -92,7 +92,7 @@ def predicted(shape: Shape, plan: Plan, copies: int) -> Memory:
     step = plan.rows * (
         shape.width * (shape.residual + 2 * shape.products) + shape.products * max(asked * 2, 3 * shape.inner)
     )
-    chunk = max(PREFILL, plan.longest)
+    chunk = min(max(PREFILL, plan.longest), plan.prompts * plan.longest)
     prefill = chunk * (
         shape.width * (shape.residual + 2 * shape.products) + shape.products * max(3 * asked, 5 * shape.inner)
     )

@@ -72,7 +72,9 @@ def step(
     ops.sample(logits_of(weights, h), along, along, buffers, sampling)
 
 
-def prefill(weights: Weights, ids: Tensor, sizes: Tensor, buffers: Buffers, places: Tensor) -> Tensor:
+def prefill(
+    weights: Weights, ops: ModuleType, ids: Tensor, sizes: Tensor, buffers: Buffers, places: Tensor
+) -> Tensor:
     """Logits [p, V] after prompts, ids [p, L] padded on the right, whose keys and values go to these places [p]."""
     count, length = ids.shape
     angles = [tuple(x[:length].repeat(count, 1) for x in pair) for pair in buffers.angles]
@@ -102,7 +104,7 @@ def prefill(weights: Weights, ids: Tensor, sizes: Tensor, buffers: Buffers, plac
             out = out.view(q.shape)
         return out.transpose(1, 2).reshape(count * length, -1)
 
-    h = walk(weights, plain, ids.flatten(), see).view(count, length, -1)
+    h = walk(weights, ops, ids.flatten(), see).view(count, length, -1)
     return logits_of(weights, h[torch.arange(count, device=ids.device), sizes - 1])
 
 

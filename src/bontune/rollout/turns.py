@@ -26,6 +26,8 @@ from bontune.rollout.step import Stepper, make_buffers, operations, prefill
 from bontune.rollout.weights import Weights, weights_of
 
 _LOG = logging.getLogger(__name__)
+_LEVELS = (0.75, 0.5, 0.25, 0.125)  # of all rows: steps of fewer are captured when so many are left;
+_FEW = 64  # a step of these takes no longer than one of fewer
 _FREE = -1  # in the place of a response or prompt that is not there
 
 
@@ -123,8 +125,9 @@ class Turns:
         self.is_end[[token for token in ends if token < len(self.is_end)]] = True
 
         most, responses = sampling.max_new_tokens, len(prompts) * self.count
-        self.tokens = torch.zeros(responses, most, dtype=torch.int64)
-        self.log_probs = torch.zeros(responses, most, dtype=torch.float32)
+        # Wide enough for the turn in which the last token is drawn.
+        self.tokens = torch.zeros(responses, most + plan.turn, dtype=torch.int64)
+        self.log_probs = torch.zeros(responses, most + plan.turn, dtype=torch.float32)
         self.lengths = torch.zeros(responses, dtype=torch.int64)
         self.finished = torch.zeros(responses, dtype=torch.bool)
 
@@ -233,27 +236,26 @@ class Turns:
         ids, sizes = ids.to(self.device), sizes.to(self.device)
         places = torch.tensor([self.place[p] for p in chunk], device=self.device)
         self.buffers.sizes.index_copy_(0, places, sizes)
-        return prefill(self.weights, ids, sizes, self.buffers, places)
+        return prefill(self.weights, self.ops, ids, sizes, self.buffers, places)
 
     # Leaving.
 
     def _read(self, rows: Tensor, count: int) -> Iterator[tuple[int, Drawn]]:
         """What these rows drew last, `count` tokens each; those that have ended are freed."""
-        at, ids, most = self.drawn[rows], self.response[rows], self.tokens.shape[1]
+        at, ids, most = self.drawn[rows], self.response[rows], self.sampling.max_new_tokens
         columns = at.unsqueeze(-1) + torch.arange(count)
         where = (rows.unsqueeze(-1).to(self.device), columns.to(self.device))
         tokens, log_probs = (x[where].cpu() for x in (self.buffers.tokens, self.buffers.log_probs))
-        inside = columns < most
-        place = (ids.unsqueeze(-1).expand_as(columns)[inside], columns[inside])
-        self.tokens[place], self.log_probs[place] = tokens[inside], log_probs[inside]
-        ended = self.is_end[tokens] & inside
+        place = (ids.unsqueeze(-1), columns)
+        self.tokens[place], self.log_probs[place] = tokens, log_probs
+        ended = self.is_end[tokens] & (columns < most)
         found = ended.any(-1)
         lengths = torch.where(found, at + ended.int().argmax(-1) + 1, (at + count).clamp(max=most))
         if self.sampling.stop:
             self._stop(ids, at, lengths, found)
         self.lengths[ids], self.finished[ids] = lengths, found
-        drawn = torch.arange(count) < (lengths - at).unsqueeze(-1)
-        if not bool(log_probs[drawn].isfinite().all()):
+        drawn = columns < lengths.unsqueeze(-1)
+        if not bool((log_probs.isfinite() | ~drawn).all()):
             raise ValueError(
                 "the model's logits are not finite: its parameters, or its precision, cannot be sampled from"
             )
@@ -291,15 +293,10 @@ class Turns:
     # Places.
 
     def _level(self, rows: int) -> int:
-        """The least number of rows that steps are captured for and that holds so many: all, 3/4, 1/2, 3/8, ... of all."""
-        tiles, level = self.plan.rows // self.tile, self.plan.rows // self.tile
-        half = tiles
-        while half > 1:
-            for smaller in (-(-3 * half // 4), -(-half // 2)):
-                if smaller * self.tile >= rows:
-                    level = min(level, smaller)
-            half = -(-half // 2)
-        return level * self.tile
+        """The least number of rows that steps are captured for and that holds so many."""
+        shares = (-(-int(share * self.plan.rows) // self.tile) * self.tile for share in _LEVELS)
+        levels = (max(share, min(_FEW, self.plan.rows)) for share in shares)
+        return min((level for level in levels if level >= rows), default=self.plan.rows)
 
     def _reset(self, rows: int) -> None:
         """Rows without a response go on from their first token, so that they stay within their buffers."""

@@ -110,7 +110,7 @@ def policy_hash(model: Any, tokenizer: Any) -> str:
 
 _SUMMED = "ff"  # before hashes by sums of bits; SHA-256 of all bytes, as in 0.1, has 32 digits and not 34
 _WORDS = 2**18  # of a block, each of which has a factor of its own
-_AT_ONCE = 2**24
+_BLOCKS = {"cpu": 1}  # at once, so many as its cache holds; 64 elsewhere
 
 
 def _bit_sum(tensor: torch.Tensor) -> torch.Tensor:
@@ -121,18 +121,24 @@ def _bit_sum(tensor: torch.Tensor) -> torch.Tensor:
     data = tensor.contiguous().view(-1)
     data = data.clone() if data.storage_offset() * data.element_size() % 4 else data
     data = data.view(torch.uint8)
-    words = torch.nn.functional.pad(data, (0, -len(data) % 4)).view(torch.int32)
-    within = response_keys(1, 0, min(_WORDS, max(1, len(words))), words.device) | 1
-    total = torch.zeros((), dtype=torch.int64, device=words.device)
-    for start in range(0, len(words), _AT_ONCE):
-        part = words[start : start + _AT_ONCE]
-        whole = len(part) // _WORDS * _WORDS
-        sums = [(part[:whole].view(-1, _WORDS) * within).sum(-1)] if whole else []
-        if whole < len(part):
-            sums.append((part[whole:] * within[: len(part) - whole]).sum().unsqueeze(0))
-        factors = response_keys(2, start // _WORDS, sum(map(len, sums)), words.device) | 1
-        total += (torch.cat(sums) * factors).sum()
-    return total
+    words = (torch.nn.functional.pad(data, (0, -len(data) % 4)) if len(data) % 4 else data).view(torch.int32)
+    within = _odd_numbers(1, _WORDS, words.device)
+    factors = _odd_numbers(2, -(-len(words) // _WORDS), words.device)
+    whole, at_once = len(words) // _WORDS, _BLOCKS.get(words.device.type, 64)
+    sums = [words[:0].sum().unsqueeze(0)]
+    for start in range(0, whole, at_once):
+        stop = min(whole, start + at_once)
+        blocks = words[start * _WORDS : stop * _WORDS].view(-1, _WORDS)
+        sums.append((blocks * within).sum(-1) * factors[start:stop])
+    if len(rest := words[whole * _WORDS :]):
+        sums.append((rest * within[: len(rest)]).sum() * factors[whole:])
+    return torch.cat(sums).sum()
+
+
+@lru_cache(maxsize=64)
+def _odd_numbers(key: int, count: int, device: torch.device) -> torch.Tensor:
+    """int64 [count]."""
+    return response_keys(key, 0, count, device) | 1
 
 
 def policy_hash_0_1(model: Any, tokenizer: Any) -> str:
@@ -170,7 +176,9 @@ def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 
 class Store:
-    """An open store; see `open_store`."""
+    """An open store; see `open_store`. keeps: whether what is added can be had again."""
+
+    keeps = True
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path, self._database = path, database
@@ -357,6 +365,36 @@ class Store:
                     self._database.rollback()
                 raise
 
+
+class NoStore(Store):
+    """A store that keeps nothing, for those who want none: what is asked of it is never there."""
+
+    keeps = False
+
+    def __init__(self) -> None:
+        self.damaged = 0
+
+    def policy_of(self, model: Any, tokenizer: Any) -> str:
+        """Nothing is kept under the hash, so none is computed."""
+        return ""
+
+    def add(self, origin: Origin, groups: Sequence[Group], first: int = 0) -> int:
+        return 0
+
+    def group(self, origin: Origin, prompt: Prompt, most: int) -> Group | None:
+        return None
+
+    def judge(self, origin: Origin, graded: Sequence[Graded], verifier: str, first: int = 0) -> None:
+        return None
+
+    def judged(self, origin: Origin, group: Group, verifier: str) -> Graded | None:
+        return None
+
+    def origins(self) -> list[tuple[Origin, int]]:
+        return []
+
+
+NO_STORE = NoStore()
 
 COLUMNS = (
     "policy", "step", "temperature", "params", "prompt_id", "prompt", "level", "index", "response", "finished",

@@ -113,7 +113,7 @@ def choose_accept(
         if first == group.prompts:
             raise ValueError(f"group must hold at least 2 prompts to choose accept from, got {group.prompts}")
         looked_at, group = group[order[:first].sort().values], group[order[first:].sort().values]
-        scores = looked_at.scores[looked_at.decided]
+        scores = looked_at.scores[looked_at.decided].cpu()
         if not len(scores):
             raise ValueError("group has no decided response among the prompts that accepts are taken from")
         accepts = torch.quantile(scores, torch.linspace(0, 1, GRID, dtype=torch.float64)).tolist()

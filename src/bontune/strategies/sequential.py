@@ -11,7 +11,7 @@ k responses depends on these k alone: the number drawn is a sum of N such chance
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import torch
@@ -37,7 +37,7 @@ from bontune.strategies.votes import MajorityVote, WeightedVote
 EXACT_BUDGET = 256  # largest N for which the draws of a majority vote are counted, not averaged over orders
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Sequential(Strategy):
     """Draw up to N responses one by one, N the budget of `strategy`, and stop once it is decided what is served.
 
@@ -51,7 +51,7 @@ class Sequential(Strategy):
         votes of more than 256, and all of votes with a `chance`. `standard_errors` tells the noise of it.
     """
 
-    budget: int = field(init=False, repr=False, compare=False)
+    budget: int = field(init=False, compare=False)
     strategy: Strategy
     accept: float | None = None
     price: float = 0.0
@@ -65,6 +65,15 @@ class Sequential(Strategy):
         object.__setattr__(self, "budget", self.strategy.budget)
         if self.accept is None and isinstance(self.strategy, PassAtK):
             object.__setattr__(self, "accept", 1.0)
+
+    def __repr__(self) -> str:
+        """As one writes it: what is not said otherwise is left out."""
+        given = [
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)[2:]
+            if getattr(self, f.name) != f.default
+        ]
+        return f"{type(self).__name__}({', '.join([repr(self.strategy), *given])})"
 
     def with_budget(self, budget: int) -> Self:
         """The same strategy for another N."""

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bontune.verifiers.final import final_part
+from bontune.tasks.final import final_part
 
 _LONGEST = (
     200_000  # characters of a response that is looked through; a longer one is the prompt's continuation
