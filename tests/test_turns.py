@@ -371,7 +371,7 @@ def test_the_ratio_of_rollout_and_update_by_hand() -> None:
     assert found.mean == pytest.approx((0.5 + 0 + 1 + 0.1) / 4)
     assert found.largest == 1.0
     with pytest.warns(UserWarning, match=rf"more than {LARGE} nats"):
-        warn_off_policy(found)
+        warn_off_policy(on_policy(drawn, drawn + 2 * LARGE))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_off_policy(on_policy(drawn, drawn + LARGE / 2))
