@@ -17,8 +17,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import rms_norm
 
 from bontune.models.attention import Layer, ranges
+from bontune.models.fused import parts_for
 
 _WIDEST = 256  # heads that the kernel takes
+_GATED = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
 _PLAIN_NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 
 
@@ -169,6 +171,51 @@ def kernel_backward(
         d_out, q, keys, values, out, mass, spans.query_ends, spans.key_ends, *spans.longest, 0.0, True, state, unused,
         scale=scale, window_size_left=left, window_size_right=right,
     )  # fmt: skip
+
+
+@contextmanager
+def fused_gates(model: Any) -> Iterator[None]:
+    """Inside, the gate of MLPs like Llama's is one kernel, and what it is made of is not kept for the backward pass.
+
+    The products are the MLP's own modules, with adapters and hooks on them. The same to rounding.
+    """
+    mlps = [m for m in model.modules() if type(m).__name__ in _GATED and _is_plain(m)]
+    for mlp in mlps:
+        mlp.forward = _with_gate(mlp)
+    try:
+        yield
+    finally:
+        for mlp in mlps:
+            del mlp.forward
+
+
+def _is_plain(mlp: Any) -> bool:
+    """Whether nothing stands in place of its forward or watches its activation, which is SiLU."""
+    active = mlp.act_fn
+    watched = active._forward_hooks or active._forward_pre_hooks or active._backward_hooks
+    return type(active).__name__ in ("SiLU", "SiLUActivation") and not watched and "forward" not in vars(mlp)
+
+
+def _with_gate(mlp: Any) -> Any:
+    def forward(x: Tensor) -> Tensor:
+        return mlp.down_proj(_Gated.apply(mlp.gate_proj(x), mlp.up_proj(x)))
+
+    return forward
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate) * up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return parts_for(gate).gated(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore
+        gate, up = ctx.saved_tensors
+        return parts_for(gate).gated_backward(grads[0], gate, up)
 
 
 @contextmanager
