@@ -18,6 +18,7 @@ from torch.nn.functional import rms_norm
 
 from bontune.models.attention import Layer, ranges
 from bontune.models.fused import parts_for
+from bontune.models.inputs import sent
 
 _WIDEST = 256  # heads that the kernel takes
 _GATED = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
@@ -87,20 +88,14 @@ def lay_spans(
     keys = torch.cat([sizes, seen])
     before_own = along < before.repeat_interleave(seen)
     places = torch.cat([torch.arange(int(sizes.sum())), torch.where(before_own, shared, own)])
-
-    def there(x: Tensor) -> Tensor:
-        return x.to(
-            device, non_blocking=True
-        )  # else the host waits until the device has done all it was given
-
     return Spans(
-        ids=there(ids.unsqueeze(0)),
-        positions=there(positions.unsqueeze(0)),
-        ends=there(starts + sizes - 1),
+        ids=sent(ids.unsqueeze(0), device),
+        positions=sent(positions.unsqueeze(0), device),
+        ends=sent(starts + sizes - 1, device),
         prompt_tokens=int(sizes.sum()),
-        keys=there(places),
-        query_ends=there(_ends(queries)),
-        key_ends=there(_ends(keys)),
+        keys=sent(places, device),
+        query_ends=sent(_ends(queries), device),
+        key_ends=sent(_ends(keys), device),
         longest=(int(queries.max()), int(keys.max())),
     )
 
