@@ -100,6 +100,28 @@ def test_the_gate_and_its_gradients_are_the_formulas() -> None:
         assert torch.allclose(one, other, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, LOW])
+@pytest.mark.parametrize("heads", [1, 3])
+def test_kernels_of_rotary_positions(heads: int, dtype: torch.dtype, kernels: object) -> None:
+    x = random(heads, 5, 12, dtype=dtype).transpose(0, 1)
+    cos, sin = (random(5, 12, seed=i) for i in (1, 2))
+    for way in ("turned", "turned_back"):
+        found, expected = (getattr(of, way)(x, cos, sin) for of in (kernels, fused))
+        assert close(found, expected, dtype)
+
+
+def test_rotary_positions_and_their_gradient_are_transformers_own() -> None:
+    from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+    q = random(1, 5, 3, 12).double().requires_grad_()  # [1, N, H, D]
+    cos, sin = (random(1, 5, 12, seed=i).double() for i in (1, 2))
+    expected = apply_rotary_pos_emb(q.transpose(1, 2), q.transpose(1, 2), cos, sin)[0]
+    assert torch.allclose(fused.turned(q[0], cos[0], sin[0]), expected[0].transpose(0, 1), atol=1e-14)
+    d_out = random(5, 3, 12, seed=4).double()
+    gradient = torch.autograd.grad(expected[0].transpose(0, 1), q, d_out)[0]
+    assert torch.allclose(fused.turned_back(d_out, cos[0], sin[0]), gradient[0], rtol=0, atol=1e-14)
+
+
 def test_on_a_cpu_pytorch_computes() -> None:
     assert fused.parts_for(torch.ones(1)) is fused
 
@@ -126,6 +148,8 @@ for cap in (0.0, 30.0):
     compiled(kernels._slopes, {"CAP": cap, "BLOCK": 4096})
 compiled(kernels._gated, {"BLOCK": 2048})
 compiled(kernels._gated_backward, {"BLOCK": 2048})
+for back in (False, True):
+    compiled(kernels._turned, {"HEADS": 14, "HALF": 32, "ROWS": 16, "COLUMNS": 32, "BACK": back})
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -13,7 +14,7 @@ from test_update import ascended, assert_close, drawn, some_weights
 from torch import Tensor
 
 from bontune.models import spans
-from bontune.models.spans import Spans, fused_gates, fused_norms, has_kernel
+from bontune.models.spans import Spans, fused_gates, fused_norms, fused_turns, has_kernel
 from bontune.train import update
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "mistral")  # gemma2 caps scores, which the kernel does not
@@ -113,20 +114,26 @@ def test_fused_norms_are_the_models_own(cast: bool) -> None:
 
 
 @pytest.mark.parametrize("cast", [False, True])
-def test_fused_gates_are_the_models_own(cast: bool) -> None:
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("way", [fused_gates, fused_turns])
+def test_fused_gates_and_rotations_are_the_models_own(way: Any, family: str, cast: bool) -> None:
     """Value and gradients, of all layers."""
-    model = tiny_model("qwen2")
+    model = tiny_model(family)
+    home = sys.modules[type(model).__module__]
+    plain_turn = home.apply_rotary_pos_emb
     ids = torch.arange(3, 9).unsqueeze(0)
     weights = list(model.parameters())
     found = []
-    for gates in (nullcontext, lambda: fused_gates(model)):
-        with gates(), torch.autocast("cpu", torch.bfloat16, enabled=cast):
+    for context in (lambda model: nullcontext(), way):
+        with context(model), torch.autocast("cpu", torch.bfloat16, enabled=cast):
             logits = model(input_ids=ids).logits
-            assert ("forward" in vars(model.model.layers[1].mlp)) == (gates is not nullcontext)
+            inside = "forward" in vars(model.model.layers[1].mlp) or home.apply_rotary_pos_emb != plain_turn
+        assert inside == (context is way)
         found.append([logits.detach(), *torch.autograd.grad(logits.float().square().sum(), weights)])
     for plain, fused in zip(*found, strict=True):
-        assert (plain - fused).norm() <= (0.05 if cast else 1e-5) * plain.norm()
+        assert (plain - fused).norm() <= (0.05 if cast else 1e-5) * plain.norm() + 1e-6
     assert "forward" not in vars(model.model.layers[1].mlp)
+    assert home.apply_rotary_pos_emb is plain_turn
 
 
 def test_gates_that_are_watched_or_not_silu_stay_as_they_are() -> None:

@@ -100,3 +100,17 @@ def gated_backward(d_out: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     active = wide_gate * sigmoid
     d_gate = d_out * up * (sigmoid + active * (1 - sigmoid))
     return d_gate.to(gate.dtype), (d_out * active).to(up.dtype)
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions applied to x [tokens, heads, D]; cos and sin [tokens, D]. In the precision of x."""
+    first, second = wide(x).chunk(2, -1)
+    rolled = torch.cat([-second, first], -1)
+    return (x * cos.unsqueeze(1) + rolled * sin.unsqueeze(1)).to(x.dtype)
+
+
+def turned_back(d_out: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The gradient of x."""
+    first, second = (wide(d_out) * sin.unsqueeze(1)).chunk(2, -1)
+    rolled = torch.cat([second, -first], -1)
+    return (d_out * cos.unsqueeze(1) + rolled).to(d_out.dtype)

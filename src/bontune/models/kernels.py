@@ -127,3 +127,49 @@ def gated_backward(d_out: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
         d_out, gate, up, d_gate, d_up, gate.numel(), BLOCK=_ELEMENTS, num_warps=8
     )
     return d_gate, d_up
+
+
+@triton.jit
+def _turned(
+    x, cos, sin, out, HEADS: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    BACK: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    head, d = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    known = d < HALF
+    inside = (head < HEADS) & known
+    at = (token * HEADS + head) * (2 * HALF) + d
+    angle = token * (2 * HALF) + d
+    a = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+    b = tl.load(x + at + HALF, mask=inside, other=0.0).to(tl.float32)
+    cos_a = tl.load(cos + angle, mask=known, other=0.0).to(tl.float32)
+    cos_b = tl.load(cos + angle + HALF, mask=known, other=0.0).to(tl.float32)
+    sin_a = tl.load(sin + angle, mask=known, other=0.0).to(tl.float32)
+    sin_b = tl.load(sin + angle + HALF, mask=known, other=0.0).to(tl.float32)
+    if BACK:
+        first, second = a * cos_a + b * sin_b, b * cos_b - a * sin_a
+    else:
+        first, second = a * cos_a - b * sin_a, b * cos_b + a * sin_b
+    tl.store(out + at, first.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + at + HALF, second.to(out.dtype.element_ty), mask=inside)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
+    x, cos, sin = x.contiguous(), cos.contiguous(), sin.contiguous()
+    out = torch.empty_like(x)
+    tokens, heads, size = x.shape
+    _turned[(tokens,)](
+        x, cos, sin, out, HEADS=heads, HALF=size // 2, ROWS=triton.next_power_of_2(heads),
+        COLUMNS=triton.next_power_of_2(size // 2), BACK=back, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`fused.turned`."""
+    return _turn(x, cos, sin, False)
+
+
+def turned_back(d_out: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`fused.turned_back`."""
+    return _turn(d_out, cos, sin, True)

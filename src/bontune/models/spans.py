@@ -6,6 +6,7 @@ Elsewhere `attention.Packed` computes the same in blocks.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from bontune.models.inputs import sent
 
 _WIDEST = 256  # heads that the kernel takes
 _GATED = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
+_TURNING = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"})
 _PLAIN_NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 
 
@@ -211,6 +213,49 @@ class _Gated(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore
         gate, up = ctx.saved_tensors
         return parts_for(gate).gated_backward(grads[0], gate, up)
+
+
+@contextmanager
+def fused_turns(model: Any) -> Iterator[None]:
+    """Inside, rotary positions are applied to the queries of a layer by one kernel, and by one to its keys.
+
+    The same to rounding. transformers has a function for it in each family's module, which is replaced.
+    """
+    homes = {sys.modules[type(m).__module__] for m in model.modules() if type(m).__name__ in _TURNING}
+    plain = {home: home.apply_rotary_pos_emb for home in homes}
+    for home, of_home in plain.items():
+        home.apply_rotary_pos_emb = _with_turns(of_home)
+    try:
+        yield
+    finally:
+        for home, of_home in plain.items():
+            home.apply_rotary_pos_emb = of_home
+
+
+def _with_turns(plain: Any) -> Any:
+    def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
+        single = len(q) == len(cos) == 1 and q.shape[-1] == cos.shape[-1]
+        if more or named or not single:
+            return plain(q, k, cos, sin, *more, **named)
+        return _Turned.apply(q, cos[0], sin[0]), _Turned.apply(k, cos[0], sin[0])
+
+    return apply
+
+
+class _Turned(torch.autograd.Function):
+    """Of x [1, H, N, D], which lies in memory as [1, N, H, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return parts_for(x).turned(x[0].transpose(0, 1), cos, sin).transpose(0, 1).unsqueeze(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore
+        d_out = grads[0][0].transpose(0, 1)
+        d_x = parts_for(d_out).turned_back(d_out, *ctx.saved_tensors)
+        return d_x.transpose(0, 1).unsqueeze(0), None, None
 
 
 @contextmanager

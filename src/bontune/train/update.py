@@ -21,7 +21,7 @@ from bontune.models.attention import forward, hidden_states, supported, tell_fal
 from bontune.models.attention import pack as pack_tokens
 from bontune.models.inputs import cache_argument, left_padded, positions, sent
 from bontune.models.sampling import token_log_probs
-from bontune.models.spans import fused_gates, fused_norms, has_kernel, lay_spans
+from bontune.models.spans import fused_gates, fused_norms, fused_turns, has_kernel, lay_spans
 from bontune.records import Group, Sampling
 from bontune.train import chosen
 from bontune.train.chosen import Head, chosen_log_probs, head_of
@@ -221,7 +221,7 @@ def _laid(model: Any, rows: Rows) -> Iterator[Any]:
     if not has_kernel(model):
         yield pack_tokens(rows.prompts, rows.owner, rows.tokens, rows.lengths, device=device)
         return
-    with fused_norms(model), fused_gates(model):
+    with fused_norms(model), fused_gates(model), fused_turns(model):
         yield lay_spans(rows.prompts, rows.owner, rows.tokens, rows.lengths, device=device)
 
 
