@@ -19,6 +19,7 @@ from bontune.cli.commands.inputs import (
     load_engine,
     load_source,
     prompts_of,
+    say_divided,
     total_of,
     write_config,
 )
@@ -34,8 +35,6 @@ from bontune.rollout.endpoint import is_endpoint
 def run(command: arguments.Coscale) -> None:
     """Read or draw samples at several temperatures, measure the grid, and write the results and the page."""
     started = time.process_time()
-    if bool(command.samples) == (command.model is not None):
-        raise ValueError("give either --samples FILE, once or more often, or --model MODEL")
     if command.cut is not None and command.cut < 2:
         raise ValueError(f"--cut must be at least 2, got {command.cut}")
     check_folder(command.output, command)
@@ -63,6 +62,7 @@ def _draw(command: arguments.Coscale, where: str) -> list[SampleSet]:
     if len(set(command.temperature)) < 2:
         raise ValueError(f"--temperature needs two different values or more, got {command.temperature}")
     task, verify, score = load_source(command.source)
+    say_divided(task, command.split)
     prompts = prompts_of(task, command.split, command.prompts, command.seed)
     model, tokenizer, engine = load_engine(where)
     found = []

@@ -23,8 +23,6 @@ from bontune.store import open_store
 def run(command: arguments.Evaluate) -> None:
     """Read or draw samples, measure them, and write the results and the page."""
     started = time.process_time()
-    if not command.samples and not command.model:
-        raise ValueError("give --samples FILE or --model MODEL, or several of either")
     strategy = build_strategy(command.strategy) if command.strategy else None
     files = named("--samples", command.samples)
     models = named("--model", command.model)
