@@ -23,7 +23,7 @@ from bontune.models.loading import load_policy, save_policy
 from bontune.records import Sampling
 from bontune.serve.best import save_served
 
-SOURCE = {"--task": "countdown", "--verifier": None, "--scorer": None}
+SOURCE = {"--task": "", "--verifier": None, "--scorer": None}
 CONFIG = {"--config": None}
 SAMPLING = {
     "--sampling.temperature": 1.0,
@@ -44,7 +44,7 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "verifier": {
         **CONFIG,
-        "--model": "countdown-base",
+        "--model": "",
         "--body": None,
         **SOURCE,
         "--prompts": 2000,
@@ -85,10 +85,10 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "sample": {
         **CONFIG,
-        "--model": "countdown-base",
+        "--model": "",
         **SOURCE,
         "--split": "test",
-        "--prompts": 400,
+        "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
         "--rows-per-batch": 4096,
@@ -97,7 +97,7 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "train": {
         **CONFIG,
-        "--model": "countdown-base",
+        "--model": "",
         **SOURCE,
         "--objective": "LogPassAtN(budget=32)",
         "--steps": 48,
@@ -142,7 +142,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--model": (),
         **SOURCE,
         "--split": "test",
-        "--prompts": 400,
+        "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
         "--regrade": False,
@@ -159,7 +159,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         **SOURCE,
         "--temperature": (0.2, 0.6, 1.0, 1.4),
         "--split": "tune",
-        "--prompts": 400,
+        "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
         "--cut": None,
@@ -173,7 +173,18 @@ SURFACE: dict[str, dict[str, Any]] = {
 }
 POSITIONAL = {"report": ["some-run"], "export": ["some-run"], "best": ["some-run"]}
 
-TINY = ["--steps", "2", "--prompts-per-step", "4", "--group-size", "8", "--sampling.max-new-tokens", "8"]
+BASE, TASK = ["--model", "countdown-base"], ["--task", "countdown"]
+TINY = [
+    *BASE,
+    "--steps",
+    "2",
+    "--prompts-per-step",
+    "4",
+    "--group-size",
+    "8",
+    "--sampling.max-new-tokens",
+    "8",
+]
 FEW = ["--prompts", "4", "--group-size", "4", "--sampling.max-new-tokens", "8"]
 
 Run = Callable[..., "Done"]
@@ -360,7 +371,10 @@ def test_wrong_usage_says_so_in_a_line_or_two(arguments: str, said: str, run: Ru
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
     kept = {path: path.read_bytes() for path in Path("finished").iterdir()}
-    done = run(*arguments.split(), status=2)
+    words = arguments.split()
+    if words[:1] in (["sample"], ["train"]):  # which need both
+        words += [word for pair in (BASE, TASK) if pair[0] not in words for word in pair]
+    done = run(*words, status=2)
     plain = " ".join(re.sub(r"[│╭╮╰╯─|]", " ", done.err).split())  # boxes wrap
     assert said in plain
     assert done.out == ""
@@ -392,7 +406,7 @@ def test_exit_status(
         raise fault
 
     monkeypatch.setattr("bontune.cli.commands.run", broken)
-    done = run("sample", status=status)
+    done = run("sample", *BASE, status=status)
     assert done.err.strip().splitlines()[0] == said
     assert ("BONTUNE_TRACEBACK=1" in done.err) == (status == 1)
 
@@ -442,25 +456,25 @@ def by_prompt(path: str) -> dict[str, list[str]]:
 
 
 def test_sample_again_top_up_mend_and_refuse(run: Run) -> None:
-    done = run("sample", *FEW, "--output", "s")
+    done = run("sample", *BASE, *FEW, "--output", "s")
     path = Path("s/samples.jsonl")
     assert "samples: s/samples.jsonl " in done.err
     assert json.loads(Path("s/config.json").read_text())["command"] == "sample"
     first, before = path.read_bytes(), by_prompt("s/samples.jsonl")
     assert [len(group) for group in before.values()] == [4] * 4
     stamp = path.stat().st_mtime_ns
-    run("sample", *FEW, "--output", "s")
+    run("sample", *BASE, *FEW, "--output", "s")
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, stamp)
-    run("sample", *FEW, "--group-size", 6, "--output", "s")
+    run("sample", *BASE, *FEW, "--group-size", 6, "--output", "s")
     assert path.read_bytes().startswith(first)
     after = by_prompt("s/samples.jsonl")
     assert {name: group[:4] for name, group in after.items()} == before
     assert [len(group) for group in after.values()] == [6] * 4
     path.write_bytes(path.read_bytes()[:-30])
-    run("sample", *FEW, "--group-size", 6, "--output", "s")
+    run("sample", *BASE, *FEW, "--group-size", 6, "--output", "s")
     assert by_prompt("s/samples.jsonl") == after
     held, config = path.read_bytes(), Path("s/config.json").read_bytes()
-    refused = run("sample", *FEW, "--seed", 1, "--output", "s", status=2)
+    refused = run("sample", *BASE, *FEW, "--seed", 1, "--output", "s", status=2)
     assert "was drawn with seed 0 (now 1)" in refused.err
     assert (path.read_bytes(), Path("s/config.json").read_bytes()) == (held, config)
 
@@ -501,8 +515,8 @@ def test_train_on_other_kinds_of_objectives(objective: str, run: Run, mine: None
 
 
 def test_evaluate_one_file_and_two(run: Run) -> None:
-    run("sample", *FEW, "--output", "a")
-    run("sample", *FEW, "--sampling.temperature", 1.5, "--output", "b")
+    run("sample", *BASE, *FEW, "--output", "a")
+    run("sample", *BASE, *FEW, "--sampling.temperature", 1.5, "--output", "b")
     done = run("evaluate", "--samples", "a/samples.jsonl", "--output", "one", "--no-votes")
     assert list(results_of("one")["policies"]) == ["samples"]
     assert "vote" not in results_of("one")["policies"]["samples"]
@@ -533,7 +547,7 @@ def test_evaluating_fewer_responses_than_were_drawn_measures_those(run: Run) -> 
 
 def test_a_verifier_that_fails_at_times(run: Run, mine: None) -> None:
     source = ["--verifier", "mine_for_cli:flaky"]
-    done = run("sample", *FEW, "--group-size", 8, *source, "--output", "s")
+    done = run("sample", *BASE, *FEW, "--group-size", 8, *source, "--output", "s")
     undecided = [row for row in rows_of("s/samples.jsonl") if row["reward"] is None]
     counted = [int(count) for count in re.findall(r"bontune: (\d+) responses undecided: ", done.err)]
     assert 0 < len(undecided) == sum(counted) < 32
@@ -548,7 +562,7 @@ def test_a_verifier_that_fails_at_times(run: Run, mine: None) -> None:
 
 def test_a_verifier_that_always_fails(run: Run, mine: None) -> None:
     source = ["--verifier", "mine_for_cli:never"]
-    done = run("sample", *FEW, *source, "--output", "s")
+    done = run("sample", *BASE, *FEW, *source, "--output", "s")
     assert "bontune: 16 responses undecided: verifier raised OSError: down" in done.err
     done = run("evaluate", "--model", "base=countdown-base", *FEW, *source, "--output", "e", status=2)
     assert "policy 'base': none of its 16 responses could be decided" in done.err
@@ -560,7 +574,7 @@ def test_a_verifier_that_always_fails(run: Run, mine: None) -> None:
 
 
 def test_a_scorer_that_fails(run: Run, mine: None) -> None:
-    done = run("sample", *FEW, "--scorer", "mine_for_cli:short", "--output", "s")
+    done = run("sample", *BASE, *FEW, "--scorer", "mine_for_cli:short", "--output", "s")
     rows = rows_of("s/samples.jsonl")
     assert "scorer returned 1 scores for" in done.err
     assert all(row["reward"] is not None for row in rows)
@@ -585,7 +599,7 @@ def test_demo_in_small(run: Run) -> None:
 
 def test_what_was_drawn_is_exported_and_measured(run: Run) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    run("sample", *FEW, "--output", "s")
+    run("sample", *BASE, *FEW, "--output", "s")
     run("evaluate", "--samples", "s/responses.sqlite", "--output", "one", "--no-votes")
     run("evaluate", "--samples", "s/samples.jsonl", "--output", "two", "--no-votes")
     one, two = results_of("one")["policies"]["responses"], results_of("two")["policies"]["samples"]
@@ -638,7 +652,7 @@ def heed_interrupts() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_interrupted_and_run_again(tmp_path: Path) -> None:
     """A real process, a real Ctrl-C in the middle of drawing, and the same command again."""
-    arguments = ["sample", "--prompts", 8, "--group-size", 4, "--output", tmp_path]
+    arguments = ["sample", *BASE, "--prompts", 8, "--group-size", 4, "--output", tmp_path]
     (tmp_path / "waits.py").write_text(
         "import time\nfrom pathlib import Path\nfrom bontune.tasks import Countdown\n"
         "def verify(prompt, text):\n"
@@ -676,6 +690,7 @@ def test_interrupted_and_run_again(tmp_path: Path) -> None:
 
 def test_a_verifier_is_taught_trained_for_and_served(run: Run) -> None:
     lesson = [
+        *BASE,
         "--prompts",
         40,
         "--group-size",
@@ -744,9 +759,12 @@ def test_best_says_where_nothing_chooses_and_takes_a_scorer(run: Run) -> None:
     ("arguments", "said"),
     [
         ("best nowhere x", "holds no served.json"),
-        ("train --scorer ./nowhere --output t", "'./nowhere' does not exist"),
-        ("train --refresh-every 2 --output t", "--refresh-every needs --scorer"),
-        ("verifier --prompts 2 --held-out 2 --output v", "held_out must lie between 0 and 1"),
+        ("train --model countdown-base --scorer ./nowhere --output t", "'./nowhere' does not exist"),
+        ("train --model countdown-base --refresh-every 2 --output t", "--refresh-every needs --scorer"),
+        (
+            "verifier --model countdown-base --prompts 2 --held-out 2 --output v",
+            "held_out must lie between 0 and 1",
+        ),
     ],
 )
 def test_wrong_usage_of_verifiers(arguments: str, said: str, run: Run) -> None:

@@ -48,15 +48,16 @@ def combine(shares: Sequence[np.ndarray], reference: Sequence[np.ndarray], bases
     is cut off there. Where it reached beyond, or bases show differences of opposite sign, the bases are no sample that
     Student's t describes, and `by_base` has each.
     """
-    values, other = np.array(shares), np.array(reference)
-    known = ~np.isnan(values - other).any(0)
-    values, other = values[:, known], other[:, known]
-    gap, beyond = _gap(values - other, float(other.mean()), bases)
+    other = np.array(reference)
+    rows = np.array(shares) - other
+    known = ~np.isnan(rows).any(0)
+    rows, other = rows[:, known], other[:, known]
+    gap, beyond = _gap(rows, float(other.mean()), bases)
     names = list(dict.fromkeys(bases))
     if len(names) < 2:
         return gap
     chosen = [[i for i, base in enumerate(bases) if base == name] for name in names]
-    each = [_gap(values[i] - other[i], float(other[i].mean()), ["one"] * len(i))[0] for i in chosen]
+    each = [_gap(rows[i], float(other[i].mean()), ["one"] * len(i))[0] for i in chosen]
     opposed = {1, -1} <= {item.sign for item in each}
     return replace(gap, by_base=tuple(each)) if beyond or opposed else gap
 
@@ -180,8 +181,7 @@ def between(
     budgets = tuple(sorted(set.intersection(*({int(n) for n in e[kind]} for row in entries for e in row))))
     same = [a["prompts"] == b["prompts"] for a, b in entries]
     rows = [
-        tuple(per_prompt(entry, kind, budgets).numpy() for entry in pair)
-        for pair in compress(entries, same)
+        tuple(per_prompt(entry, kind, budgets).numpy() for entry in pair) for pair in compress(entries, same)
     ]
     names = [base for base, _ in compress(pairs, same)]
     return {

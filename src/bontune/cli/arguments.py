@@ -25,7 +25,9 @@ PACKAGED = {"countdown-base": ("countdown", "countdown-6"), "programs-base": ("p
 
 SPLIT = Literal["test", "tune", "train", "all"]
 PROMPTS = 400  # that are measured on, by default
-Prompts = Annotated[int | None, tyro.conf.arg(help_behavior_hint=f"(default: {PROMPTS}, or all with --split all)")]
+Prompts = Annotated[
+    int | None, tyro.conf.arg(help_behavior_hint=f"(default: {PROMPTS}, or all with --split all)")
+]
 
 _OBJECTIVE_HELP = (
     f"What to train for: a strategy ({', '.join(STRATEGIES)}), one of {', '.join(sorted(OBJECTIVES))}, or "
@@ -38,9 +40,9 @@ class Source:
     """What to draw from and how it is judged."""
 
     task: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a model in the package)")] = ""
-    """`countdown`, `programs`, a JSONL file of {"prompt", "answer"} lines or of GSM8K, MATH, MathOdyssey, HumanEval or MBPP as
-    published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task of
-    your own."""
+    """`countdown`, `programs`, a JSONL file of {"prompt", "answer"} lines or of GSM8K, MATH, MathOdyssey, HumanEval or
+    MBPP as published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task
+    of your own."""
     verifier: str | None = None
     """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), or module:function of (prompt,
     response) -> reward, bool, Verdict, or None where it cannot decide. Replaces the task's own verifier: this is the
@@ -324,8 +326,8 @@ class Coscale:
     temperature: tuple[float, ...] = (0.2, 0.6, 1.0, 1.4)
     """Temperatures to draw at."""
     split: SPLIT = "tune"
-    """Which prompts of the task, where a model is drawn from: a choice made on them should not be reported on them. `all`:
-    of a file or data set every one."""
+    """Which prompts of the task, where a model is drawn from: a choice made on them should not be reported on them.
+    `all`: of a file or data set every one."""
     prompts: Prompts = None
     """How many prompts, where a model is drawn from."""
     group_size: int = 64

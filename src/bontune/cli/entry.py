@@ -47,7 +47,9 @@ def parse(arguments: list[str]) -> object:
         with_help(COMMANDS[name])
         given = with_file(arguments[1:], COMMANDS[name])
         asked = {"-h", "--help"} & set(given)
-        return tyro.cli(grouped(COMMANDS[name]) if asked else COMMANDS[name], prog=f"bontune {name}", args=given)
+        return tyro.cli(
+            grouped(COMMANDS[name]) if asked else COMMANDS[name], prog=f"bontune {name}", args=given
+        )
     return tyro.cli(
         Union[tuple(_listed(name) for name in COMMANDS)],  # pyright: ignore # noqa: UP007
         prog="bontune",

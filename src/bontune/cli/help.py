@@ -12,7 +12,8 @@ import tyro
 from bontune.cli.arguments import Train
 
 COMMON = (
-    "model", "task", "verifier", "scorer", "objective", "steps", "prompts_per_step", "group_size", "learning_rate", "output",
+    "model", "task", "verifier", "scorer", "objective",
+    "steps", "prompts_per_step", "group_size", "learning_rate", "output",
 )  # fmt: skip
 GROUPS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
     Train: {
@@ -40,7 +41,9 @@ def grouped(command: type) -> type:
         options = [(name.replace(".", "__"), *left.pop(name)) for name in dict.fromkeys(chosen)]
         group = dataclasses.make_dataclass(title, options, frozen=True, kw_only=True)
         group.__doc__ = ""
-        parts.append((title, Annotated[group, tyro.conf.OmitArgPrefixes], dataclasses.field(default_factory=group)))
+        parts.append(
+            (title, Annotated[group, tyro.conf.OmitArgPrefixes], dataclasses.field(default_factory=group))
+        )
     view = dataclasses.make_dataclass(command.__name__, parts, frozen=True, kw_only=True)
     view.__doc__ = command.__doc__
     return view
@@ -51,7 +54,9 @@ def _options(kind: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]
     hints = get_type_hints(kind, include_extras=True)
     for option in dataclasses.fields(kind):
         hint = hints[option.name]
-        marks = [mark for mark in getattr(hint, "__metadata__", ()) if getattr(mark, "name", None) is not None]
+        marks = [
+            mark for mark in getattr(hint, "__metadata__", ()) if getattr(mark, "name", None) is not None
+        ]
         own = marks[0].name if marks else option.name
         inner = hint.__origin__ if get_origin(hint) is Annotated else hint
         if dataclasses.is_dataclass(inner):

@@ -67,7 +67,9 @@ def _wrong(command: Any, what: str) -> ValueError:
     if isinstance(command.model, str) and command.model:
         right = right.replace("./my-model", command.model)
     to_try = f"bontune {type(command).__name__.lower()} --model countdown-base"
-    return ValueError(f"{what}; for example\n    {right}\n    {to_try}    # a model in the package, and its task")
+    return ValueError(
+        f"{what}; for example\n    {right}\n    {to_try}    # a model in the package, and its task"
+    )
 
 
 def _check_files(command: Any) -> None:
@@ -82,4 +84,3 @@ def _check_files(command: Any) -> None:
     for where in (value.rpartition("=")[2] for value in models):
         if where.startswith((".", "/", "~")) and not Path(where).expanduser().exists():
             raise ValueError(f"--model: model folder {where!r} does not exist")
-

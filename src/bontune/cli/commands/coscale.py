@@ -23,7 +23,7 @@ from bontune.cli.commands.inputs import (
     total_of,
     write_config,
 )
-from bontune.cli.commands.terminal import bar, progress, stages, warn_undecided
+from bontune.cli.commands.terminal import bar, progress, say_last, stages, warn_undecided
 from bontune.evaluate import SampleSet, read_samples
 from bontune.evaluate.coscaling import co_scale
 from bontune.evaluate.drawing import Draw, draw_samples
@@ -120,9 +120,13 @@ def show(results: dict[str, Any], output: Path) -> None:
         what = {"served": "without a sure check", "checked": "where each response can be checked"}[name]
         out.print(
             f"{last['budget']:g} responses, {what}: {how} of N = {last['n']} at T = {last['temperature']:g}, "
-            f"{100 * last['value']:.1f} % [{100 * last['low']:.1f}, {100 * last['high']:.1f}]",
+            f"{_percent(last['cell'])}; a choice made on other prompts: {_percent(last)}",
             soft_wrap=True,
             markup=False,
         )
-    where = f"{results['cpu_seconds']:.0f} CPU seconds; report: {output / 'report.html'}"
-    out.print(where, soft_wrap=True, markup=False)
+    say_last(out, results, {f"temperature {t}": counts for t, counts in results["undecided"].items()}, output)
+
+
+def _percent(item: dict[str, float]) -> str:
+    between = f" [{100 * item['low']:.1f}, {100 * item['high']:.1f}]" if "low" in item else ""
+    return f"{100 * item['value']:.1f} %{between}"
