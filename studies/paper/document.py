@@ -125,7 +125,7 @@ def _introduction(study: Study, results: Results, known: Mapping[str, Any]) -> s
             "one. ▲ above and ▼ below: the interval leaves out zero. ○: it does not. They are not corrected "
             "for the number "
             "of comparisons. A difference lies between minus the other's share and one minus it, and intervals are cut "
-            "off there. Where one reached beyond, or bases show differences of opposite sign, a mean over bases says little: "
+            "off there. Where one reached beyond, or bases show differences of opposite sign, a mean says little: "
             '"by base" gives the difference on each, with its own interval.',
             "",
             "## What was run, and what was not",
