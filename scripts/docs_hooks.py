@@ -1,4 +1,5 @@
-"""What the documentation's build does beside mkdocs: a navigation of the pages that exist, and formulas as MathML.
+"""What the documentation's build does beside mkdocs: a navigation of the pages that exist, formulas as MathML, and the
+fields that docstrings describe as lists.
 
 Browsers show MathML by themselves, so the pages need no script from elsewhere.
 """
@@ -7,11 +8,15 @@ from __future__ import annotations
 
 import html
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from latex2mathml.converter import convert
 
+_PARAGRAPH = re.compile(r"<p>((?:(?!</?p>).)*?)</p>", re.DOTALL)
+_FIELD = re.compile(r"(?:^|\n|(?<=\S)  )([a-z_][\w*]*(?:, (?:and )?[a-z_*][\w*]*)*):\s+", re.MULTILINE)
+_SENTENCE = re.compile(r"\.\n(?=(?:Raises|Returns|[A-Z]))")
 _INLINE = re.compile(r'<span class="arithmatex">\\\((.*?)\\\)</span>', re.DOTALL)
 _BLOCK = re.compile(r'<div class="arithmatex">\s*\\\[(.*?)\\\]\s*</div>', re.DOTALL)
 
@@ -22,10 +27,34 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_page_content(content: str, **_: Any) -> str:
-    """Formulas between dollar signs, as MathML."""
+def on_page_content(content: str, page: Any = None, **_: Any) -> str:
+    """Formulas between dollar signs, as MathML; in the reference, fields of docstrings as lists."""
+    if page is not None and page.url.startswith("reference/"):
+        content = _PARAGRAPH.sub(lambda found: field_list(found[1]), content)
     content = _BLOCK.sub(lambda found: _mathml(found[1], "block"), content)
     return _INLINE.sub(lambda found: _mathml(found[1], "inline"), content)
+
+
+def field_list(text: str) -> str:
+    """A paragraph of a docstring as HTML; one that has fields, `name: what it is.`, with these as a list.
+
+    Fields begin a line, or follow the last one's full stop after two spaces. A sentence on a line of its own ends them.
+    """
+    starts = [
+        found
+        for found in _FIELD.finditer(text)
+        if found.start() == 0 or text[: found.start()].rstrip()[-1] in ".:;"
+    ]
+    if not starts:
+        return f"<p>{text}</p>"
+    before, parts, after = text[: starts[0].start()].strip(), [], ""
+    for this, following in pairwise([*starts, None]):
+        body = text[this.end() : following.start() if following else len(text)].strip()
+        if following is None and (end := _SENTENCE.search(body)):
+            body, after = body[: end.start() + 1], body[end.start() + 1 :].strip()
+        parts.append(f"<li><code>{this[1]}</code>: {body}</li>")
+    paragraphs = [f"<p>{part}</p>" if part else "" for part in (before, after)]
+    return f"{paragraphs[0]}<ul>{''.join(parts)}</ul>{paragraphs[1]}"
 
 
 def _existing(items: list[Any], folder: Path) -> list[Any]:

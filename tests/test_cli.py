@@ -19,9 +19,14 @@ from typing import Any
 import pytest
 
 from bontune import BestOfN, cli
+from bontune.cli import arguments
+from bontune.cli.help import GROUPS
+from bontune.cli.usage import completed
+from bontune.models import loading
 from bontune.models.loading import load_policy, save_policy
 from bontune.records import Sampling
 from bontune.serve.best import save_served
+from bontune.tasks import TASKS, JsonlTask
 
 SOURCE = {"--task": "", "--verifier": None, "--scorer": None}
 CONFIG = {"--config": None}
@@ -507,11 +512,18 @@ def test_train_on_a_users_task_and_verifier(run: Run, mine: None) -> None:
     assert {path.name for path in Path("e/samples").glob("*.jsonl")} == {"base.jsonl", "tuned.jsonl"}
 
 
-@pytest.mark.parametrize("objective", ["mine_for_cli:ones", "SFT", "GRPO", "MajorityVote(budget=3)"])
+SEQUENTIAL = "Sequential(BestOfN(budget=3), accept=1.0, price=0.01)"
+
+
+@pytest.mark.parametrize(
+    "objective", ["mine_for_cli:ones", "SFT", "GRPO", "MajorityVote(budget=3)", SEQUENTIAL]
+)
 def test_train_on_other_kinds_of_objectives(objective: str, run: Run, mine: None) -> None:
     more = ["--updates-per-rollout", "2", "--off-policy", "clipped", "--kl.start", "1", "--kl.end", "0.1"]
     run("train", "--task", "sums.jsonl", *TINY, *more, "--objective", objective, "--output", "t")
     assert len(rows_of("t/metrics.jsonl")) == 2
+    if objective == SEQUENTIAL:
+        assert json.loads(Path("t/served.json").read_text())["strategy"] == SEQUENTIAL
 
 
 def test_evaluate_one_file_and_two(run: Run) -> None:
@@ -769,3 +781,157 @@ def test_best_says_where_nothing_chooses_and_takes_a_scorer(run: Run) -> None:
 )
 def test_wrong_usage_of_verifiers(arguments: str, said: str, run: Run) -> None:
     assert said in " ".join(re.sub(r"[│╭╮╰╯─|]", " ", run(*arguments.split(), status=2).err).split())
+
+
+# What is named, and what follows from it
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "task"),
+    [
+        ("train --model countdown-base", "countdown-base", "countdown"),
+        ("train --task countdown", "countdown-base", "countdown"),
+        ("sample --task programs-4", "programs-base", "programs-4"),
+        ("verifier --model programs-base", "programs-base", "programs"),
+        ("sample --model programs-base --task countdown", "programs-base", "countdown"),
+        (
+            "sample --model http://127.0.0.1:8000/v1#x --task countdown",
+            "http://127.0.0.1:8000/v1#x",
+            "countdown",
+        ),
+    ],
+)
+def test_models_and_tasks_of_the_package_name_each_other(words: str, model: str, task: str) -> None:
+    found = completed(cli.parse(words.split()))
+    assert (found.model, found.source.task) == (model, task)
+
+
+def test_evaluate_and_coscale_take_the_task_of_a_model_in_the_package() -> None:
+    words = "evaluate --model base=countdown-base --model tuned=runs/x/model"
+    assert completed(cli.parse(words.split())).source.task == "countdown"
+    assert completed(cli.parse(["coscale", "--model", "programs-base"])).source.task == "programs"
+
+
+def test_models_and_tasks_of_the_package_are_these() -> None:
+    assert set(arguments.PACKAGED) == set(loading.PACKAGED)
+    assert {task for tasks in arguments.PACKAGED.values() for task in tasks} == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "right"),
+    [
+        (
+            "train",
+            "--model and --task are missing",
+            "bontune train --model ./my-model --task train.jsonl --objective",
+        ),
+        (
+            "sample",
+            "--model and --task are missing",
+            "bontune sample --model ./my-model --task questions.jsonl",
+        ),
+        (
+            "verifier",
+            "--model and --task are missing",
+            "bontune verifier --model ./my-model --task train.jsonl",
+        ),
+        (
+            "train --model ./mine",
+            "--task is missing",
+            "bontune train --model ./mine --task train.jsonl --objective",
+        ),
+        (
+            "train --task sums.jsonl",
+            "--model is missing",
+            "bontune train --model ./my-model --task train.jsonl",
+        ),
+        ("coscale --model ./mine", "--task is missing", "bontune coscale --model ./mine --task test.jsonl"),
+        (
+            "evaluate --model ./mine",
+            "--task is missing",
+            "bontune evaluate --model ./my-model --task test.jsonl",
+        ),
+        (
+            "evaluate --model countdown-base --model programs-base",
+            "--task is missing",
+            "were made for different ones",
+        ),
+        ("evaluate", "give --samples FILE or --model MODEL", "bontune evaluate --model"),
+        ("coscale", "give either --samples FILE", "bontune coscale --model"),
+    ],
+)
+def test_what_is_missing_is_a_question_of_usage(words: str, missing: str, right: str, run: Run) -> None:
+    said = run(*words.split(), status=2).err
+    assert missing in said
+    assert right in said
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train",
+        "train --model ./mine",
+        "sample --task missing.jsonl --model x",
+        "evaluate --samples missing.jsonl",
+    ],
+)
+def test_wrong_usage_is_said_before_anything_heavy_is_loaded(words: str) -> None:
+    script = (
+        "import sys\nfrom bontune import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as left: print(left.code, sorted({'torch', 'transformers'} & set(sys.modules)))\n"
+    )
+    line = [sys.executable, "-c", script, *words.split()]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == "2 []\n"
+
+
+def test_help_of_train_begins_with_what_everyone_needs(run: Run) -> None:
+    said = run("train", "--help").out
+    titles = re.findall(r"(?m)^\W+ (\w+) options \W", said)
+    assert titles == list(GROUPS[arguments.Train])
+    first = said.partition(" common options ")[2].partition(" options ")[0]
+    assert re.findall(r"(?m)^\W+ (--[\w-]+)", first) == [
+        f"--{name.replace('_', '-')}" for name in GROUPS[arguments.Train]["common"]
+    ]
+    assert len(GROUPS[arguments.Train]["common"]) == 10
+
+
+def test_a_file_without_splits_is_divided_aloud_and_used_whole_by_one_option(run: Run) -> None:
+    lines = [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(420)]
+    Path("official_test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    few = [*BASE, "--task", "official_test.jsonl", "--group-size", 1, "--sampling.max-new-tokens", 2]
+    cut = run("sample", *few, "--output", "cut")
+    sizes = re.search(
+        r"official_test\.jsonl names no splits: its 420 prompts were divided by their ids: train (\d+), tune (\d+), "
+        r"test (\d+)\. Drawn from: test; --split all takes every one",
+        cut.err,
+    )
+    assert sizes is not None
+    assert sum(map(int, sizes.groups())) == 420
+    assert len(rows_of("cut/samples.jsonl")) == int(sizes[3]) < 420
+    whole = run("sample", *few, "--split", "all", "--output", "whole")
+    assert "names no splits" not in whole.err
+    assert {row["prompt_id"] for row in rows_of("whole/samples.jsonl")} == {
+        prompt.id for prompt in JsonlTask("official_test.jsonl").prompts("all")
+    }
+    assert len(rows_of("whole/samples.jsonl")) == 420
+    some = run("evaluate", *few, "--split", "all", "--prompts", 3, "--no-votes", "--output", "some")
+    assert "on 3 prompts" in some.out
+    assert "split must be one of" in run("sample", *BASE, "--split", "all", "--output", "x", status=2).err
+
+
+def test_files_that_name_splits_say_nothing_of_them(run: Run, mine: None) -> None:
+    assert "names no splits" not in run("sample", *BASE, "--task", "sums.jsonl", *FEW, "--output", "s").err
+    Path("one.jsonl").write_text("".join(f'{{"prompt": "{i}", "answer": "{i}"}}\n' for i in range(40)))
+    done = run("train", *TINY, "--task", "one.jsonl", "--output", "t")
+    assert "one.jsonl names no splits: its 40 prompts were divided by their ids: train" in done.err
+    assert "--split" not in done.err
+
+
+def test_training_says_at_its_end_what_could_not_be_decided(run: Run, mine: None) -> None:
+    done = run("train", *TINY, "--verifier", "mine_for_cli:flaky", "--output", "t")
+    rows = rows_of("t/metrics.jsonl")
+    share = sum(row["undecided_share"] for row in rows) / len(rows)
+    said = done.err.replace("\u00a0", " ")
+    assert f"{100 * share:.1f} % of the responses of training could not be decided." in said

@@ -362,6 +362,11 @@ def test_an_interval_never_leaves_what_is_possible() -> None:
     assert [item.sign for item in gap.by_base] == [-1, -1, -1]
     for item, own in zip(gap.by_base, base.reshape(3, -1).mean(1), strict=True):
         assert -own <= item.low <= item.value <= item.high <= 1 - own
+    far = np.repeat([0.2, 0.5, 0.6], 3)[
+        :, None
+    ]  # each base by itself is below, and Student's t over three includes zero
+    lower = combine((rng.random((9, 400)) < far).astype(float), base, np.repeat(["a", "b", "c"], 3).tolist())
+    assert (lower.sign, [item.sign for item in lower.by_base]) == (0, [-1, -1, -1])
     sure = combine(np.ones((3, 20)), np.zeros((3, 20)), ["a", "b", "c"])
     assert (sure.value, sure.low, sure.high, sure.by_base) == (1.0, 1.0, 1.0, ())
 

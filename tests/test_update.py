@@ -542,3 +542,68 @@ def test_packed_predictions_in_bfloat16(family: str) -> None:
         )
         logits.float().logsumexp(-1).sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in narrow.parameters())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "mistral", "qwen2", "qwen3"])
+def test_without_logits_the_gradients_are_the_same(
+    family: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the blocks are far smaller than the vocabulary, and heads are tied or capped."""
+    more: dict[str, Any] = {"final_logit_softcapping": 5.0} if "gemma" in family else {}
+    sampling = replace(VARIANTS[0], temperature=temperature)
+    model = tiny_model(family, tie_word_embeddings=family != "llama", **more)
+    groups = drawn(model, sampling)
+    weights = some_weights(groups)
+    expected = ascended(copy.deepcopy(model), groups, weights)
+    before = log_probs(learner(model, sampling), groups)
+    monkeypatch.setattr(bontune.train.update.chosen, "LOGITS", 100)
+    monkeypatch.setattr(bontune.train.update, "predictions", None)  # which holds logits
+    assert torch.allclose(log_probs(learner(model, sampling), groups), before, atol=1e-5)
+    assert_close(ascended(model, groups, weights), expected)
+
+
+def test_logits_bound_micro_batches_only_where_they_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are for truncated sampling and for a KL."""
+    monkeypatch.setattr(bontune.train.update, "LOGITS_PER_BATCH", 10 * 15)
+    monkeypatch.setattr(bontune.train.update.chosen, "LOGITS", 15)
+    seen: list[int] = []
+    plain = bontune.train.update._row_log_probs
+
+    def watched(taught: Learner, rows: Any, **named: Any) -> Any:
+        seen.append(len(rows))
+        return plain(taught, rows, **named)
+
+    monkeypatch.setattr(bontune.train.update, "_row_log_probs", watched)
+    for sampling, refers, alone in (
+        (VARIANTS[0], False, True),
+        (VARIANTS[0], True, False),
+        (VARIANTS[1], False, False),
+    ):
+        model = tiny_model()
+        groups = drawn(model, sampling)
+        kl = torch.full((len(groups), groups[0].size), 0.1, dtype=torch.float64) if refers else None
+        seen.clear()
+        update(
+            learner(model, sampling, reference=tiny_model() if refers else None),
+            groups,
+            some_weights(groups),
+            kl,
+        )
+        assert (len(seen) == 1) == alone
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "mistral", "qwen2", "qwen3"])
+def test_layers_that_are_computed_again_need_no_logits_either(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    groups = drawn(model)
+    weights = some_weights(groups)
+    expected = ascended(copy.deepcopy(model), groups, weights)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = bontune.train.update.without_dropout(model)
+    assert bontune.train.update.recomputes(model)
+    monkeypatch.setattr(bontune.train.update.chosen, "LOGITS", 100)
+    monkeypatch.setattr(bontune.train.update, "predictions", None)
+    assert_close(ascended(model, groups, weights), expected)

@@ -125,7 +125,8 @@ def _introduction(study: Study, results: Results, known: Mapping[str, Any]) -> s
             "one. ▲ above and ▼ below: the interval leaves out zero. ○: it does not. They are not corrected "
             "for the number "
             "of comparisons. A difference lies between minus the other's share and one minus it, and intervals are cut "
-            "off there. Where one reached beyond, or bases show differences of opposite sign, a mean says little: "
+            "off there. Where one reached beyond, where bases show differences of opposite sign, or every base shows one "
+            "and their mean does not, a mean says little: "
             '"by base" gives the difference on each, with its own interval.',
             "",
             "## What was run, and what was not",

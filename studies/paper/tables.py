@@ -45,8 +45,8 @@ def combine(shares: Sequence[np.ndarray], reference: Sequence[np.ndarray], bases
     """The mean over runs and prompts of shares minus those of the reference, each [P] for each run.
 
     A difference of shares lies between minus the reference's share and one minus it: the interval of `crossed_interval`
-    is cut off there. Where it reached beyond, or bases show differences of opposite sign, the bases are no sample that
-    Student's t describes, and `by_base` has each.
+    is cut off there. Where it reached beyond, or bases show differences of opposite sign, or every one shows a difference
+    and their mean does not, the bases are no sample that Student's t describes, and `by_base` has each.
     """
     other = np.array(reference)
     rows = np.array(shares) - other
@@ -58,8 +58,9 @@ def combine(shares: Sequence[np.ndarray], reference: Sequence[np.ndarray], bases
         return gap
     chosen = [[i for i, base in enumerate(bases) if base == name] for name in names]
     each = [_gap(rows[i], float(other[i].mean()), ["one"] * len(i))[0] for i in chosen]
-    opposed = {1, -1} <= {item.sign for item in each}
-    return replace(gap, by_base=tuple(each)) if beyond or opposed else gap
+    signs = {item.sign for item in each}
+    disagree = {1, -1} <= signs or (gap.sign == 0 and 0 not in signs)
+    return replace(gap, by_base=tuple(each)) if beyond or disagree else gap
 
 
 def _gap(rows: np.ndarray, reference: float, bases: Sequence[str]) -> tuple[Gap, bool]:

@@ -14,7 +14,7 @@ Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
 Model = Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a task in the package)")]
 
 # Named here, as asking the registry would load PyTorch for every line of help; a test holds the two together.
-STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote")
+STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
 OBJECTIVES = (
     "BoNRL", "BoNRLB", "BoNRLBP", "BoNSFT", "DCO", "GRPO", "LogPassAtN", "LogStrategyObjective", "MaxRL", "Mixture",
     "RLOO", "SFT", "STaR", "StrategyObjective",

@@ -93,7 +93,7 @@ def evaluate(
     )
     if strategy is not None:
         results["strategy"] = repr(strategy)
-    if len(samples) > 1 and min(item.sizes[0] for item in samples.values()) > 1:
+    if not graded and len(samples) > 1 and min(item.sizes[0] for item in samples.values()) > 1:
         results["meta"] = meta_strategy(samples, reference, seed=seed)
     results["cpu_seconds"] = round(time.process_time() - started, 1)
     write_json(output / "results.json", results)

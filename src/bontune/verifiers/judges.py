@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bontune.config import load_object
 from bontune.records import Prompt, Verdict
 from bontune.tasks import Countdown, Task
+from bontune.tasks.final import final_part
 from bontune.tasks.formats import parse_object, read_lines
 from bontune.tasks.jsonl import last_number
 from bontune.verifiers import CodeVerifier, MathVerifier
 from bontune.verifiers.code.written import READER, Case, Tried, read_cases, try_cases
 from bontune.verifiers.grading import Verify, judge_all
-from bontune.verifiers.math.compare import normal
-from bontune.verifiers.math.extract import final_answers
+from bontune.verifiers.math import written_answer
 
 CPU_SECONDS = (
     1.0  # of all calls that model-written tests make of a program: right ones take a few milliseconds
@@ -35,6 +37,7 @@ class Judge:
     item: makes of a prompt and a response what the verifier takes.
     """
 
+    overlaps: ClassVar[bool] = True  # it waits for processes, while responses can be drawn
     verifier: MathVerifier | CodeVerifier
     item: Callable[[Prompt, str], Mapping[str, Any]]
 
@@ -55,7 +58,8 @@ class Judge:
 def math_judge(task: Task) -> Judge:
     """Compares the final answer of a response with the prompt's.
 
-    Raises ValueError where a reference answer of the task cannot be used: that is a fault of the data.
+    Raises ValueError where a reference answer of the task cannot be used, which is a fault of the data, and RuntimeError,
+    with the worker's own words, where the verifier's workers do not work here.
     """
     verifier = MathVerifier(workers=_workers())
     prompts = [prompt for split in ("train", "tune", "test") for prompt in _prompts(task, split)]
@@ -63,7 +67,13 @@ def math_judge(task: Task) -> Judge:
     if missing:
         raise ValueError(f"the math verifier needs an answer for every prompt; {missing[0]!r} has none")
     verifier.check_references({prompt.id: prompt.answer or "" for prompt in prompts})
-    return Judge(verifier, lambda prompt, text: {"response": text, "reference": prompt.answer or ""})
+    verifier.prove()
+    return Judge(verifier, math_item)
+
+
+def math_item(prompt: Prompt, response: str) -> dict[str, str]:
+    """What `MathVerifier` takes."""
+    return {"response": response, "reference": prompt.answer or "", "prompt": prompt.text}
 
 
 def code_judge(task: Task) -> Judge:
@@ -110,6 +120,7 @@ class WrittenTests:
         self._tests, self._verifier = tests, verifier or CodeVerifier(_workers(), CPU_SECONDS)
         self._cases: dict[str, tuple[Case, ...]] = {}
         self._tried: dict[tuple[str, str], Tried] = {}
+        self.overlaps = True
         self.version = f"written-tests-{READER}; {self._verifier.version}"
 
     def __call__(self, prompt: Prompt, responses: Sequence[str]) -> list[float | None]:
@@ -193,6 +204,11 @@ class WithBehaviours:
         """Of the verifier, where it tells."""
         return getattr(self.verify, "version", None)
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether it may be asked while responses are drawn, as the tests may."""
+        return getattr(self.verify, "overlaps", False)
+
     def __call__(self, prompt: Prompt, response: str) -> Verdict:
         """One verdict."""
         return self.many(prompt, [response])[0]
@@ -229,18 +245,33 @@ Answers = Callable[[Prompt, str], str | None]
 
 
 def _number(prompt: Prompt, text: str) -> str | None:
-    found = last_number(text)
+    part = final_part(text, prompt=prompt.text)
+    found = None if part is None else last_number(part)
     return None if found is None else str(found)
 
 
-def _math(prompt: Prompt, text: str) -> str | None:
-    found = final_answers(text).answers
-    return normal(found[-1]) if found else None
+class _MathAnswers:
+    """Answers as the verdicts of `MathVerifier` name them; its worker starts where the first answer needs a parser.
+
+    Where math-verify is not installed, answers are named by text and arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._owner = threading.Lock(), 0  # servers ask from several threads
+        self._verifier: MathVerifier | None = None
+
+    def __call__(self, prompt: Prompt, text: str) -> str | None:
+        if find_spec("math_verify") is None:
+            return written_answer(text, prompt.text)
+        with self._lock:
+            if self._verifier is None or self._owner != os.getpid():
+                self._verifier, self._owner = MathVerifier(workers=1), os.getpid()
+            return self._verifier.answers([text], prompt.text)[0]
 
 
 ANSWERS: dict[str, Answers] = {
     "countdown": lambda prompt, text: Countdown().verify(prompt, text).answer,
-    "math": _math,
+    "math": _MathAnswers(),
     "number": _number,
 }
 

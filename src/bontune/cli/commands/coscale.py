@@ -26,10 +26,11 @@ from bontune.cli.commands.inputs import (
 from bontune.cli.commands.terminal import bar, progress, say_last, stages, warn_undecided
 from bontune.evaluate import SampleSet, read_samples
 from bontune.evaluate.coscaling import co_scale
-from bontune.evaluate.drawing import Draw, draw_samples
+from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.models.loading import policy_path
 from bontune.report import write_coscale
 from bontune.rollout.endpoint import is_endpoint
+from bontune.store import open_store
 
 
 def run(command: arguments.Coscale) -> None:
@@ -66,7 +67,7 @@ def _draw(command: arguments.Coscale, where: str) -> list[SampleSet]:
     prompts = prompts_of(task, command.split, command.prompts, command.seed)
     model, tokenizer, engine = load_engine(where)
     found = []
-    with progress() as bars:
+    with progress() as bars, open_store(command.output / STORE, write=True) as store:
         for temperature in command.temperature:
             draw = Draw(
                 name=model.fingerprint if is_endpoint(where) else where,
@@ -83,7 +84,7 @@ def _draw(command: arguments.Coscale, where: str) -> list[SampleSet]:
             )
             path = command.output / "samples" / f"t{temperature:g}.jsonl"
             title = f"drawing at temperature {temperature:g}"
-            warn_undecided(draw_samples(draw, path, bar(bars, title, total_of(draw))))
+            warn_undecided(draw_samples(draw, path, bar(bars, title, total_of(draw)), store))
             found.append(read_samples(path, skip_torn_tail=True))
     return found
 
