@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-LARGE = 0.2  # a mean |log ratio| that is named: weights of responses are then off by a fifth
+LARGE = 0.4  # a mean |log ratio| that is named; bfloat16 alone gives about 0.1 at 40 tokens and 0.2 at 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

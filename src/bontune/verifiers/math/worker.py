@@ -17,7 +17,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Serve until the input ends."""
+    """Load what parses, and serve until the input ends."""
     cpu_seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
     signal.signal(signal.SIGXCPU, signal.SIG_DFL)
     sys.path += [
@@ -63,6 +63,11 @@ def main() -> None:
             return {"equal": False, "reason": "the answer cannot be parsed"}
         return {"equal": bool(equal(gold, answer, job["tolerance"]))}
 
+    serve(reply, cpu_seconds, out)
+
+
+def serve(reply, cpu_seconds, out):
+    """Answer each line with one line, within the CPU time."""
     print(json.dumps({"ready": True}), file=out, flush=True)
     for line in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
