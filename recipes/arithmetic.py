@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bontune import cli
-from bontune.cli.arguments import Evaluate, Train, Verifier
+from bontune.cli.arguments import PROMPTS, Evaluate, Train, Verifier
 from bontune.objectives.registry import build_objective
 
 PROMPT = 200  # tokens of a prompt
@@ -94,7 +94,7 @@ def _teaching(command: Verifier, gpu: int) -> Needs:
     held = shape.parameters * 4 * (1 + 4)  # the policy; the verifier with gradients and moments
     drawing = _cache(shape, command.rows_per_batch, command.sampling.max_new_tokens)
     new = command.sampling.max_new_tokens
-    sampled = _drawing_seconds(command.prompts * command.group_size, command.rows_per_batch, new)
+    sampled = _drawing_seconds((command.prompts or PROMPTS) * command.group_size, command.rows_per_batch, new)
     tokens = fit.steps * fit.prompts_per_step * fit.responses_per_prompt
     tokens *= PROMPT + command.sampling.max_new_tokens
     taught = 6 * shape.parameters * tokens / (UTILISATION * PEAK[gpu] / 4)  # float32 is slower
@@ -103,7 +103,7 @@ def _teaching(command: Verifier, gpu: int) -> Needs:
 
 def _evaluating(command: Evaluate) -> Needs:
     shape = SHAPES[command.model[0].partition("=")[2]]
-    rows = len(command.model) * command.prompts * command.group_size
+    rows = len(command.model) * (command.prompts or PROMPTS) * command.group_size
     new = command.sampling.max_new_tokens
     held = 4 * shape.parameters + _cache(shape, command.rows_per_batch, new)  # float32, as published
     return Needs(held / 1e9, _drawing_seconds(rows, command.rows_per_batch, new) / 3600)

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import html
 import re
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-from latex2mathml.converter import convert
 
 _PARAGRAPH = re.compile(r"<p>((?:(?!</?p>).)*?)</p>", re.DOTALL)
 _FIELD = re.compile(r"(?:^|\n|(?<=\S)  )([a-z_][\w*]*(?:, (?:and )?[a-z_*][\w*]*)*):\s+", re.MULTILINE)
@@ -48,11 +45,12 @@ def field_list(text: str) -> str:
     if not starts:
         return f"<p>{text}</p>"
     before, parts, after = text[: starts[0].start()].strip(), [], ""
-    for this, following in pairwise([*starts, None]):
-        body = text[this.end() : following.start() if following else len(text)].strip()
-        if following is None and (end := _SENTENCE.search(body)):
-            body, after = body[: end.start() + 1], body[end.start() + 1 :].strip()
-        parts.append(f"<li><code>{this[1]}</code>: {body}</li>")
+    ends = [*(found.start() for found in starts[1:]), len(text)]
+    for found, end in zip(starts, ends, strict=True):
+        body = text[found.end() : end].strip()
+        if end == len(text) and (stop := _SENTENCE.search(body)):
+            body, after = body[: stop.start() + 1], body[stop.start() + 1 :].strip()
+        parts.append(f"<li><code>{found[1]}</code>: {body}</li>")
     paragraphs = [f"<p>{part}</p>" if part else "" for part in (before, after)]
     return f"{paragraphs[0]}<ul>{''.join(parts)}</ul>{paragraphs[1]}"
 
@@ -69,6 +67,8 @@ def _existing(items: list[Any], folder: Path) -> list[Any]:
 
 
 def _mathml(formula: str, display: str) -> str:
+    from latex2mathml.converter import convert  # pyright: ignore # an extra, which only the site needs
+
     plain = html.unescape(formula)
     plain = plain.replace(r"\blacksquare", "\u25a0")
     if tag := re.search(r"\\tag\{(.*?)\}", plain):

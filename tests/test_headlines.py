@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from bontune.report import write_report
 from bontune.report.page import headline
 from bontune.report.run import read_run
 
-Rows = list[tuple[str, list[float | None]]]
+Rows = Sequence[tuple[str, Sequence[float | None]]]
 
 
 def samples(path: Path, rows: Rows, **more: Any) -> Path:
@@ -48,7 +49,7 @@ def evaluated(
 
 def test_values_say_on_how_many_prompts_they_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Four easy prompts of 8 responses and four hard ones of 2: pass@8 is not of 8 prompts, nor are there 8 of each."""
-    rows: Rows = [(f"easy{i}", [1] * 8) for i in range(4)] + [(f"hard{i}", [0, 0]) for i in range(4)]
+    rows: Rows = [*((f"easy{i}", [1] * 8) for i in range(4)), *((f"hard{i}", [0, 0]) for i in range(4))]
     results, said, page = evaluated(tmp_path / "e", capsys, samples(tmp_path / "mixed.jsonl", rows))
     assert (results["responses_per_prompt"], results["fewest_responses"]) == (8, 2)
     out = " ".join(said)

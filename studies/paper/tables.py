@@ -15,6 +15,7 @@ from studies.paper.plan import BASE, Cell, Results, Study, TaskPlan, choose, swe
 from studies.paper.summary import per_prompt
 
 LEVEL = 0.95
+Rows = Sequence[np.ndarray] | np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +42,7 @@ class Gap:
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
-def combine(shares: Sequence[np.ndarray], reference: Sequence[np.ndarray], bases: Sequence[str]) -> Gap:
+def combine(shares: Rows, reference: Rows, bases: Sequence[str]) -> Gap:
     """The mean over runs and prompts of shares minus those of the reference, each [P] for each run.
 
     A difference of shares lies between minus the reference's share and one minus it: the interval of `crossed_interval`

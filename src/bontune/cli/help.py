@@ -63,10 +63,5 @@ def _options(kind: Any, prefix: str = "") -> Iterator[tuple[str, tuple[Any, Any]
             yield from _options(inner, f"{prefix}{own}." if own else prefix)
             continue
         name = f"{prefix}{own}"
-        shown = Annotated[hint, tyro.conf.arg(name=name, **_help(option))]
+        shown = Annotated[hint, tyro.conf.arg(name=name, help=option.metadata.get("help"))]
         yield name, (shown, dataclasses.field(default=option.default, metadata=option.metadata))
-
-
-def _help(option: dataclasses.Field[Any]) -> dict[str, str]:
-    text = option.metadata.get("help")
-    return {} if text is None else {"help": text}
