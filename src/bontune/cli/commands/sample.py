@@ -6,6 +6,7 @@ from bontune.cli import arguments
 from bontune.cli.commands.inputs import check_folder, draws, total_of, write_config
 from bontune.cli.commands.terminal import bar, progress, say, warn_undecided
 from bontune.evaluate.drawing import STORE, draw_samples
+from bontune.report.run import undecided
 from bontune.store import open_store
 
 
@@ -19,4 +20,5 @@ def run(command: arguments.Sample) -> None:
         reasons = draw_samples(draw, path, advance, store)
     write_config(command.output, command)
     warn_undecided(reasons)
-    say(f"samples: {path}   measure them: bontune evaluate --samples {path}")
+    counts = {command.model: {"undecided": sum(reasons.values()), "responses": total_of(draw)}}
+    say(" ".join([f"samples: {path}   measure them: bontune evaluate --samples {path}", *undecided(counts)]))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 
 from bontune.cli import arguments
-from bontune.cli.commands.inputs import check_folder, load_source, prompts_of, write_config
+from bontune.cli.commands.inputs import check_folder, load_source, prompts_of, say_divided, write_config
 from bontune.cli.commands.terminal import bar, progress, say, show
 from bontune.evaluate import SampleGroup, SampleSet, write_json
 from bontune.evaluate.policies import evaluate
@@ -24,6 +24,7 @@ def run(command: arguments.Verifier) -> None:
         raise ValueError("--model: a verifier is taught on a policy that is loaded here, not behind a server")
     task, verify, _ = load_source(command.source)
     check_folder(command.output, command)
+    say_divided(task)
     model, tokenizer = load_policy(command.model)
     lesson = Lesson(
         model=model,
