@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import check_folder, draws, total_of, write_config
+from bontune.cli.commands.prompting import warn_cut
 from bontune.cli.commands.terminal import bar, progress, say, warn_undecided
 from bontune.evaluate.drawing import STORE, draw_samples
 from bontune.store import open_store
@@ -17,6 +20,7 @@ def run(command: arguments.Sample) -> None:
     with progress() as bars, open_store(command.output / STORE, write=True) as store:
         advance = bar(bars, f"drawing from {command.model}", total_of(draw))
         reasons = draw_samples(draw, path, advance, store)
-    write_config(command.output, command)
+    write_config(command.output, replace(command, sampling=draw.sampling, prompting=draw.prompting))
     warn_undecided(reasons)
     say(f"samples: {path}   measure them: bontune evaluate --samples {path}")
+    warn_cut(draw.engine.share, draw.sampling.max_new_tokens)
