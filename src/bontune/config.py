@@ -30,6 +30,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 32
+    """Tokens of a response at most. 0: what the model's context leaves after the longest prompt, at most 512; 32 for the
+    models in the package and what is compared with them; as many as it was trained with for the model of a run."""
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -52,7 +54,7 @@ class Prompting:
     chat: Literal["auto", "on", "off"] = "auto"
     """Whether the tokenizer's chat template is put around the prompt; auto: where it has one."""
     system: str | None = None
-    """Begins each conversation, where the task's own has no system message. Needs a chat template."""
+    """The system message of each conversation that has none of its own. Needs a chat template."""
     prompt_template: str | None = None
     """What the prompt, or the last message of the user, is put into, e.g. "Question: {prompt}\\nAnswer:"."""
     template_args: tuple[str, ...] = ()

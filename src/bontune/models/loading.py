@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext, redirect_stderr
 from importlib.resources import files
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -49,14 +51,15 @@ def load_policy(
             f"saved as {', '.join(config.architectures or ['nothing in particular'])}"
         )
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
-            folder,
-            **({} if gguf else {"config": config}),
-            **gguf,
-            dtype=dtype or "auto",
-            output_loading_info=True,
-            **({} if quantization is None else {"quantization_config": quantization}),
-        )
+        with redirect_stderr(StringIO()) if gguf else nullcontext():  # bars of tensors that are de-quantised
+            model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
+                folder,
+                **({} if gguf else {"config": config}),
+                **gguf,
+                dtype=dtype or "auto",
+                output_loading_info=True,
+                **({} if quantization is None else {"quantization_config": quantization}),
+            )
     except Exception as fault:  # as above
         raise ValueError(
             f"model {str(name)!r}: the model could not be loaded: {_first_line(fault)}"

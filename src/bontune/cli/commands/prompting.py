@@ -49,6 +49,7 @@ def settle(
     output: a folder that a run of bontune 0.1 began goes on as it began.
     Raises ValueError where prompts, settings and model do not go together, before anything is drawn.
     """
+    sampling = replace(sampling, stop=tuple(map(_unescaped, sampling.stop)))
     sampling, prompting = _inherited(where, sampling, unescaped(prompting), output)
     if isinstance(model, Endpoint):
         model = with_prompting(model, prompting)
@@ -81,7 +82,11 @@ def _inherited(
         kept = trained_sampling(settings), trained_prompting(settings)
     else:
         return sampling, prompting
-    sampling = replace(sampling, max_new_tokens=sampling.max_new_tokens or kept[0].max_new_tokens)
+    sampling = replace(
+        sampling,
+        max_new_tokens=sampling.max_new_tokens or kept[0].max_new_tokens,
+        stop=sampling.stop or kept[0].stop,
+    )
     return sampling, kept[1] if prompting == Prompting() else prompting
 
 
@@ -97,12 +102,11 @@ def began_before_prompting(output: Path) -> bool:
 def unescaped(prompting: Prompting) -> Prompting:
     """The settings with line breaks and tabs where a shell passes on \\n and \\t as they are written."""
     texts = {name: getattr(prompting, name) for name in ("system", "prompt_template", "reply_start")}
-    made = {
-        name: text.replace("\\n", "\n").replace("\\t", "\t")
-        for name, text in texts.items()
-        if text is not None
-    }
-    return replace(prompting, **made)
+    return replace(prompting, **{name: _unescaped(text) for name, text in texts.items() if text is not None})
+
+
+def _unescaped(text: str) -> str:
+    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def given(prompting: Prompting) -> Prompting | None:
@@ -146,7 +150,8 @@ def as_options(sampling: Sampling, prompting: Prompting) -> str:
 
 
 def _words(value: Any) -> str:
-    return shlex.join(map(str, value)) if isinstance(value, tuple) else shlex.quote(str(value))
+    words = map(str, value if isinstance(value, tuple) else (value,))
+    return shlex.join(word.replace("\n", "\\n").replace("\t", "\\t") for word in words)
 
 
 class Counting:
