@@ -843,6 +843,10 @@ def test_the_template_of_the_tokenizer_is_used_unless_told_otherwise(run: Run, c
     assert "was drawn with prompting" in refused
     assert run("sample", "--config", "b/config.json", "--output", "c").status == 0
     assert Path("c/samples.jsonl").read_text() == kept
+    Path("off.yaml").write_text("chat: off\nsampling: {max-new-tokens: 4}\n")  # which YAML reads as false
+    few = [*ASKED, "--config", "off.yaml"]
+    run("sample", "--model", "talker", *few, "--output", "d")
+    assert Path("d/samples.jsonl").read_text() == kept
 
 
 def test_a_run_of_0_1_goes_on_as_it_began(run: Run, chatty: Path) -> None:

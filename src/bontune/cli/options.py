@@ -93,6 +93,8 @@ def _flat(options: Mapping[str, Any], kind: Any, prefix: str = "") -> Iterator[t
 
 
 def _words(option: str, value: Any, hint: Any) -> list[str]:
+    if option == "--chat" and isinstance(value, bool):  # YAML reads on and off as true and false
+        value = "on" if value else "off"
     if isinstance(value, bool):
         return [option if value else option.replace("--", "--no-", 1)]
     if isinstance(value, list | tuple):

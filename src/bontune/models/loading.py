@@ -50,17 +50,24 @@ def load_policy(
             f"model {str(name)!r} is not a causal language model but of type {config.model_type!r}, "
             f"saved as {', '.join(config.architectures or ['nothing in particular'])}"
         )
+    how = {} if quantization is None else {"quantization_config": quantization}
+    model = _weights_of(name, folder, gguf or {"config": config}, dtype=dtype or "auto", **how)
+    if dtype is None and model.dtype in (torch.float16, torch.bfloat16):
+        model = model.float() if not torch.cuda.is_available() else model
+    if quantization is None:  # otherwise it is where it must be
+        model = model.to(torch.device(device or own_device()))  # pyright: ignore
+    return model.eval(), tokenizer
+
+
+def _weights_of(name: str | Path, folder: str, named: dict[str, Any], **how: Any) -> Any:
+    """The causal language model of a folder, or of the GGUF file in it that `named` names, with all of its weights."""
+    gguf = "gguf_file" in named
     try:
         with redirect_stderr(StringIO()) if gguf else nullcontext():  # bars of tensors that are de-quantised
             model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
-                folder,
-                **({} if gguf else {"config": config}),
-                **gguf,
-                dtype=dtype or "auto",
-                output_loading_info=True,
-                **({} if quantization is None else {"quantization_config": quantization}),
+                folder, **named, **how, output_loading_info=True
             )
-    except Exception as fault:  # as above
+    except Exception as fault:  # transformers raises many kinds
         raise ValueError(
             f"model {str(name)!r}: the model could not be loaded: {_first_line(fault)}"
         ) from fault
@@ -70,16 +77,12 @@ def load_policy(
             f"model {str(name)!r} lacks {len(missing)} of the weights of a causal language model, such as {missing[0]!r}"
         )
     if gguf:
-        _forget_quantization(model)
-    if dtype is None and model.dtype in (torch.float16, torch.bfloat16):
-        model = model.float() if not torch.cuda.is_available() else model
-    if quantization is None:  # otherwise it is where it must be
-        model = model.to(torch.device(device or own_device()))  # pyright: ignore
-    return model.eval(), tokenizer
+        forget_quantization(model)
+    return model
 
 
-def _forget_quantization(model: Any) -> None:
-    """The weights of a GGUF file are plain numbers now, and must be saved as such."""
+def forget_quantization(model: Any) -> None:
+    """The weights of a GGUF file are plain numbers once they are loaded, and must be saved as such."""
     for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
         if hasattr(owner, name):
             delattr(owner, name)

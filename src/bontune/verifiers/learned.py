@@ -23,7 +23,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_
 from bontune.config import PLAIN, FitConfig, Prompting
 from bontune.models.attention import pack, shared_attention, supported
 from bontune.models.inputs import cache_argument
-from bontune.models.loading import own_device
+from bontune.models.loading import forget_quantization, gguf_of, own_device
 from bontune.models.prompting import conversation, end_of_reply, in_force, shown, token_ids
 from bontune.records import Graded, Prompt
 
@@ -167,10 +167,15 @@ def scorer_from(name: str | Path, *, seed: int = 0, prompting: Prompting = PLAIN
 
     prompting: of the policy whose responses it scores. A body without a chat template reads the text without it.
     """
+    folder, gguf = gguf_of(str(name))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, **gguf, num_labels=1, dtype=torch.float32
+        )
+    if gguf:
+        forget_quantization(model)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **gguf)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = _first_known(tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     with torch.no_grad():

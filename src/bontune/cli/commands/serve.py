@@ -26,7 +26,8 @@ def run(command: arguments.Serve) -> None:
     where = command.run or Path(urlsplit(command.backend or "").fragment or command.backend or "")
     name = command.name or where.resolve().name
     app = make_app(Service(server=server, name=name, limits=command.limits, key=key, hosts=hosts))
-    say_served(server)
+    if command.run is not None:
+        say_served(server)
     warn_blind(server)
     with bind(command.host, command.port) as place:
         host = f"[{command.host}]" if ":" in command.host else command.host
