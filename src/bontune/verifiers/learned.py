@@ -120,7 +120,7 @@ class LearnedVerifier:
                 "train one with `bontune verifier`"
             )
         path = Path(name) / SETTINGS
-        known = {"chat": tokenizer.chat_template is not None}
+        known: dict[str, Any] = {"chat": tokenizer.chat_template is not None}
         if path.exists():
             known = json.loads(path.read_text())
         if "prompting" in known:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import check_folder, draws, load_source, named, total_of, write_config
-from bontune.cli.commands.prompting import warn_cut
+from bontune.cli.commands.prompting import warn_cut_of
 from bontune.cli.commands.terminal import bar, progress, say, show, stages, warn_undecided
 from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
@@ -54,7 +54,7 @@ def run(command: arguments.Evaluate) -> None:
     show(results, command.output)
     _show_other_curves(results)
     for name, draw in drawn.items():
-        warn_cut(draw.engine.share, draw.sampling.max_new_tokens, name)
+        warn_cut_of(draw, name)
 
 
 def _in_force(drawn: dict[str, Draw]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from bontune.cli.commands.terminal import say
 from bontune.config import PLAIN, Prompting, Sampling
+from bontune.evaluate.drawing import Draw
 from bontune.models.loading import PACKAGED
 from bontune.models.prompting import (
     NEW_TOKENS,
@@ -186,6 +187,12 @@ def warn_cut(share: float, limit: int, who: str = "") -> None:
             f"{who and f'{who}: '}{100 * share:.0f} % of the responses were cut at {limit} new tokens: "
             "raise --sampling.max-new-tokens, or name what ends them as --sampling.stop"
         )
+
+
+def warn_cut_of(draw: Draw, who: str = "") -> None:
+    """The same of what was drawn by a `Counting`."""
+    if isinstance(draw.engine, Counting):
+        warn_cut(draw.engine.share, draw.sampling.max_new_tokens, who)
 
 
 def cut_share(groups: Iterable[Group]) -> float:

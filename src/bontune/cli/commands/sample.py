@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import check_folder, draws, total_of, write_config
-from bontune.cli.commands.prompting import warn_cut
+from bontune.cli.commands.prompting import warn_cut_of
 from bontune.cli.commands.terminal import bar, progress, say, warn_undecided
 from bontune.evaluate.drawing import STORE, draw_samples
 from bontune.store import open_store
@@ -23,4 +23,4 @@ def run(command: arguments.Sample) -> None:
     write_config(command.output, replace(command, sampling=draw.sampling, prompting=draw.prompting))
     warn_undecided(reasons)
     say(f"samples: {path}   measure them: bontune evaluate --samples {path}")
-    warn_cut(draw.engine.share, draw.sampling.max_new_tokens)
+    warn_cut_of(draw)
