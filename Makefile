@@ -93,9 +93,9 @@ bench: setup
 		OMP_NUM_THREADS=1 $(BIN)/python benchmarks/$$name.py --output docs/performance.md || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/peers.py
 
-# The table of a CUDA device; without one it runs on the CPU with a tiny model and says so.
+# The table of a CUDA device, in ten minutes at most; without one it runs on the CPU with a tiny model and says so.
 bench-gpu: setup
-	$(BIN)/python benchmarks/gpu.py --output docs/performance.md
+	$(BIN)/python benchmarks/gpu.py --seconds 600 --output runs/bench-gpu --page docs/performance.md
 
 # The documentation site, in build/site; a warning or a broken link fails. Its tools come with the first build.
 docs: setup .venv/docs-installed

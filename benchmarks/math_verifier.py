@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from bontune.verifiers import MathVerifier
-from bontune.verifiers.math.compare import for_parser, normal
+from bontune.verifiers.math.compare import for_parser
+from bontune.verifiers.math.normal import normal
 
 BEGIN, END = "<!-- math:begin -->", "<!-- math:end -->"
 

@@ -21,7 +21,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "models": ("config", "records"),
     "rollout": ("config", "records", "models"),
     "verifiers": ("config", "records", "models", "tasks"),
-    "store": ("config", "records", "verifiers"),
+    "store": ("config", "records", "models", "verifiers"),
     # -> update -> evaluate -> report
     "evaluate": ("config", "records", "strategies", "tasks", "models", "rollout", "verifiers", "store"),
     "train": (
@@ -32,7 +32,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "serve": ("config", "records", "strategies", "objectives", "models", "rollout", "verifiers", "evaluate"),
     "integrations": ("config", "records", "strategies", "objectives"),
     "demo": (
-        "config", "records", "strategies", "objectives", "tasks", "models", "verifiers", "evaluate", "train",
+        "config", "records", "strategies", "objectives", "tasks", "models", "verifiers", "store", "evaluate", "train",
         "report", "serve",
     ),
     "cli": (

@@ -19,7 +19,7 @@ import zipfile
 from pathlib import Path
 
 IN_WHEEL = (
-    *("bontune/py.typed", "bontune/cli.py"),
+    *("bontune/py.typed", "bontune/cli/entry.py"),
     *(f"bontune/demo/assets/{name}-base/model.safetensors" for name in ("countdown", "programs")),
 )
 IN_SDIST = (

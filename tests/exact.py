@@ -92,6 +92,63 @@ def worst_score(items: Sequence[Item]) -> Fraction:
     return min(items, key=lambda i: i.score).reward
 
 
+# Strategies that draw one by one, by definition: along one order, then over all orders of a set.
+
+GoesOn = Callable[[Sequence[Item], int], bool]
+"""(the responses so far, the budget) -> whether a further one is drawn, where the budget allows it."""
+
+
+def until_accepted(accept: float) -> GoesOn:
+    return lambda seen, budget: all(i.score < accept for i in seen)
+
+
+def until_settled(
+    strength: Callable[[Sequence[Item]], Fraction] = lambda members: Fraction(len(members)),
+    score_limit: int = 1,
+) -> GoesOn:
+    """A vote is settled if its winners are the same whatever comes: seen answers, new ones, abstentions, any score."""
+
+    @cache
+    def is_open(seen: tuple[tuple[int, Fraction], ...], left: int) -> bool:
+        names = sorted({answer for answer, _ in seen if answer >= 0} | {98, 99, -1})
+        to_come = [item(0, score, answer) for answer in names for score in (0, score_limit)]
+        cast = [item(0, str(score), answer) for answer, score in seen]
+        rests = itertools.combinations_with_replacement(to_come, left)
+        return len({frozenset(_winners([*cast, *rest], strength)) for rest in rests}) > 1
+
+    return lambda seen, budget: is_open(tuple(sorted((i.answer, i.score) for i in seen)), budget - len(seen))
+
+
+def _winners(items: Sequence[Item], strength: Callable[[Sequence[Item]], Fraction]) -> set[int]:
+    found = {i.answer: strength([j for j in items if j.answer == i.answer]) for i in items if i.answer >= 0}
+    return {answer for answer, total in found.items() if total == max(found.values())}
+
+
+def drawn_of(goes_on: GoesOn, items: Sequence[Item]) -> int:
+    """How many of these responses are drawn, in this order."""
+    return next(t for t in range(1, len(items) + 1) if t == len(items) or not goes_on(items[:t], len(items)))
+
+
+def mean_draws(goes_on: GoesOn) -> Rule:
+    """D(S): the mean over all orders of a set."""
+    return lambda items: mean([Fraction(drawn_of(goes_on, order)) for order in itertools.permutations(items)])
+
+
+def first_accepted(accept: float, rule: Rule) -> Rule:
+    """V(S): the mean over all orders of the reward of the first accepted response, else what the rule makes of all."""
+
+    def served(order: Sequence[Item]) -> Fraction:
+        accepted = [i.reward for i in order if i.score >= accept]
+        return accepted[0] if accepted else rule(order)
+
+    return lambda items: mean([served(order) for order in itertools.permutations(items)])
+
+
+def open_after(goes_on: GoesOn, budget: int) -> Rule:
+    """1 where drawing goes on after these responses, of a strategy with this budget; for rules blind to order."""
+    return lambda items: Fraction(goes_on(items, budget))
+
+
 # One group: averages over its subsets.
 
 

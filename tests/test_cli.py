@@ -518,11 +518,18 @@ def test_train_on_a_users_task_and_verifier(run: Run, mine: None) -> None:
     assert {path.name for path in Path("e/samples").glob("*.jsonl")} == {"base.jsonl", "tuned.jsonl"}
 
 
-@pytest.mark.parametrize("objective", ["mine_for_cli:ones", "SFT", "GRPO", "MajorityVote(budget=3)"])
+SEQUENTIAL = "Sequential(BestOfN(budget=3), accept=1.0, price=0.01)"
+
+
+@pytest.mark.parametrize(
+    "objective", ["mine_for_cli:ones", "SFT", "GRPO", "MajorityVote(budget=3)", SEQUENTIAL]
+)
 def test_train_on_other_kinds_of_objectives(objective: str, run: Run, mine: None) -> None:
     more = ["--updates-per-rollout", "2", "--off-policy", "clipped", "--kl.start", "1", "--kl.end", "0.1"]
     run("train", "--task", "sums.jsonl", *TINY, *more, "--objective", objective, "--output", "t")
     assert len(rows_of("t/metrics.jsonl")) == 2
+    if objective == SEQUENTIAL:
+        assert json.loads(Path("t/served.json").read_text())["strategy"] == SEQUENTIAL
 
 
 def test_evaluate_one_file_and_two(run: Run) -> None:

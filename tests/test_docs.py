@@ -256,10 +256,15 @@ def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
     assert figures <= {path.name for path in (DOCS / "reproduction").glob("*.svg")}
 
 
-def test_claims_of_the_readme_are_those_of_the_study() -> None:
-    """Numbers with an interval in the README stand in the study as they are."""
+@pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
+def test_claims_are_those_of_the_study(page: str) -> None:
+    """Numbers with an interval stand in the study as they are."""
     study = (DOCS / "reproduction.md").read_text()
-    claims = re.findall(r"[▲▼○] [+−]\d+\.\d \[[+−]\d+\.\d, [+−]\d+\.\d\]", (ROOT / "README.md").read_text())
+    claims = re.findall(r"[▲▼○] [+−]\d+\.\d \[[+−]\d+\.\d, [+−]\d+\.\d\]", (ROOT / page).read_text())
     assert claims
     for claim in claims:
         assert claim in study, claim
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 110

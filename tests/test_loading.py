@@ -255,7 +255,8 @@ def test_dtype_is_that_of_the_weights(folder: Path) -> None:
     assert kinds == {False: torch.bfloat16, True: torch.float32}
     groups = drawn(model)
     ratios = log_probs(learner(model), groups) - torch.stack([g.log_probs.double().sum(-1) for g in groups])
-    assert float(ratios.abs().max()) < 0.1
+    assert float(ratios.abs().mean()) < 0.05  # both round, in another order
+    assert float(ratios.abs().max()) < 0.3
 
 
 # The command, in one process and in two.

@@ -13,7 +13,7 @@ import torch
 
 from bontune.cli.commands.terminal import warn_undecided
 from bontune.evaluate import drawing, read_samples
-from bontune.evaluate.drawing import Draw, draw_samples, fingerprint
+from bontune.evaluate.drawing import Draw, draw_samples, weights_0_1, weights_of
 from bontune.evaluate.policies import evaluate
 from bontune.evaluate.reading import read_any
 from bontune.models.loading import load_policy
@@ -125,7 +125,7 @@ def test_a_file_drawn_or_judged_otherwise_is_refused(change: dict, said: str, tm
 
 def test_a_model_trained_further_is_another_one(tmp_path: Path) -> None:
     model, _ = load_policy("countdown-base")
-    assert fingerprint(model) == fingerprint(policy()[0])
+    assert weights_0_1(model) == weights_0_1(policy()[0])
     path = tmp_path / "s.jsonl"
     draw_samples(draw_of(1, 2, model=model), path)
     with torch.no_grad():
@@ -133,6 +133,32 @@ def test_a_model_trained_further_is_another_one(tmp_path: Path) -> None:
             parameter.mul_(1 + 1e-4)
     with pytest.raises(ValueError, match="was drawn with weights"):
         draw_samples(draw_of(1, 2, model=model), path)
+
+
+def test_a_file_of_0_1_is_topped_up_by_the_same_policy_alone(tmp_path: Path) -> None:
+    """It tells the weights by another hash than files do now."""
+    model, _ = load_policy("countdown-base")
+    path, whole = tmp_path / "s.jsonl", tmp_path / "whole.jsonl"
+    draw_samples(draw_of(1, 4, model=model), whole)
+    draw_samples(draw_of(1, 2, model=model), path)
+    beside = path.with_suffix(".json")
+    beside.write_text(json.dumps(json.loads(beside.read_text()) | {"weights": weights_0_1(model)}))
+    draw_samples(draw_of(1, 4, model=model), path)
+    assert [g.responses for g in read_samples(path).groups] == [
+        g.responses for g in read_samples(whole).groups
+    ]
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1
+    with pytest.raises(ValueError, match="was drawn with weights"):
+        draw_samples(draw_of(1, 6, model=model), path)
+
+
+def test_one_bit_of_a_model_makes_it_another_one(tmp_path: Path) -> None:
+    model, tokenizer = load_policy("countdown-base")
+    before = weights_of(model, tokenizer)
+    with torch.no_grad():
+        next(model.parameters())[5, 7] *= -1
+    assert weights_of(model, tokenizer) != before
 
 
 def test_a_samples_file_from_elsewhere_is_not_topped_up(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ alone are still unbiased (responses are exchangeable), and only the comparison g
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import cache
 
 import pytest
 import torch
@@ -17,16 +20,22 @@ from exact import (
     BEHAVIOUR,
     POLICIES,
     Baseline,
+    Item,
     Subsets,
     best_of_n,
     check_gradient,
     check_groups,
     check_value,
+    first_accepted,
+    mean,
+    mean_draws,
     random_group,
+    until_accepted,
+    until_settled,
 )
 from torch import Tensor
 
-from bontune import BestOfN, Scored
+from bontune import BestOfN, MajorityVote, Scored, Sequential
 
 SIZES = [(4, 2), (4, 3)]
 GROUPS = [random_group(seed, 6) for seed in range(8)]
@@ -321,3 +330,189 @@ def test_broken_off_policy_weights_are_rejected(estimator: Callable) -> None:
     )
     with pytest.raises(AssertionError, match="expected gradient"):
         check_gradient(estimator, policy, 4, 2, best_of_n, behaviour)
+
+
+# Stopping at the first accepted response: value less price times draws, order by order.
+
+ACCEPT, PRICE = 1.0, 0.25  # some scores tie with it
+
+
+def _stopped(rewards: Sequence[float], scores: Sequence[float], fault: str) -> float:
+    """What the responses in this order come to."""
+    accepted = [i for i, s in enumerate(scores) if (s > ACCEPT if fault == "accept strict" else s >= ACCEPT)]
+    ends = accepted[0] if accepted else len(scores) - 1
+    best = [i for i, s in enumerate(scores) if s == max(scores)]
+    served = [ends] if accepted else best
+    if fault == "order ignored":
+        served = best
+    elif fault == "the last of them served":
+        served = [ends]
+    drawn = ends if fault == "off by one draw" else ends + 1
+    if fault == "all of them drawn":
+        drawn = len(scores)
+    elif fault == "one more where none is accepted":
+        drawn += not accepted
+    cost = -PRICE * drawn if fault == "the price's sign" else PRICE * drawn
+    return sum(rewards[i] for i in served) / len(served) - cost
+
+
+def _net(rewards: Sequence[float], scores: Sequence[float], budget: int, fault: str) -> list[float]:
+    orders = list(itertools.permutations(range(len(scores)), budget))
+    orders = orders[:1] if fault == "the first order only" else orders
+    each = (_stopped([rewards[i] for i in o], [scores[i] for i in o], fault) for o in orders)
+    return [sum(each) / len(orders)]
+
+
+def _broken_net(fault: str) -> Callable:
+    return lambda budget: lambda g: _rows(_net, g, budget, fault).squeeze(-1)
+
+
+def _real_net(budget: int) -> Callable:
+    return Sequential(BestOfN(budget), accept=ACCEPT, price=PRICE).net_value
+
+
+def _net_rule(items: Sequence) -> Fraction:
+    return first_accepted(ACCEPT, best_of_n)(items) - Fraction(PRICE) * mean_draws(until_accepted(ACCEPT))(
+        items
+    )
+
+
+NET_GROUPS = [
+    [Item(i.reward, i.score + Fraction(1, 4), i.answer) for i in random_group(seed, 5, levels=5)]
+    for seed in range(6)
+]
+NET_SUBSETS = [Subsets(group, _net_rule) for group in NET_GROUPS]
+NET_FAULTS = {  # fault: whether the expectation shows it
+    "accept strict": True,
+    "order ignored": True,
+    "the last of them served": True,
+    "off by one draw": True,
+    "all of them drawn": True,
+    "one more where none is accepted": True,
+    "the price's sign": True,
+    "the first order only": False,
+}
+
+
+def _check_net_by_group(make: Callable) -> None:
+    for budget in (2, 4):
+        check_groups(make(budget), NET_GROUPS, [[s.value(budget)] for s in NET_SUBSETS])
+
+
+def _check_net_by_expectation(make: Callable) -> None:
+    for policy in POLICIES.values():
+        check_value(make(3), policy, 4, 3, _net_rule)
+
+
+def test_the_checks_accept_sequences_that_stop_rightly() -> None:
+    for make in (_broken_net(""), _real_net):
+        _check_net_by_group(make)
+        _check_net_by_expectation(make)
+
+
+@pytest.mark.parametrize("fault", list(NET_FAULTS))
+def test_sequences_that_stop_wrongly_are_rejected(fault: str) -> None:
+    if (
+        fault != "the last accepted served"
+    ):  # the same even group by group: only the draws are spent otherwise
+        with pytest.raises(AssertionError, match="differs by"):
+            _check_net_by_group(_broken_net(fault))
+    if NET_FAULTS[fault]:
+        with pytest.raises(AssertionError, match="expected value"):
+            _check_net_by_expectation(_broken_net(fault))
+    else:
+        _check_net_by_expectation(_broken_net(fault))
+
+
+VOTE_GROUPS = [random_group(seed, 5) for seed in range(4)]
+VOTE_FAULTS = [
+    "a tie counts as settled",
+    "only the seen answers can win",
+    "abstentions count",
+    "half of N is enough",
+]
+
+
+def _vote_draws(answers: Sequence[int], fault: str) -> int:
+    """How many responses of a vote are drawn, in this order."""
+    budget = len(answers)
+    for t in range(1, budget):
+        cast = [a for a in answers[:t] if a >= 0 or fault == "abstentions count"]
+        votes = sorted([cast.count(a) for a in set(cast)] + [0, 0])
+        lead, left = votes[-1] - votes[-2], budget - t
+        settled = lead > left
+        if fault == "a tie counts as settled":
+            settled = lead >= left
+        elif fault == "only the seen answers can win" and len(set(cast)) == 1:
+            settled = True
+        elif fault == "half of N is enough":
+            settled = 2 * votes[-1] >= budget
+        if settled:
+            return t
+    return budget
+
+
+def _broken_vote(fault: str) -> Callable:
+    def draws(budget: int, group: Scored) -> Tensor:
+        assert group.answers is not None
+        orders = list(itertools.permutations(range(group.group_size), budget))
+        each = [[_vote_draws([row[i] for i in o], fault) for o in orders] for row in group.answers.tolist()]
+        return torch.tensor(each, dtype=torch.float64).mean(-1)
+
+    return lambda budget: lambda g: draws(budget, g)
+
+
+@cache
+def _exact_vote(budget: int) -> list[list[Fraction]]:
+    drawn = mean_draws(until_settled())
+    return [[mean([drawn(s) for s in itertools.combinations(group, budget)])] for group in VOTE_GROUPS]
+
+
+def _check_vote(make: Callable) -> None:
+    for budget in (3, 4):
+        check_groups(make(budget), VOTE_GROUPS, _exact_vote(budget))
+
+
+def test_the_checks_accept_votes_that_stop_rightly() -> None:
+    for make in (_broken_vote(""), lambda budget: Sequential(MajorityVote(budget)).draws):
+        _check_vote(make)
+
+
+@pytest.mark.parametrize("fault", VOTE_FAULTS)
+def test_votes_that_stop_wrongly_are_rejected(fault: str) -> None:
+    with pytest.raises(AssertionError, match="differs by"):
+        _check_vote(_broken_vote(fault))
+
+
+def _priced(fault: str, baseline: Baseline) -> Callable:
+    """Weights put together from right parts in a wrong way."""
+    right, later = Sequential(BestOfN(3), accept=ACCEPT), Sequential(BestOfN(4), accept=ACCEPT)
+    strict = Sequential(BestOfN(3), accept=math.nextafter(ACCEPT, math.inf))
+
+    def weigh(group: Scored) -> Tensor:
+        of_value = right.weights(group, baseline)
+        of_draws = of_value - right.weights(group, baseline, price=1.0)
+        if fault == "the price's sign":
+            return of_value + PRICE * of_draws
+        if fault == "no price":
+            return of_value
+        if fault == "off by one draw":
+            return of_value - PRICE * (later.weights(group, "none") - later.weights(group, "none", price=1.0))
+        if fault == "order ignored":
+            return BestOfN(3).weights(group, baseline) - PRICE * of_draws
+        if fault == "accept strict":
+            return strict.weights(group, baseline, price=PRICE)
+        return of_value - PRICE * of_draws
+
+    return weigh
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize(
+    "fault", ["the price's sign", "no price", "off by one draw", "order ignored", "accept strict"]
+)
+def test_broken_weights_of_sequences_are_rejected(fault: str, baseline: Baseline) -> None:
+    policy = POLICIES["binary, ties, misleading"]
+    check_gradient(_priced("", baseline), policy, 4, 3, _net_rule)
+    with pytest.raises(AssertionError, match="expected gradient"):
+        check_gradient(_priced(fault, baseline), policy, 4, 3, _net_rule)

@@ -33,7 +33,7 @@ from exact import (
 )
 from torch import Tensor
 
-from bontune import BestOfN, BetaPrior, MajorityVote, PassAtK, Scored, objectives
+from bontune import BestOfN, BetaPrior, MajorityVote, PassAtK, Scored, Sequential, objectives
 
 pytestmark = pytest.mark.filterwarnings("ignore:the variational tilt understates best-of-N")
 
@@ -343,6 +343,24 @@ def test_log_strategy_objective_divides_by_the_value() -> None:
     centred = objectives.LogStrategyObjective(PassAtK(3), baseline="centred")(group)
     _close(centred, PassAtK(3).weights(group, "centred") / value)
     assert bool((objectives.LogStrategyObjective(PassAtK(3))(hopeless) == 0).all())
+
+
+def test_a_price_is_part_of_the_objective_and_of_its_logarithm() -> None:
+    """With the price of draws, groups not worth their draws have no logarithm, and no weight."""
+    group = stack([random_group(seed, 6, binary=True) for seed in range(6)])
+    strategy = Sequential(PassAtK(3), price=0.125)
+    weights = objectives.StrategyObjective(strategy)(group)
+    _close(weights, strategy.weights(group, price=0.125))
+    left = (strategy.value(group) - 0.125 * strategy.draws(group)).unsqueeze(-1)
+    assert bool((left > 0).all())
+    _close(objectives.LogStrategyObjective(strategy)(group), weights / left)
+    dear = objectives.LogStrategyObjective(Sequential(PassAtK(3), price=2.0))(group)
+    assert bool((dear == 0).all())
+
+
+def test_a_prior_does_not_extrapolate_draws() -> None:
+    with pytest.raises(ValueError, match=r"prior.*Sequential"):
+        objectives.StrategyObjective(Sequential(PassAtK(32)), prior=BetaPrior(1.0, 1.0))
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -11,10 +11,10 @@ import torch
 
 from bontune import objectives
 from bontune.config import load_object
-from bontune.objectives import GRPO, RLOO, LogPassAtN, Mixture, StrategyObjective
+from bontune.objectives import GRPO, RLOO, LogPassAtN, LogStrategyObjective, Mixture, StrategyObjective
 from bontune.objectives.registry import OBJECTIVES, STRATEGIES, build_objective, build_strategy
 from bontune.records import Scored
-from bontune.strategies import BestOfN, BetaPrior, MajorityVote, PassAtK, SubsetStrategy
+from bontune.strategies import BestOfN, BetaPrior, MajorityVote, PassAtK, Sequential, SubsetStrategy
 
 
 def made(name: str) -> object:
@@ -22,6 +22,7 @@ def made(name: str) -> object:
     arguments = {
         "StrategyObjective": {"strategy": PassAtK(3), "prior": BetaPrior(0.5, 2.0)},
         "LogStrategyObjective": {"strategy": MajorityVote(3), "baseline": "centred"},
+        "Sequential": {"strategy": BestOfN(3), "accept": float("-inf"), "price": 0.125},
         "Mixture": {"parts": ((0.25, RLOO()), (1e-3, StrategyObjective(BestOfN(2), "none")))},
     }
     kind = {**OBJECTIVES, **STRATEGIES}[name]
@@ -59,6 +60,13 @@ def test_every_objective_has_a_name() -> None:
         ("RLOO()", RLOO()),
         ("logpassatn(4)", LogPassAtN(4)),
         ("BestOfN(4)", StrategyObjective(BestOfN(4))),
+        ("Sequential(BestOfN(32), accept=1.0)", StrategyObjective(Sequential(BestOfN(32), accept=1.0))),
+        ("sequential(passatk(8), price=1e-3)", StrategyObjective(Sequential(PassAtK(8), price=1e-3))),
+        ("Sequential(BestOfN(4), inf)", StrategyObjective(Sequential(BestOfN(4), accept=float("inf")))),
+        (
+            "LogStrategyObjective(Sequential(MajorityVote(5), price=0.01))",
+            LogStrategyObjective(Sequential(MajorityVote(5), price=0.01)),
+        ),
         ("StrategyObjective(BestOfN(4), baseline='none')", StrategyObjective(BestOfN(4), "none")),
         ("Mixture(((0.5, RLOO), [0.5, GRPO()]))", Mixture(((0.5, RLOO()), (0.5, GRPO())))),
     ],

@@ -17,9 +17,10 @@ from bontune.models import attention
 from bontune.models.loading import load_policy
 from bontune.models.sampling import log_probs_of_sampling, token_log_probs
 from bontune.records import Group, Prompt, Sampling
-from bontune.rollout import decoding, products, sample_groups
+from bontune.rollout import products, sample_groups
 from bontune.rollout.hf import _branches
-from bontune.rollout.products import fixed_weights
+from bontune.rollout.products import fixed_weights, laid_out
+from bontune.rollout.weights import Linear, covered, weights_of
 
 TOKENIZER = word_tokenizer()
 TEXTS = ("w0", "w1 w2 w3", "w3 w1 w4 w1 w5 w9 w2 w6", "w5 w5", "w7 w1 w8 w2 w8", "w4 w3 w2 w1 w0 w11")
@@ -132,7 +133,7 @@ def test_all_ways_of_decoding_compute_the_same(
     model = tiny_model(family, **({"attn_logit_softcapping": 1.5} if family == "gemma2" else {}))
     if watched:
         model.model.layers[1].register_forward_hook(lambda *_: None)
-    assert decoding.is_like_llama(model) == (not watched and not family.startswith("gemma"))
+    assert covered(model) == (not watched)
     sampling = Sampling(max_new_tokens=9)
     assert_log_probs(model, sample(model, sampling=sampling), sampling)
 
@@ -146,7 +147,7 @@ def test_norms_that_are_trained_in_full_beside_adapters_are_called() -> None:
         for name, parameter in model.named_parameters():
             if "modules_to_save" in name or "lora_B" in name:
                 parameter.normal_()
-    assert not decoding.is_like_llama(model)
+    assert not covered(model)
     assert_log_probs(model, sample(model, sampling=sampling), sampling)
 
 
@@ -159,7 +160,7 @@ def all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_LEAST", 1)
 
 
-def laid_out(model: Any) -> int:
+def forwards(model: Any) -> int:
     return sum("forward" in vars(module) for module in model.modules())
 
 
@@ -177,13 +178,17 @@ def with_adapters(model: Any) -> Any:
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gpt2"])
 def test_weights_laid_out_once_give_the_same(all_layers: None, family: str, adapters: bool) -> None:
+    """Those that are taken apart, and the layers of models that are not."""
     model = tiny_model(family, tie_word_embeddings=family == "gemma2")
     model = with_adapters(model) if adapters else model
     with fixed_weights(model):
-        assert laid_out(model) >= 15  # seven of each layer, and the head
+        assert forwards(model) >= 15  # seven of each layer, and the head
+    weights = laid_out(weights_of(model, torch.float32))
+    products = [weights.head, *(p for x in weights.layers for p in (x.qkv, x.output, x.gate_up, x.down))]
+    assert not any(isinstance(product, Linear) for product in products)
     sampling = Sampling(max_new_tokens=8)
     groups = sample(model, sampling=sampling)
-    assert laid_out(model) == 0
+    assert forwards(model) == 0
     assert_log_probs(model, groups, sampling)
 
 
@@ -209,13 +214,13 @@ def test_weights_are_left_alone_where_that_is_not_for_them(
             assert layer.forward is inner
         assert layer.forward is inner
     with torch.autocast("cpu", torch.bfloat16), fixed_weights(model):
-        assert laid_out(model) == 0
+        assert forwards(model) == 0
     monkeypatch.setattr(products, "_MOST", 1000)
     with fixed_weights(model):
-        assert laid_out(model) == 0
+        assert forwards(model) == 0
     low = tiny_model().to(torch.bfloat16)
     with fixed_weights(low):
-        assert laid_out(low) == 0
+        assert forwards(low) == 0
 
 
 def test_layers_get_their_own_forward_back_after_an_error(all_layers: None) -> None:
@@ -224,7 +229,7 @@ def test_layers_get_their_own_forward_back_after_an_error(all_layers: None) -> N
         model.model.norm.weight.fill_(math.nan)
     with pytest.raises(ValueError, match="not finite"):
         sample(model)
-    assert laid_out(model) == 0
+    assert forwards(model) == 0
 
 
 # Independence of the batch.

@@ -21,8 +21,11 @@ from forked import serving
 from models import tiny_model, word_tokenizer
 from test_update import drawn
 
+import bontune.store.database as store_module
+from bontune.models.sampling import response_keys
 from bontune.records import Graded, Group, Prompt, Sampling, Verdict
 from bontune.store import Origin, Store, file_system, is_store, open_store, policy_hash
+from bontune.store.database import _bit_sum, policy_hash_0_1
 from bontune.verifiers.grading import grade, version_of
 
 SAMPLING = Sampling(max_new_tokens=7)
@@ -137,10 +140,53 @@ def test_policies_and_verifiers_are_told_apart() -> None:
     with torch.no_grad():
         list(model.parameters())[3].view(-1)[7] += 1e-7
     assert first != policy_hash(model, tokenizer)
+    other = type("Elsewhere", (), {"fingerprint": "one"})()
+    assert policy_hash(other, None) == policy_hash_0_1(other, None)
     assert version_of(length) == version_of(length) != version_of(lambda prompt, text: 0.0)
     assert version_of(None) == "none"
     named = type("Named", (), {"version": "seven"})()
     assert version_of(named) == "seven"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int8, torch.bool])
+@pytest.mark.parametrize("count", [0, 1, 7, 33])
+def test_every_bit_of_every_word_counts(
+    dtype: torch.dtype, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In blocks, parts of blocks and what is left; by the definition, with Python's numbers."""
+    monkeypatch.setattr(store_module, "_WORDS", 8)
+    monkeypatch.setitem(store_module._BLOCKS, "cpu", 1 + count % 2)
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randint(0, 2, (count,), generator=generator).to(dtype)
+    data = tensor.view(torch.uint8).clone()
+    padded = data.tolist() + [0] * (-len(data) % 4)
+    words = [int.from_bytes(padded[i : i + 4], "little", signed=True) for i in range(0, len(padded), 4)]
+    within, factors = (response_keys(key, 0, 100).tolist() for key in (1, 2))
+    total = sum(w * (within[i % 8] | 1) * (factors[i // 8] | 1) for i, w in enumerate(words))
+    assert int(_bit_sum(tensor)) == (total + 2**63) % 2**64 - 2**63
+    seen = {int(_bit_sum(tensor))}
+    if dtype != torch.bool:
+        for i in range(len(data) * 8):
+            changed = data.clone()
+            changed[i // 8] ^= 1 << (i % 8)
+            seen.add(int(_bit_sum(changed.view(dtype))))
+        assert len(seen) == len(data) * 8 + 1
+    assert int(_bit_sum(torch.cat([tensor[:0], tensor, tensor])[count:])) == int(_bit_sum(tensor))
+
+
+def test_responses_kept_by_0_1_are_found(tmp_path: Path) -> None:
+    """Those of a policy whose hash was SHA-256; a policy that came later has the new one."""
+    model, tokenizer = tiny_model(), word_tokenizer()
+    old, new = policy_hash_0_1(model, tokenizer), policy_hash(model, tokenizer)
+    assert len(old) == 32
+    assert len(new) == 34
+    with open_store(tmp_path / "r.sqlite", write=True) as store:
+        assert store.policy_of(model, tokenizer) == new
+        store.add(replace(FROM, policy=new), [made(0)])
+        assert store.policy_of(model, tokenizer) == new
+        store.add(replace(FROM, policy=old), [made(0)])
+        assert store.policy_of(model, tokenizer) == old
+        assert store.policy_of(tiny_model(seed=1), tokenizer) == policy_hash(tiny_model(seed=1), tokenizer)
 
 
 # Faults.

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from models import FAMILIES, tiny_model, word_tokenizer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.optimization import get_scheduler
 
 import bontune.train.update
@@ -542,3 +545,102 @@ def test_packed_predictions_in_bfloat16(family: str) -> None:
         )
         logits.float().logsumexp(-1).sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in narrow.parameters())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "mistral", "qwen2", "qwen3"])
+def test_without_logits_the_gradients_are_the_same(
+    family: str, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the blocks are far smaller than the vocabulary, and heads are tied or capped."""
+    more: dict[str, Any] = {"final_logit_softcapping": 5.0} if "gemma" in family else {}
+    sampling = replace(VARIANTS[0], temperature=temperature)
+    model = tiny_model(family, tie_word_embeddings=family != "llama", **more)
+    groups = drawn(model, sampling)
+    weights = some_weights(groups)
+    expected = ascended(copy.deepcopy(model), groups, weights)
+    before = log_probs(learner(model, sampling), groups)
+    monkeypatch.setattr(bontune.train.update.chosen, "LOGITS", 100)
+    monkeypatch.setattr(bontune.train.update, "predictions", None)  # which holds logits
+    assert torch.allclose(log_probs(learner(model, sampling), groups), before, atol=1e-5)
+    assert_close(ascended(model, groups, weights), expected)
+
+
+def test_logits_bound_micro_batches_only_where_they_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are for truncated sampling and for a KL."""
+    monkeypatch.setattr(bontune.train.update, "LOGITS_PER_BATCH", 10 * 15)
+    monkeypatch.setattr(bontune.train.update.chosen, "LOGITS", 15)
+    seen: list[int] = []
+    plain = bontune.train.update._row_log_probs
+
+    def watched(taught: Learner, rows: Any, **named: Any) -> Any:
+        seen.append(len(rows))
+        return plain(taught, rows, **named)
+
+    monkeypatch.setattr(bontune.train.update, "_row_log_probs", watched)
+    for sampling, refers, alone in (
+        (VARIANTS[0], False, True),
+        (VARIANTS[0], True, False),
+        (VARIANTS[1], False, False),
+    ):
+        model = tiny_model()
+        groups = drawn(model, sampling)
+        kl = torch.full((len(groups), groups[0].size), 0.1, dtype=torch.float64) if refers else None
+        seen.clear()
+        update(
+            learner(model, sampling, reference=tiny_model() if refers else None),
+            groups,
+            some_weights(groups),
+            kl,
+        )
+        assert (len(seen) == 1) == alone
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3", "mistral", "qwen2", "qwen3"])
+def test_layers_that_are_computed_again_need_no_logits_either(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(family)
+    groups = drawn(model)
+    weights = some_weights(groups)
+    expected = ascended(copy.deepcopy(model), groups, weights)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = bontune.train.update.without_dropout(model)
+    assert bontune.train.update.recomputes(model)
+    monkeypatch.setattr(bontune.train.update.chosen, "LOGITS", 100)
+    monkeypatch.setattr(bontune.train.update, "predictions", None)
+    assert_close(ascended(model, groups, weights), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_autocast_casts_weights_once_for_all_micro_batches(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not once for each, with the same gradients."""
+    model = tiny_model(family)
+    groups = drawn(model)
+    weights = some_weights(groups)
+    name = {"llama": "model.layers.1.mlp.down_proj.weight", "gpt2": "transformer.h.1.mlp.c_proj.weight"}
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            cast = func is torch.ops.aten._to_copy.default
+            self.count += cast and args[0].data_ptr() == other.get_parameter(name[family]).data_ptr()
+            return func(*args, **(kwargs or {}))
+
+    counts, found = [], []
+    for kept in (True, False):
+        if not kept:
+            monkeypatch.setattr(bontune.train.update, "_casts_kept", lambda learner: nullcontext())
+        AcceleratorState._reset_state(reset_partial_state=True)
+        other = copy.deepcopy(model)
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        with Casts() as seen:
+            found.append(ascended(other, groups, weights, accelerator=accelerator, tokens_per_batch=20))
+        counts.append(seen.count)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert counts[0] == 1
+    assert counts[1] > 3
+    assert_close(found[0], found[1], 1e-6)

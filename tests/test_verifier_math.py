@@ -8,7 +8,9 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import sys
+import venv
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
@@ -19,8 +21,9 @@ import pytest
 pytest.importorskip("math_verify")
 
 from bontune.verifiers import MathVerifier
-from bontune.verifiers.math.compare import normal, rational
 from bontune.verifiers.math.extract import final_answers, too_large
+from bontune.verifiers.math.normal import normal
+from bontune.verifiers.math.numbers import number
 from bontune.verifiers.pool import Fault, WorkerPool
 
 DATA = Path(os.environ.get("BONTUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -105,7 +108,6 @@ def test_another_answer(answer: str, reference: str, verifier: MathVerifier) -> 
 
 
 KNOWN_WRONG = [
-    ("x\\le 3", "(-\\infty,3]", 1.0),  # an inequality and an interval
     ("n", "N", 0.0),  # the parser ignores case
 ]
 
@@ -195,7 +197,7 @@ def test_extraction() -> None:
     [
         ("12", 12), ("-0.5", Fraction(-1, 2)), ("1/3", Fraction(1, 3)), ("\\frac{-2}{4}", Fraction(-1, 2)),
         ("1 1/2", Fraction(3, 2)), ("-1\\frac{1}{2}", Fraction(-3, 2)), ("2^{-3}", Fraction(1, 8)), ("-2^2", -4),
-        ("3*10^2", 300), ("1e-3", Fraction(1, 1000)), ("1/0", None), ("x", None), ("\\pi", None), ("2^99999", None),
+        ("3*10^2", 300), ("1e-3", Fraction(1, 1000)), ("1/0", None), ("x", None), ("2^99999", None),
         ("0.\\overline{3}", Fraction(1, 3)), ("-1.2\\overline{34}", Fraction(-611, 495)), ("- 4", -4),
         ("9999^9999", None),
         ("*".join(["1e9999"] * 500), None), ("9" * 400 + "^9999", None), ("1e9", 10**9), ("0^-1", None),
@@ -203,7 +205,7 @@ def test_extraction() -> None:
     ],
 )  # fmt: skip
 def test_rationals(text: str, value: Fraction | None) -> None:
-    found = rational(text)
+    found = number(text)
     assert found == value or text == "1/2/3"  # read from the left or not at all, never wrongly
     assert text != "1/2/3" or found in (None, value)
 
@@ -278,7 +280,7 @@ def test_memory_and_time_are_limited_in_the_worker() -> None:
         pair = ("\\prod_{n=1}^{9999} n!", "5")
         first = small.verify([{"response": pair[0], "reference": pair[1]}])[0]
         assert (first.status, first.reason) == ("undecided", "timeout: the CPU limit was reached")
-        assert small.verify([{"response": "\\boxed{\\sqrt{12}}", "reference": "2\\sqrt{3}"}])[0].reward == 1.0
+        assert small.verify([{"response": "\\boxed{(x+3)^2}", "reference": "x^2+6x+9"}])[0].reward == 1.0
         worker = small._pool._workers[0]
         assert worker is not None
         assert resource.prlimit(worker.process.pid, resource.RLIMIT_AS) == (1 << 30, 1 << 30)
@@ -287,7 +289,8 @@ def test_memory_and_time_are_limited_in_the_worker() -> None:
 def test_a_failure_of_the_machine_is_not_remembered(
     verifier: MathVerifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pair = ("\\sqrt{98}", "7\\sqrt{2}")
+    pair = ("(x+4)^2", "x^2+8x+16")
+    verifier.prove()
     with monkeypatch.context() as patch:
         patch.setattr(verifier._pool, "run", lambda jobs: [Fault(kind="crash", reason="killed")] * len(jobs))
         assert rewards(verifier, [pair]) == [None]
@@ -295,10 +298,10 @@ def test_a_failure_of_the_machine_is_not_remembered(
 
 
 def test_forgetting_loses_no_verdict(verifier: MathVerifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = ("\\sqrt{72}", "6\\sqrt{2}")
+    pair = ("(x+5)^2", "x^2+10x+25")
     assert rewards(verifier, [pair]) == [1.0]
     monkeypatch.setattr("bontune.verifiers.math._MOST_KNOWN", 0)
-    assert rewards(verifier, [("\\sqrt{45}", "3\\sqrt{5}"), pair]) == [1.0, 1.0]
+    assert rewards(verifier, [("(x+6)^2", "x^2+12x+36"), pair]) == [1.0, 1.0]
 
 
 @pytest.mark.slow
@@ -370,12 +373,12 @@ def test_no_process_is_left() -> None:
 
 
 def test_a_worker_killed_from_outside_is_replaced(verifier: MathVerifier) -> None:
-    pair = ("\\sqrt{12}", "2\\sqrt{3}")
+    pair = ("(x+7)^2", "x^2+14x+49")
     assert rewards(verifier, [pair]) == [1.0]
     for worker in verifier._pool._workers:
         if worker is not None:
             os.kill(worker.process.pid, signal.SIGKILL)
-    assert rewards(verifier, [("\\sqrt{27}", "3\\sqrt{3}"), pair]) == [1.0, 1.0]
+    assert rewards(verifier, [("(x+8)^2", "x^2+16x+64"), pair]) == [1.0, 1.0]
 
 
 def test_a_program_that_does_not_start_is_an_error() -> None:
@@ -386,10 +389,42 @@ def test_a_program_that_does_not_start_is_an_error() -> None:
 
 
 def test_repeats_are_judged_once_and_versions_are_named(verifier: MathVerifier) -> None:
-    items = [{"response": "\\sqrt{50}", "reference": "5\\sqrt{2}"}] * 500
+    items = [{"response": "(x+9)^2", "reference": "x^2+18x+81"}] * 500
     found = verifier.verify(items)
     assert {verdict.status for verdict in found} == {"pass"}
     assert [verdict.cpu_seconds > 0 for verdict in found] == [True] + [False] * 499
     assert verifier.verify(items[:1])[0].cpu_seconds == 0  # known
     for name in ("math-verify", "sympy", "antlr4"):
         assert name in found[0].version
+
+
+@pytest.mark.slow
+def test_workers_start_where_packages_are_on_pythonpath_alone(tmp_path: Path) -> None:
+    """As on clusters and in notebooks: an interpreter without packages, and folders made by `pip install --target`.
+
+    What lies in the working folder is not imported, as before."""
+    import math_verify
+
+    environment = tmp_path / "bare"
+    venv.create(environment, with_pip=False)
+    source = Path(__file__).parents[1] / "src"
+    folders = [str(source), str(Path(math_verify.__file__).parents[1])]
+    for name in ("sympy", "math_verify"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('from the working folder')")
+    script = tmp_path / "scripts" / "one.py"
+    script.parent.mkdir()
+    script.write_text(
+        "from bontune.verifiers import MathVerifier\n"
+        "with MathVerifier(workers=1) as verifier:\n"
+        "    found = verifier.verify([{'response': r'$\\frac{\\sqrt{3}}{3}$', 'reference': r'1/\\sqrt{3}'}])\n"
+        "    print([(verdict.reward, verdict.reason) for verdict in found])\n"
+    )
+    done = subprocess.run(
+        [str(environment / "bin" / "python"), str(script)],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(folders)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout.strip() == "[(1.0, '')]", done.stderr[-2000:]

@@ -7,7 +7,7 @@ choice for every method, and everything the tables say is measured on "test" pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -58,64 +58,9 @@ BUDGETS = (4, 8, 16, 32, 64)
 
 
 def _methods() -> tuple[Method, ...]:
-    """The issue's list. N = 32 carries the claims by reward, N = 8 those by the verifier."""
-    single = [
-        Method(name="rl-s", objective="RLOO()", claim=True),
-        Method(name="grpo", objective="GRPO()", claim=True),
-        Method(name="star", objective="STaR()", claim=True),
-        Method(name="maxrl", objective="MaxRL()", claim=True),
-        Method(name="sft", objective="SFT()", experts="references"),
-        Method(name="rl-v", objective="RLOO(by='score')", by="verifier", claim=True),
-        Method(name="rl-v-refreshed", objective="RLOO(by='score')", by="verifier", refresh_every=8),
-    ]
-    several = []
-    for n in (32, *(n for n in BUDGETS if n != 32)):
-        several += [
-            Method(name=f"log-pass-{n}", objective=f"LogPassAtN(budget={n})", budget=n, claim=n == 32),
-            Method(name=f"bon-rlbp-{n}", objective=f"BoNRLBP(budget={n})", budget=n, claim=n == 32),
-            Method(
-                name=f"bon-rl-s-{n}",
-                objective=f"BoNRL(budget={n}, selector='environment', form='exact')",
-                budget=n,
-                claim=n == 32,
-            ),
-            Method(
-                name=f"bon-rl-s-variational-{n}",
-                objective=f"BoNRL(budget={n}, selector='environment', form='variational')",
-                budget=n,
-            ),
-            Method(name=f"bon-rlb-plus-{n}", objective=f"BoNRLB(budget={n}, failure_sign='plus')", budget=n),
-            Method(
-                name=f"bon-rlb-minus-{n}", objective=f"BoNRLB(budget={n}, failure_sign='minus')", budget=n
-            ),
-            Method(name=f"dco-{n}", objective=f"DCO(budget={n})", budget=n, experts="references"),
-        ]
-    for n in (8, *(n for n in BUDGETS if n != 8)):
-        chosen: dict[str, Any] = {"budget": n, "by": "verifier"}
-        several += [
-            Method(
-                name=f"bon-rl-v-{n}",
-                objective=f"BoNRL(budget={n}, form='exact', baseline='{'centred' if n < 64 else 'marginal'}')",
-                claim=n == 8,
-                **chosen,
-            ),
-            Method(
-                name=f"bon-rl-v-variational-{n}", objective=f"BoNRL(budget={n}, form='variational')", **chosen
-            ),
-            Method(
-                name=f"bon-sft-variational-{n}",
-                objective=f"BoNSFT(budget={n}, form='variational')",
-                experts="references",
-                **chosen,
-            ),
-            Method(
-                name=f"bon-sft-exact-{n}",
-                objective=f"BoNSFT(budget={n}, form='exact')",
-                experts="references",
-                **chosen,
-            ),
-            Method(name=f"bon-distilled-{n}", objective="SFT()", experts="best-of-n", **chosen),
-        ]
+    """All methods. N = 32 carries the claims by reward, N = 8 those by the verifier."""
+    several = [method for n in (32, *(n for n in BUDGETS if n != 32)) for method in _by_reward(n)]
+    several += [method for n in (8, *(n for n in BUDGETS if n != 8)) for method in _by_scores(n)]
     refreshed = Method(
         name="bon-rl-v-refreshed-8",
         objective="BoNRL(budget=8, form='exact', baseline='centred')",
@@ -123,7 +68,56 @@ def _methods() -> tuple[Method, ...]:
         by="verifier",
         refresh_every=8,
     )
-    return (*single, *(_in_family(method) for method in several), refreshed)
+    return (*_SINGLE, *(_in_family(method) for method in several), refreshed)
+
+
+_SINGLE = (
+    Method(name="rl-s", objective="RLOO()", claim=True),
+    Method(name="grpo", objective="GRPO()", claim=True),
+    Method(name="star", objective="STaR()", claim=True),
+    Method(name="maxrl", objective="MaxRL()", claim=True),
+    Method(name="sft", objective="SFT()", experts="references"),
+    Method(name="rl-v", objective="RLOO(by='score')", by="verifier", claim=True),
+    Method(name="rl-v-refreshed", objective="RLOO(by='score')", by="verifier", refresh_every=8),
+)
+"""Those that train for one response."""
+
+
+def _by_reward(n: int) -> list[Method]:
+    """Those that train for N where the truth selects."""
+    objectives = {
+        "log-pass": f"LogPassAtN(budget={n})",
+        "bon-rlbp": f"BoNRLBP(budget={n})",
+        "bon-rl-s": f"BoNRL(budget={n}, selector='environment', form='exact')",
+        "bon-rl-s-variational": f"BoNRL(budget={n}, selector='environment', form='variational')",
+        "bon-rlb-plus": f"BoNRLB(budget={n}, failure_sign='plus')",
+        "bon-rlb-minus": f"BoNRLB(budget={n}, failure_sign='minus')",
+    }
+    claims = ("log-pass", "bon-rlbp", "bon-rl-s") if n == 32 else ()
+    found = [
+        Method(name=f"{name}-{n}", objective=objective, budget=n, claim=name in claims)
+        for name, objective in objectives.items()
+    ]
+    return [*found, Method(name=f"dco-{n}", objective=f"DCO(budget={n})", budget=n, experts="references")]
+
+
+def _by_scores(n: int) -> list[Method]:
+    """Those that train for N where a verifier selects."""
+    chosen: dict[str, Any] = {"budget": n, "by": "verifier"}
+    baseline = "centred" if n < 64 else "marginal"
+    exact = f"BoNRL(budget={n}, form='exact', baseline='{baseline}')"
+    taught: dict[str, Any] = chosen | {"experts": "references"}
+    return [
+        Method(name=f"bon-rl-v-{n}", objective=exact, claim=n == 8, **chosen),
+        Method(
+            name=f"bon-rl-v-variational-{n}", objective=f"BoNRL(budget={n}, form='variational')", **chosen
+        ),
+        Method(
+            name=f"bon-sft-variational-{n}", objective=f"BoNSFT(budget={n}, form='variational')", **taught
+        ),
+        Method(name=f"bon-sft-exact-{n}", objective=f"BoNSFT(budget={n}, form='exact')", **taught),
+        Method(name=f"bon-distilled-{n}", objective="SFT()", experts="best-of-n", **chosen),
+    ]
 
 
 def family(method: Method) -> str:
@@ -329,58 +323,28 @@ def can_run(cell: Cell) -> bool:
 
 
 def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
-    bases = task.bases[: study.bases]
-    places = _places(study, task)
-    cells = [
-        Cell(section="base", policy=Policy(task=task.task, base=base), place=place)
-        for base in bases
-        for place in (
-            places["tune"],
-            places["test"],
-            *(trained_on(study, task, seed) for seed in study.seeds),
-        )
-        if place is not places["tune"] or base == bases[0]
-    ]
+    """The cells of one task, section by section; see `SECTIONS`."""
     ordered = sorted(study.methods, key=lambda method: (method.by == "verifier", not method.claim))
-    for method in ordered:
-        cells += sweep(study, task, method)
-    plain = [method for method in ordered if method.by == "reward"]
-    runs = [(base, seed) for seed in study.seeds for base in bases]
     chosen = {method.name: choose(study, task, method, results) or 0.0 for method in ordered}
+    places = _places(study, task)
+    bases = task.bases[: study.bases]
+    runs = [(base, seed) for seed in study.seeds for base in bases]
 
     def tuned(method: Method, base: str, seed: int) -> Policy:
         rate = chosen[method.name]
         return Policy(task=task.task, base=base, method=method.name, learning_rate=rate, seed=seed)
 
-    claims = [method for method in plain if method.claim]
-    cells += [
-        Cell(section="claims", policy=tuned(method, base, seed), place=places["test"])
-        for base, seed in runs
-        for method in claims
-    ]
-    first = [(bases[0], seed) for seed in study.seeds]
-    compared = [Policy(task=task.task, base=bases[0])]
-    compared += [tuned(method, base, seed) for base, seed in first for method in claims]
-    cells += [Cell(section="harder", policy=policy, place=places["harder"]) for policy in compared]
-    cells += [
-        Cell(section="temperature", policy=policy, place=places[f"t{temperature:g}"])
-        for temperature in study.temperatures
-        for policy in compared
-    ]
-    cells += [
-        Cell(section="breadth", policy=tuned(method, base, seed), place=places["aside"])
-        for method in plain
-        if not method.claim
-        for seed in study.breadth_seeds
-        for base in bases[:1]
-    ]
+    cells = _base_cells(study, task, places)
+    for method in ordered:
+        cells += sweep(study, task, method)
+    cells += _by_truth(study, task, ordered, tuned, places)
     cells += _by_verifier(study, task, ordered, tuned, places)
-    by_verifier = [method for method in ordered if method.claim_by_verifier]
 
     def at_other_rates(runs: Sequence[tuple[str, int]]) -> list[Policy]:
         return [
             replace(tuned(method, *run), learning_rate=rate)
-            for method in by_verifier
+            for method in ordered
+            if method.claim_by_verifier
             for rate in _others(study, chosen[method.name])
             for run in runs
         ]
@@ -389,9 +353,8 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
         Cell(section="rates", policy=policy, place=places["test"], scored=True)
         for policy in at_other_rates(runs)
     ]
-    rivals = [
-        method for method in ordered if method.claim and (method.by == "verifier" or method.name == RIVAL)
-    ]
+    first = [(bases[0], seed) for seed in study.seeds]
+    rivals = [m for m in ordered if m.claim and (m.by == "verifier" or m.name == RIVAL)]
     served = [Policy(task=task.task, base=bases[0])]
     served += [tuned(method, *run) for method in rivals for run in first]
     cells += [
@@ -400,6 +363,51 @@ def _cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
         for policy in dict.fromkeys((*served, *at_other_rates(first)))
     ]
     return [cell for cell in cells if cell.section in study.sections]
+
+
+def _base_cells(study: Study, task: TaskPlan, places: Mapping[str, Place]) -> list[Cell]:
+    """The bases on test prompts and on those that the claims are trained on; the first on tune prompts, too."""
+    bases = task.bases[: study.bases]
+    trained = [trained_on(study, task, seed) for seed in study.seeds]
+    return [
+        Cell(section="base", policy=Policy(task=task.task, base=base), place=place)
+        for base in bases
+        for place in (places["tune"], places["test"], *trained)
+        if place is not places["tune"] or base == bases[0]
+    ]
+
+
+def _by_truth(
+    study: Study,
+    task: TaskPlan,
+    ordered: Sequence[Method],
+    tuned: Callable[[Method, str, int], Policy],
+    places: Mapping[str, Place],
+) -> list[Cell]:
+    """Claims, harder variants, other temperatures, and the other methods, where the truth selects."""
+    bases = task.bases[: study.bases]
+    plain = [method for method in ordered if method.by == "reward"]
+    claims = [method for method in plain if method.claim]
+    cells = [
+        Cell(section="claims", policy=tuned(method, base, seed), place=places["test"])
+        for seed in study.seeds
+        for base in bases
+        for method in claims
+    ]
+    compared = [Policy(task=task.task, base=bases[0])]
+    compared += [tuned(method, bases[0], seed) for seed in study.seeds for method in claims]
+    cells += [Cell(section="harder", policy=policy, place=places["harder"]) for policy in compared]
+    cells += [
+        Cell(section="temperature", policy=policy, place=places[f"t{temperature:g}"])
+        for temperature in study.temperatures
+        for policy in compared
+    ]
+    return cells + [
+        Cell(section="breadth", policy=tuned(method, bases[0], seed), place=places["aside"])
+        for method in plain
+        if not method.claim
+        for seed in study.breadth_seeds
+    ]
 
 
 def _others(study: Study, choice: float) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ Shown = Annotated[Prompting, tyro.conf.arg(name="")]
 Placed = Annotated[Placement, tyro.conf.arg(name="")]
 
 # Named here, as asking the registry would load PyTorch for every line of help; a test holds the two together.
-STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote")
+STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
 OBJECTIVES = (
     "BoNRL", "BoNRLB", "BoNRLBP", "BoNSFT", "DCO", "GRPO", "LogPassAtN", "LogStrategyObjective", "MaxRL", "Mixture",
     "RLOO", "SFT", "STaR", "StrategyObjective",

@@ -14,12 +14,13 @@ from typing import Any
 
 from bontune.config import TrainConfig
 from bontune.evaluate import SampleSet, read_samples
-from bontune.evaluate.drawing import Draw, draw_samples
+from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.evaluate.policies import evaluate
 from bontune.models.loading import load_policy
 from bontune.objectives import RLOO, LogPassAtN
 from bontune.records import Prompt, Sampling
 from bontune.report import write_report
+from bontune.store import open_store
 from bontune.tasks import Countdown
 from bontune.train.loop import train
 from bontune.train.run import Run
@@ -83,7 +84,9 @@ class Trial:
             score=self.score,
             seed=self.seed,
         )
-        draw_samples(draw, path, self.stage(f"measuring {name}", len(self.fresh) * self.responses))
+        advance = self.stage(f"measuring {name}", len(self.fresh) * self.responses)
+        with open_store(self.output / STORE, write=True) as store:
+            draw_samples(draw, path, advance, store)
         return read_samples(path)
 
     def reported(

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from bontune.evaluate import (
 from bontune.models.prompting import in_force, shown
 from bontune.records import Graded, Group, Prompt, Sampling
 from bontune.rollout import Engine, sample_groups
-from bontune.store import Origin, Store, policy_hash
+from bontune.store import NO_STORE, Origin, Store, policy_hash
 from bontune.store.reuse import judged_or_kept, judges
 from bontune.verifiers.grading import Score, Verify, grade, undecided_reasons
 
@@ -61,16 +62,16 @@ class Draw:
             object.__setattr__(self, "prompting", in_force(self.prompting, self.tokenizer))
             object.__setattr__(self, "prompts", shown(self.prompts, self.tokenizer, self.prompting))
 
-    def origin(self) -> Origin:
-        """What the responses are drawn from."""
-        policy = policy_hash(self.model, self.tokenizer)
+    def origin(self, store: Store) -> Origin:
+        """What the responses are drawn from, as the store knows it."""
+        policy = store.policy_of(self.model, self.tokenizer)
         return Origin(policy=policy, sampling=self.sampling, seed=self.seed)
 
     def description(self) -> dict[str, Any]:
         """What decides the responses and verdicts: a file drawn or judged otherwise is not topped up."""
         return {
             "policy": self.name,
-            "weights": fingerprint(self.model),
+            "weights": weights_of(self.model, self.tokenizer),
             "sampling": {**asdict(self.sampling), "stop": list(self.sampling.stop)},
             "seed": self.seed,
             **(
@@ -86,23 +87,8 @@ def _plain(prompting: Prompting) -> dict[str, Any]:
     return {**asdict(prompting), "template_args": list(prompting.template_args)}
 
 
-def fingerprint(model: Any) -> str:
-    """A hash of up to 64 numbers of every parameter: a model trained further under the same name differs.
-
-    Of a model elsewhere, whose parameters cannot be seen, what it says of itself.
-    """
-    if not isinstance(model, torch.nn.Module):
-        return model.fingerprint
-    found = hashlib.blake2b(digest_size=8)
-    for parameter in model.parameters():
-        numbers = parameter.detach().flatten()
-        some = numbers[:: max(1, numbers.numel() // 64)][:64]
-        found.update(some.double().cpu().numpy().tobytes())
-    return found.hexdigest()
-
-
 def draw_samples(
-    draw: Draw, path: Path, on_group: Callable[[int], None] | None = None, store: Store | None = None
+    draw: Draw, path: Path, on_group: Callable[[int], None] | None = None, store: Store = NO_STORE
 ) -> dict[str, int]:
     """Append groups to a samples file until every prompt has `group_size` responses.
 
@@ -113,41 +99,13 @@ def draw_samples(
     is another than before, the file is written anew from it. Returns how many responses were left undecided, by reason.
     Raises ValueError where the file was drawn or judged otherwise.
     """
-    origin = None if store is None else draw.origin()
-    kept = store is not None and any(known == origin for known, _ in store.origins())
+    origin = draw.origin(store)
+    kept = any(known == origin for known, _ in store.origins())
     sampled = _resume(draw, path, regrade=kept)
     counts = {} if sampled is None else {group.prompt_id: group.size for group in sampled.groups}
-    described = json.dumps(
-        {**draw.judged, "by": judges(draw.verify, draw.score)}, sort_keys=True, default=str
-    )
-    reasons: dict[str, int] = {}
-
-    def keep(group: Group) -> None:
-        first = counts.get(group.prompt.id, 0)
-        if store is not None and origin is not None:
-            store.add(origin, [group], first)
-        graded = grade(group, draw.verify, draw.score)
-        if store is not None and origin is not None:
-            store.judge(origin, [graded], described, first)
-        write(graded)
-        if on_group is not None:
-            on_group(group.size)
-
-    def write(graded: Graded) -> None:
-        for reason, count in undecided_reasons([graded]).items():
-            reasons[reason] = reasons.get(reason, 0) + count
-        append_samples(path, SampleGroup.of(graded), skip_torn_tail=True)
-
-    def have(prompt: Prompt) -> int:
-        return min(counts.get(prompt.id, 0), draw.group_size)
-
-    for prompt in draw.prompts:
-        held = None if store is None or origin is None else store.group(origin, prompt, draw.group_size)
-        if held is not None and held.size > have(prompt):
-            (graded,) = judged_or_kept(store, origin, [held], draw.verify, draw.score, described)
-            write(_from(graded, have(prompt)))
-            counts[prompt.id] = held.size
-    for first, prompts in groupby(sorted(draw.prompts, key=have), key=have):
+    pieces = _Pieces(draw, path, store, origin, counts)
+    pieces.take_from_store()
+    for first, prompts in groupby(sorted(draw.prompts, key=pieces.have), key=pieces.have):
         chosen = list(prompts)
         if first and on_group is not None:
             on_group(first * len(chosen))
@@ -162,9 +120,53 @@ def draw_samples(
             seed=draw.seed,
             first_index=first,
             rows_per_batch=draw.rows_per_batch,
-            on_group=keep,
+            on_group=partial(pieces.keep, on_group),
         )
-    return reasons
+    return pieces.reasons
+
+
+class _Pieces:
+    """What is drawn, group by group: into the store, judged, and into the file.
+
+    counts: the responses of each prompt that the file holds already.
+    """
+
+    def __init__(self, draw: Draw, path: Path, store: Store, origin: Origin, counts: dict[str, int]) -> None:
+        self._draw, self._path, self._store, self._origin, self._counts = draw, path, store, origin, counts
+        by = judges(draw.verify, draw.score)
+        self._described = json.dumps({**draw.judged, "by": by}, sort_keys=True, default=str)
+        self.reasons: dict[str, int] = {}
+
+    def have(self, prompt: Prompt) -> int:
+        """How many responses of a prompt the file holds, of those wanted."""
+        return min(self._counts.get(prompt.id, 0), self._draw.group_size)
+
+    def take_from_store(self) -> None:
+        """Write what the store holds beyond the file, judged where it was not."""
+        draw = self._draw
+        for prompt in draw.prompts:
+            held = self._store.group(self._origin, prompt, draw.group_size)
+            if held is not None and held.size > self.have(prompt):
+                (graded,) = judged_or_kept(
+                    self._store, self._origin, [held], draw.verify, draw.score, self._described
+                )
+                self._write(_from(graded, self.have(prompt)))
+                self._counts[prompt.id] = held.size
+
+    def keep(self, on_group: Callable[[int], None] | None, group: Group) -> None:
+        """Keep, judge and write a group that was drawn now."""
+        first = self._counts.get(group.prompt.id, 0)
+        self._store.add(self._origin, [group], first)
+        graded = grade(group, self._draw.verify, self._draw.score)
+        self._store.judge(self._origin, [graded], self._described, first)
+        self._write(graded)
+        if on_group is not None:
+            on_group(group.size)
+
+    def _write(self, graded: Graded) -> None:
+        for reason, count in undecided_reasons([graded]).items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+        append_samples(self._path, SampleGroup.of(graded), skip_torn_tail=True)
 
 
 def _from(graded: Graded, first: int) -> Graded:
@@ -189,7 +191,7 @@ def _resume(draw: Draw, path: Path, regrade: bool = False) -> SampleSet | None:
         if regrade and _only_judged_otherwise(beside, draw):
             path.unlink()
             return _resume(draw, path)
-        _check_same(path, beside, draw.description())
+        _check_same(path, beside, draw)
         with path.open("rb") as file:
             torn = not file.readline().endswith(b"\n")
         if not torn:
@@ -204,12 +206,22 @@ def _only_judged_otherwise(beside: Path, draw: Draw) -> bool:
         known = json.loads(beside.read_text())
     except (OSError, ValueError):
         return False
-    wanted = draw.description() | {JUDGED_BY: judges(draw.verify, draw.score)}
-    other = {key for key in {**wanted, **known} if known.get(key) != wanted.get(key)}
+    other = _differences(known, draw) | {
+        key for key in (JUDGED_BY,) if known.get(key) != judges(draw.verify, draw.score)
+    }
     return bool(other) and other <= {"verifier", "scorer", JUDGED_BY}
 
 
-def _check_same(path: Path, beside: Path, wanted: Mapping[str, Any]) -> None:
+def _differences(known: Mapping[str, Any], draw: Draw) -> set[str]:
+    """What a file was drawn or judged with that is another now, but for the versions of verifier and scorer."""
+    wanted = draw.description()
+    if len(str(known.get("weights"))) == len(_OLD):
+        wanted["weights"] = weights_0_1(draw.model)
+    names = {**wanted, **known}.keys() - {JUDGED_BY}
+    return {key for key in names if known.get(key) != wanted.get(key)}
+
+
+def _check_same(path: Path, beside: Path, draw: Draw) -> None:
     """Raise ValueError unless the file was drawn and judged as is wanted now."""
     advice = "choose another --output, or remove the file"
     try:
@@ -218,8 +230,31 @@ def _check_same(path: Path, beside: Path, wanted: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{path} exists, but {beside.name}, which says how it was drawn, cannot be read; {advice}"
         ) from fault
-    names = {**wanted, **known}.keys() - {JUDGED_BY}
-    other = [key for key in {**wanted, **known} if key in names and known.get(key) != wanted.get(key)]
+    wanted, other = draw.description(), _differences(known, draw)
     if other:
-        changes = ", ".join(f"{key} {known.get(key)!r} (now {wanted.get(key)!r})" for key in other)
+        changes = ", ".join(
+            f"{key} {known.get(key)!r} (now {wanted.get(key)!r})"
+            for key in {**wanted, **known}
+            if key in other
+        )
         raise ValueError(f"{path} was drawn with {changes}; {advice}")
+
+
+def weights_of(model: Any, tokenizer: Any) -> str:
+    """A hash of all that makes a policy; of a model elsewhere, what it says of itself."""
+    return policy_hash(model, tokenizer) if isinstance(model, torch.nn.Module) else model.fingerprint
+
+
+_OLD = 16 * "0"  # as long as a hash of 0.1
+
+
+def weights_0_1(model: Any) -> str:
+    """What files of bontune 0.1 say of a model: a hash of up to 64 numbers of every parameter."""
+    if not isinstance(model, torch.nn.Module):
+        return model.fingerprint
+    found = hashlib.blake2b(digest_size=8)
+    for parameter in model.parameters():
+        numbers = parameter.detach().flatten()
+        some = numbers[:: max(1, numbers.numel() // 64)][:64]
+        found.update(some.double().cpu().numpy().tobytes())
+    return found.hexdigest()

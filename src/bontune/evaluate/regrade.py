@@ -135,10 +135,14 @@ class Tally:
 
 
 def prompts_of(groups: Sequence[Responses], task: Task, source: str | Path) -> list[Prompt]:
-    """The task's prompt of each group, by its id or else by its text; raises ValueError where there is none."""
+    """The task's prompt of each group, by its id and its text; raises ValueError where there is none.
+
+    Other tools have ids of their own: where the text is that of another prompt, the text counts. One that stands in a
+    tool's template is the last one that stands in it.
+    """
     everything = [prompt for split in ("train", "tune", "test") for prompt in _all(task, split)]
-    by_id, by_text = {p.id: p for p in everything}, {p.text: p for p in everything}
-    found = [by_id.get(group.prompt_id or "") or by_text.get(group.prompt or "") for group in groups]
+    by_id, by_text = {p.id: p for p in everything}, {p.text.strip(): p for p in everything}
+    found = [_prompt_of(group, by_id, by_text) for group in groups]
     missing = [
         g.prompt_id or (g.prompt or "")[:60]
         for g, prompt in zip(groups, found, strict=True)
@@ -151,6 +155,18 @@ def prompts_of(groups: Sequence[Responses], task: Task, source: str | Path) -> l
             "task that the responses were drawn for: --task FILE"
         )
     return [prompt for prompt in found if prompt is not None]
+
+
+def _prompt_of(group: Responses, by_id: Mapping[str, Prompt], by_text: Mapping[str, Prompt]) -> Prompt | None:
+    named, text = by_id.get(group.prompt_id or ""), (group.prompt or "").strip()
+    if not text or (named is not None and named.text.strip() == text):
+        return named
+    if text in by_text:
+        return by_text[text]
+    within = [
+        (text.rfind(known) + len(known), len(known), known) for known in by_text if known and known in text
+    ]
+    return by_text[max(within)[2]] if within else named
 
 
 def _all(task: Task, split: str) -> list[Prompt]:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"})
 _NAME = "bontune_shared_prompt"
-SCORES = 2**22  # attention scores held at once: a block beyond that is computed in parts
+SCORES = 2**22  # attention scores held at once: a block beyond that is computed in parts,
+_TIMES = 32  # so many times as large where each part costs launches and not a cache
 _REPEATED = 1.0  # keys of prompts are repeated, and so one block is spared, up to this share of all tokens
 _SPREAD = 1.5  # the longest sequence of a block is at most that much longer than the shortest,
 _BLOCK = 2**14  # unless padding costs less than another block: about as many scores of each head
@@ -87,7 +88,26 @@ def shared_attention(model: Any) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def forward(model: Any, layout: Packed, places: Tensor) -> Tensor:
+class EndToEnd(Layout, Protocol):
+    """A layout of whole sequences: ids and positions, int64 [1, N]."""
+
+    @property
+    def ids(self) -> Tensor: ...
+    @property
+    def positions(self) -> Tensor: ...
+
+
+def hidden_states(model: Any, layout: EndToEnd) -> Tensor:
+    """[N, D]: what the head makes logits of, at every place."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
+    with shared_attention(model):
+        out = inner.base_model(
+            input_ids=layout.ids, position_ids=layout.positions, layout=layout, use_cache=False
+        )
+    return out.last_hidden_state.squeeze(0)
+
+
+def forward(model: Any, layout: EndToEnd, places: Tensor) -> Tensor:
     """Logits [n, V] at these places among the packed tokens."""
     with shared_attention(model):
         out = model(
@@ -185,7 +205,7 @@ def pack(
     """Prompts and, of each response k, its prompt owner[k], ascending, and tokens[k, : lengths[k]]."""
     sizes = torch.tensor([len(p) for p in prompts])
     ids = torch.tensor([token for prompt in prompts for token in prompt])
-    positions = _ranges(sizes)
+    positions = ranges(sizes)
     starts = sizes.cumsum(0) - sizes
     own, own_starts, shared = sizes, starts, []
     # What a sequence sees in its own block before itself.
@@ -194,7 +214,7 @@ def pack(
         inputs = lengths - 1
         given = torch.arange(tokens.shape[1]) < inputs.unsqueeze(-1)
         ids = torch.cat([ids, tokens[given]])
-        positions = torch.cat([positions, _ranges(inputs) + sizes[owner].repeat_interleave(inputs)])
+        positions = torch.cat([positions, ranges(inputs) + sizes[owner].repeat_interleave(inputs)])
         own = torch.cat([sizes, inputs])
         own_starts = own.cumsum(0) - own
         asked = torch.zeros_like(sizes).index_add_(0, owner, inputs)
@@ -220,7 +240,7 @@ def pack(
     return layout if str(device) == "cpu" else _moved(layout, device)
 
 
-def _ranges(sizes: Tensor) -> Tensor:
+def ranges(sizes: Tensor) -> Tensor:
     """0 .. size - 1 for each size, end to end."""
     starts = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
     return torch.arange(int(sizes.sum())) - starts
@@ -363,7 +383,8 @@ def _split(
 ) -> list[tuple[Tensor, Tensor, Tensor, Tensor | None]]:
     """Parts along the first axis with a bounded number of scores each."""
     each = query[0].numel() // query.shape[-1] * key.shape[2]
-    size = max(1, SCORES // max(1, each))
+    most = SCORES if query.device.type == "cpu" else SCORES * _TIMES
+    size = max(1, most // max(1, each))
     if size >= len(query):
         return [(query, key, value, mask)]
     masks = [mask] * len(query) if mask is None or len(mask) == 1 else mask.split(size)

@@ -69,6 +69,21 @@ def uniforms(keys: Tensor, first: int, count: int) -> Tensor:
     return (_shift_right(bits, 12).double() + 0.5) * 2.0**-52
 
 
+def shifted(keys: Tensor, by: Tensor) -> Tensor:
+    """int64 [B]: keys whose token position 0 is position `by` [B] of the given ones."""
+    return keys + by * _GOLDEN
+
+
+def truncated(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The logits [B, V] themselves, in place, -inf where top-k or top-p takes a token out; a bounded number at once."""
+    if sampling.top_k or sampling.top_p < 1:
+        for part in logits.split(max(1, _SORTED // logits.shape[-1])):
+            allowed = _allowed(part.float() / sampling.temperature, sampling)
+            if allowed is not None:
+                part.masked_fill_(~allowed, -torch.inf)
+    return logits
+
+
 def draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """int64 [B]: one token per row of log_probs [B, V], by inverse transform of uniform [B].
 
@@ -92,6 +107,7 @@ def draw(log_probs: Tensor, uniform: Tensor) -> Tensor:
 
 
 _BLOCK = 64  # tokens
+_SORTED = 2**25  # logits sorted at once
 
 
 def _place(cumulative: Tensor, target: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from bontune.strategies import Strategy
 
 STRATEGIES: dict[str, Callable[..., Any]] = {
     name: getattr(strategies, name)
-    for name in ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote")
+    for name in ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
 }
 OBJECTIVES: dict[str, Callable[..., Any]] = {
     name: getattr(objectives, name)
@@ -78,8 +79,11 @@ def _node(node: ast.expr, what: str, known: dict[str, Callable[..., Any]]) -> An
     match node:
         case ast.Constant(value=value):
             return value
-        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
-            return -value
+        case ast.Name(id="inf"):  # as Python writes it
+            return math.inf
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant() | ast.Name(id="inf") as operand):
+            if isinstance(value := _node(operand, what, known), int | float):
+                return -value
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_instance(_node(item, what, known), what) for item in items)
         case ast.Name(id=name):

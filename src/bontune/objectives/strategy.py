@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bontune.objectives.base import Objective, check_budget, counts_of, on_policy_only, require_binary
 from bontune.records import Scored
-from bontune.strategies import Baseline, BetaPrior, Strategy
+from bontune.strategies import Baseline, BetaPrior, Sequential, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,20 @@ class StrategyObjective:
     """The gradient of the strategy's expected reward, without bias, on- and off-policy.
 
     Where the budget exceeds the group size no unbiased weights exist: with `prior` the Beta fallback is used
-    (binary rewards; biased), without it a ValueError is raised.
+    (binary rewards; biased), without it a ValueError is raised. A `Sequential` with a price has the gradient of its
+    value less the price of its draws; a prior extrapolates pass@N alone, so it has none.
     """
 
     strategy: Strategy
     baseline: Baseline = "marginal"
     prior: BetaPrior | None = None
+
+    def __post_init__(self) -> None:
+        if self.prior is not None and isinstance(self.strategy, Sequential):
+            raise ValueError(
+                "prior must be None for Sequential: a BetaPrior extrapolates pass@N and not the draws. Draw at "
+                "least as many responses per prompt as its budget"
+            )
 
     def __call__(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
         """[P, M] weights."""
@@ -38,7 +46,8 @@ class LogStrategyObjective:
     """The gradient of the logarithm of the strategy's value: every prompt counts by its relative gain.
 
     Weights over value, both from the same group: a ratio of unbiased estimates, itself slightly biased.
-    A prompt of estimated value 0 or below gets weight 0.
+    A prompt of estimated value 0 or below gets weight 0. The value of a `Sequential` with a price is what is left after
+    paying for its draws, so prompts not worth their draws have no weight: the price must be small beside pass@N/N.
     """
 
     strategy: Strategy
@@ -47,7 +56,7 @@ class LogStrategyObjective:
     def __call__(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
         """[P, M] weights."""
         weights = self.strategy.weights(group, self.baseline, log_ratios)
-        value = self.strategy.value(group, log_ratios=log_ratios).unsqueeze(-1)
+        value = self.strategy.net_value(group, log_ratios).unsqueeze(-1)
         return torch.where(value > 0, weights / torch.where(value > 0, value, 1.0), 0.0)
 
 

@@ -1,25 +1,26 @@
 """One new token for each of many responses, which see the prompt they share without a copy of it.
 
 Keys and values of a prompt are there once, those of the responses in a buffer; responses that are alike so far share one
-row. Layers like Llama's are walked through here, which spares a rollout of a small model a tenth of its time, and one on
-a GPU launches; other models go through their own forward pass. Both compute the same.
+row. Models whose weights are taken apart are walked through by `step.walk`; others go through their own forward pass.
+Both compute the same.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import rms_norm
 
 from bontune.models import attention
 from bontune.models.attention import Layer, Packed, attend, join, shared_attention, wide
+from bontune.rollout import plain
+from bontune.rollout.step import logits_of, walk
+from bontune.rollout.weights import LayerWeights, Weights
 
 _ROOM = 8  # tokens there is room for at first; rows further apart in memory are slower to read
 _PRODUCTS = 400  # a batched product with fewer multiplications in each takes PyTorch's own loop on a CPU, which is slower
-_LIKE_LLAMA = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 
 
 class Decoding:
@@ -27,6 +28,7 @@ class Decoding:
 
     prompt: keys and values of each layer [P, heads, L, D]; sizes: int64 [P], their lengths.
     owner: int64 [B], the prompt of each row.  most: tokens that a response may have.  limit: rows there may ever be.
+    weights: those of the model, where it is walked through.
     """
 
     def __init__(
@@ -36,12 +38,14 @@ class Decoding:
         owner: Tensor,
         most: int,
         limit: int,
+        weights: Weights | None = None,
     ) -> None:
         self.prompt = [(k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous()) for k, v in prompt]
         self.sizes, self.most, self.limit, self.step = sizes, most, limit, 0
         self.own: list[tuple[Tensor, Tensor]] = []
-        self.walk: _Walk | None = None
+        self.weights = weights
         self._arrange(owner)
+        self.angles = () if weights is None else weights.angles(len(self.along) + most)
 
     def _arrange(self, owner: Tensor) -> None:
         """Rows in a rectangle [prompts, most rows of one prompt]; no detour where they fill it in their order."""
@@ -80,11 +84,9 @@ class Decoding:
 
     def advance(self, model: Any, tokens: Tensor) -> Tensor:
         """Logits [B, V] after one more token of each row [B]."""
-        if self.step == 0 and is_like_llama(model):
-            self.walk = _Walk(model, len(self.along) + self.most)
         positions = self.positions + self.step
-        if self.walk is not None:
-            logits = self.walk(tokens, positions, self.see)
+        if self.weights is not None:
+            logits = self._walked(self.weights, tokens, positions)
         else:
             with shared_attention(model):
                 out = model(
@@ -96,6 +98,15 @@ class Decoding:
             logits = out.logits[:, -1]
         self.step += 1
         return logits
+
+    def _walked(self, weights: Weights, tokens: Tensor, positions: Tensor) -> Tensor:
+        angles = [tuple(x.index_select(0, positions) for x in pair) for pair in self.angles]
+
+        def see(layer: LayerWeights, qkv: Tensor) -> Tensor:
+            cos, sin = angles[layer.angles]
+            return self.see(layer.layer, *plain.split(weights, layer, qkv, cos, sin)).reshape(len(qkv), -1)
+
+        return logits_of(weights, walk(weights, plain, tokens, see))
 
     def attend(self, layer: Layer, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """`see` with an axis for the one token: query [B, H, 1, D], key and value [B, heads, 1, D] -> [B, 1, H, D]."""
@@ -204,111 +215,3 @@ def prompt_keys(layout: Packed) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         return x[places].transpose(1, 2).contiguous()
 
     return [(lay(k), lay(v)) for k, v in layout.keep], sizes
-
-
-# Layers like Llama's.
-
-
-def is_like_llama(model: Any) -> bool:
-    """Whether the model may be walked through here: its layers are of that form, and nothing hangs on their calls."""
-    inner = _inner(model)
-    if inner.config.model_type not in _LIKE_LLAMA:
-        return False
-    norms = [inner.model.norm, *(norm for layer in inner.model.layers for norm in _norms(layer))]
-    plain = all(
-        type(norm).__name__.endswith("RMSNorm") for norm in norms
-    )  # PEFT may have put a wrapper there
-    return plain and not any(map(_is_watched, (*_passed_over(inner), *norms)))
-
-
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
-
-
-def _passed_over(inner: Any) -> Iterator[Any]:
-    """The modules whose own forward is not called, beside the norms."""
-    yield from (inner, inner.model)
-    for layer in inner.model.layers:
-        yield from (layer, layer.self_attn)
-
-
-def _norms(layer: Any) -> list[Any]:
-    own = layer.self_attn
-    more = [own.q_norm, own.k_norm] if hasattr(own, "q_norm") else []
-    return [layer.input_layernorm, layer.post_attention_layernorm, *more]
-
-
-def _is_watched(module: Any) -> bool:
-    """Whether a call does more than the class says, such as to gather the parts of a model that is split."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
-
-
-class _Parts(NamedTuple):
-    """What a layer is made of; looking a module's parts up takes as long as a small product."""
-
-    layer: Layer
-    before: Callable[[Tensor], Tensor]
-    project: tuple[Any, Any, Any]
-    norms: tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None
-    output: Any
-    between: Callable[[Tensor], Tensor]
-    mlp: Any
-
-
-class _Walk:
-    """The forward pass of such a model for one token of each row.
-
-    most: positions there may be. Their angles are computed once.
-    """
-
-    def __init__(self, model: Any, most: int) -> None:
-        inner = _inner(model)
-        core = inner.model
-        self.embed, self.head, self.norm = core.embed_tokens, inner.lm_head, _norm(core.norm)
-        self.parts = [_parts(index, layer) for index, layer in enumerate(core.layers)]
-        self.size = core.layers[0].self_attn.head_dim
-        along = torch.arange(most, device=core.embed_tokens.weight.device)
-        cos, sin = core.rotary_emb(core.embed_tokens.weight[:1], along.unsqueeze(0))  # [1, most, D]
-        half = self.size // 2
-        self.cos, self.sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
-
-    def __call__(self, tokens: Tensor, positions: Tensor, see: Callable[..., Tensor]) -> Tensor:
-        """Logits [B, V] of tokens [B] at positions [B]; `see` is `Decoding.see`."""
-        rows, size, half = len(tokens), self.size, self.size // 2
-        cos, sin = (x.index_select(0, positions).unsqueeze(1) for x in (self.cos, self.sin))
-        x = self.embed(tokens)
-        for part in self.parts:
-            h = part.before(x)
-            q, k, v = (project(h).view(rows, -1, size) for project in part.project)
-            if part.norms is not None:
-                q, k = part.norms[0](q), part.norms[1](k)
-            q, k = (torch.addcmul(y * cos, y.roll(half, -1), sin).to(v.dtype) for y in (q, k))
-            x = x + part.output(see(part.layer, q, k, v).view(rows, -1))
-            x = x + part.mlp(part.between(x))
-        return self.head(self.norm(x))
-
-
-def _parts(index: int, layer: Any) -> _Parts:
-    own = layer.self_attn
-    return _Parts(
-        layer=Layer(index, own.scaling, None, _window(own)),
-        before=_norm(layer.input_layernorm),
-        project=(own.q_proj, own.k_proj, own.v_proj),
-        norms=(_norm(own.q_norm), _norm(own.k_norm)) if hasattr(own, "q_norm") else None,
-        output=own.o_proj,
-        between=_norm(layer.post_attention_layernorm),
-        mlp=layer.mlp,
-    )
-
-
-def _norm(module: Any) -> Callable[[Tensor], Tensor]:
-    """The same by PyTorch, in half as many operations. In float64 the module rounds, which that does not."""
-    weight, epsilon = module.weight, module.variance_epsilon
-    if weight.dtype == torch.float64:
-        return module
-    return lambda x: rms_norm(x, weight.shape, weight, epsilon)
-
-
-def _window(own: Any) -> int | None:
-    """The sliding window of a layer; Mistral's is in the config alone."""
-    return getattr(own if hasattr(own, "sliding_window") else own.config, "sliding_window", None)

@@ -9,8 +9,9 @@ on how the work is split; only rounding in the last digit of the logits does.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,10 @@ from bontune.models.sampling import draw, log_probs_of_sampling, response_keys, 
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
 from bontune.rollout.decoding import Decoding, prompt_keys
-from bontune.rollout.products import fixed_weights
+from bontune.rollout.products import fixed_weights, laid_out
+from bontune.rollout.step import packed_logits
+from bontune.rollout.turns import draw_in_turns, sampling_dtype
+from bontune.rollout.weights import Weights, covered, weights_of
 
 _LEAVE_SHARE = 0.05  # ended rows leave the cache once they are this share of it: copying costs too
 _AHEAD = 16  # tokens whose random numbers are computed at once
@@ -68,24 +72,48 @@ def sample_groups(
             "the tokenizer and the model name no end token, so no response could end: set tokenizer.eos_token, "
             "model.generation_config.eos_token_id, or sampling stop strings"
         )
+    if not prompts:
+        return []
     device = next(model.parameters()).device
+    ask = _Request(
+        prompts=encoded,
+        streams=[stream_key(seed, policy_step, prompt.id) for prompt in prompts],
+        first=first_index,
+        count=group_size,
+        rows=rows_per_batch,
+        sampling=sampling,
+        ends=ends,
+        tokenizer=tokenizer,
+        device=device,
+    )
+    draw_all = _by_turns if covered(model) and in_turns(device) else _by_chunks
     groups: dict[int, Group] = {}
-    with fixed_weights(model):
-        for chunk in _chunks(encoded, max(1, rows_per_batch // group_size)):
-            keys = [stream_key(seed, policy_step, prompts[i].id) for i in chunk]
-            with _drawing(model):
-                start = _starter(model, [encoded[i] for i in chunk], device)
-                parts = [
-                    _decode(start, tokenizer, keys, first, count, sampling, ends, device)
-                    for first, count in _spans(first_index, group_size, rows_per_batch)
-                ]
-            for row, i in enumerate(chunk):
-                groups[i] = _group(
-                    prompts[i], encoded[i], [part.of(row) for part in parts], policy_step, sampling
-                )
-                if on_group is not None:
-                    on_group(groups[i])
+    for i, parts in draw_all(model, ask):
+        groups[i] = _group(prompts[i], encoded[i], parts, policy_step, sampling)
+        if on_group is not None:
+            on_group(groups[i])
     return [groups[i] for i in range(len(prompts))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """Responses first, first + 1, ... of prompts, `count` each, at most `rows` at once. streams: a key of each prompt."""
+
+    prompts: list[tuple[int, ...]]
+    streams: list[int]
+    first: int
+    count: int
+    rows: int
+    sampling: Sampling
+    ends: frozenset[int]
+    tokenizer: Any
+    device: torch.device
+
+
+def in_turns(device: torch.device) -> bool:
+    """Whether `turns` draws: on an accelerator, where launches decide; a CPU gains more from computing once what is
+    alike."""
+    return device.type == "cuda"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +153,70 @@ def _spans(first: int, count: int, most: int) -> Iterator[tuple[int, int]]:
 
 
 @contextmanager
-def _drawing(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
+def _drawing(model: Any, *, walked: bool) -> Iterator[None]:
+    """Evaluation mode without gradients, and without autocast where the weights are those of `weights_of`; afterwards
+    every module is in the mode it was in."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.inference_mode():
+        kind = next(model.parameters()).device.type
+        with torch.inference_mode(), torch.autocast(kind, enabled=False) if walked else nullcontext():
             yield
     finally:
         for module in training:
             module.training = True
+
+
+def _by_turns(model: Any, ask: _Request) -> Iterator[tuple[int, list[_Drawn]]]:
+    """(prompt, its responses) as they are complete; the caller is outside of `_drawing` in between."""
+    drawing = draw_in_turns(
+        model,
+        sampling_dtype(model),
+        ask.prompts,
+        torch.stack([response_keys(key, ask.first, ask.count) for key in ask.streams]),
+        ask.sampling,
+        ask.ends,
+        ask.tokenizer,
+        rows=ask.rows,
+        capture=ask.device.type == "cuda",
+    )
+    while True:
+        with _drawing(model, walked=True):
+            found = next(drawing, None)
+        if found is None:
+            return
+        i, (tokens, log_probs, lengths, finished) = found
+        texts = texts_of(ask.tokenizer, tokens, lengths, ask.sampling, ask.ends)
+        yield i, [_Drawn(ask.count, tokens, log_probs, lengths, finished, texts)]
+
+
+def _by_chunks(model: Any, ask: _Request) -> Iterator[tuple[int, list[_Drawn]]]:
+    """(prompt, parts of its responses), prompts of similar length together."""
+    walked = covered(model)
+    if not walked and in_turns(ask.device):
+        tell_uncaptured(model)
+    with nullcontext() if walked else fixed_weights(model):
+        weights = laid_out(weights_of(model, sampling_dtype(model))) if walked else None
+        for chunk in _chunks(ask.prompts, max(1, ask.rows // ask.count)):
+            keys = [ask.streams[i] for i in chunk]
+            with _drawing(model, walked=walked):
+                start = _starter(model, weights, [ask.prompts[i] for i in chunk], ask.device)
+                parts = [
+                    _decode(start, ask.tokenizer, keys, first, count, ask.sampling, ask.ends, ask.device)
+                    for first, count in _spans(ask.first, ask.count, ask.rows)
+                ]
+            for row, i in enumerate(chunk):
+                yield i, [part.of(row) for part in parts]
+
+
+def tell_uncaptured(model: Any) -> None:
+    """Say that a model on an accelerator is not drawn from by captured steps."""
+    if supported(model):  # where not, `tell_fallback` says it
+        warnings.warn(
+            "token steps of this model are not captured, which is right but slower: its layers have hooks, or are of "
+            "another kind than plain linear layers, low-rank adapters and RMS norms",
+            stacklevel=2,
+        )
 
 
 def _decode(
@@ -248,17 +330,17 @@ def _staying(open_: Tensor, left: int) -> Tensor:
 
 
 def _starter(
-    model: Any, prompts: Sequence[tuple[int, ...]], device: torch.device
+    model: Any, weights: Weights | None, prompts: Sequence[tuple[int, ...]], device: torch.device
 ) -> Callable[[int, int], _Decoder | _SharedDecoder]:
     """What decodes so many responses of at most so many tokens, beginning with one row for each prompt; with shared
     attention all parts of a group use one prefill."""
-    if not supported(model):
+    if weights is None and not supported(model):
         tell_fallback(model)
         return lambda responses, most: _Decoder(model, prompts, device)
     layout = pack(prompts, device=device, keep=[])
-    out = forward(model, layout, layout.ends)
+    out = forward(model, layout, layout.ends) if weights is None else packed_logits(weights, layout)
     state = prompt_keys(layout)
-    return lambda responses, most: _SharedDecoder(model, state, out, responses, most)
+    return lambda responses, most: _SharedDecoder(model, weights, state, out, responses, most)
 
 
 class _SharedDecoder:
@@ -267,13 +349,15 @@ class _SharedDecoder:
     def __init__(
         self,
         model: Any,
+        weights: Weights | None,
         state: tuple[list[tuple[Tensor, Tensor]], Tensor],
         logits: Tensor,
         responses: int,
         most: int,
     ) -> None:
         self.model, self.logits = model, logits
-        self.decoding = Decoding(*state, torch.arange(len(logits), device=logits.device), most, responses)
+        owner = torch.arange(len(logits), device=logits.device)
+        self.decoding = Decoding(*state, owner, most, responses, weights)
         # A row costs little on an accelerator, and to see which are alike would make the host wait.
         self.shares = logits.device.type == "cpu"
 

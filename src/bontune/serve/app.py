@@ -98,70 +98,89 @@ def make_app(service: Service) -> Any:
     try:
         from starlette.applications import Starlette
         from starlette.exceptions import HTTPException
-        from starlette.requests import Request
-        from starlette.responses import JSONResponse, Response, StreamingResponse
         from starlette.routing import Route
     except ImportError as fault:
         raise ValueError("serving needs starlette and uvicorn: pip install 'bontune[serve]'") from fault
 
-    seats = Seats(service.limits)
-    listed = {"id": service.name, "object": "model", "created": service.started, "owned_by": "bontune"}
+    routes = Routes(service)
+    return Starlette(
+        routes=[
+            Route("/health", routes.health),
+            Route("/v1/models", routes.guarded(routes.models)),
+            Route("/v1/models/{name:path}", routes.guarded(routes.model)),
+            Route("/v1/completions", routes.guarded(routes.complete), methods=["POST"]),
+            Route("/v1/chat/completions", routes.guarded(routes.complete), methods=["POST"]),
+        ],
+        exception_handlers={HTTPException: no_such_route},
+    )
 
-    def refusal(fault: Refused) -> Response:
-        kind = "server_error" if fault.status >= 500 else "invalid_request_error"
-        error = {"message": fault.message, "type": kind, "param": fault.parameter, "code": None}
-        headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(fault.status)
-        return JSONResponse({"error": error}, fault.status, headers)
 
-    def guarded(
-        handler: Callable[[Request], Awaitable[Response]],
-    ) -> Callable[[Request], Awaitable[Response]]:
-        async def guard(request: Request) -> Response:
+class Routes:
+    """What answers each route; requests and responses are starlette's."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._seats = service, Seats(service.limits)
+        self._listed = {
+            "id": service.name,
+            "object": "model",
+            "created": service.started,
+            "owned_by": "bontune",
+        }
+
+    def guarded(self, handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        """The handler for those who may ask; what is refused becomes an error of the API."""
+
+        async def guard(request: Any) -> Any:
             try:
-                admit(service, request.headers)
+                admit(self._service, request.headers)
                 return await handler(request)
             except Refused as fault:
                 return refusal(fault)
 
         return guard
 
-    async def health(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "waiting": seats.taken})
+    async def health(self, request: Any) -> Any:
+        return _json({"status": "ok", "waiting": self._seats.taken})
 
-    async def models(request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [listed]})
+    async def models(self, request: Any) -> Any:
+        return _json({"object": "list", "data": [self._listed]})
 
-    async def model(request: Request) -> Response:
-        check_model(service, request.path_params["name"])
-        return JSONResponse(listed)
+    async def model(self, request: Any) -> Any:
+        check_model(self._service, request.path_params["name"])
+        return _json(self._listed)
 
-    async def no_such_route(request: Request, fault: Exception) -> Response:
-        assert isinstance(fault, HTTPException)
-        said = f"{request.method} {request.url.path[:100]} is not served here: {fault.detail}"
-        return refusal(Refused(fault.status_code, said))
+    async def complete(self, request: Any) -> Any:
+        from starlette.responses import StreamingResponse
 
-    async def complete(request: Request) -> Response:
-        body = await read_body(request.headers, request.stream(), service.limits.body)
-        asked = understand(service, body, chat=request.url.path.endswith("/chat/completions"))
-        seats.take()
-        work = Work(asked, seats)
+        body = await read_body(request.headers, request.stream(), self._service.limits.body)
+        asked = understand(self._service, body, chat=request.url.path.endswith("/chat/completions"))
+        self._seats.take()
+        work = Work(asked, self._seats)
         if asked.stream:
-            events = stream(service, asked, work)
+            events = stream(self._service, asked, work)
             return StreamingResponse(
                 events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
             )
-        return JSONResponse(whole(service, asked, await work.result))
+        return _json(whole(self._service, asked, await work.result))
 
-    return Starlette(
-        routes=[
-            Route("/health", health),
-            Route("/v1/models", guarded(models)),
-            Route("/v1/models/{name:path}", guarded(model)),
-            Route("/v1/completions", guarded(complete), methods=["POST"]),
-            Route("/v1/chat/completions", guarded(complete), methods=["POST"]),
-        ],
-        exception_handlers={HTTPException: no_such_route},
-    )
+
+def refusal(fault: Refused) -> Any:
+    """The error as clients of the API read it."""
+    kind = "server_error" if fault.status >= 500 else "invalid_request_error"
+    error = {"message": fault.message, "type": kind, "param": fault.parameter, "code": None}
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}}.get(fault.status)
+    return _json({"error": error}, fault.status, headers)
+
+
+async def no_such_route(request: Any, fault: Any) -> Any:
+    said = f"{request.method} {request.url.path[:100]} is not served here: {fault.detail}"
+    return refusal(Refused(fault.status_code, said))
+
+
+def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Any:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(content, status, headers)
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bontune.models.sampling import response_keys
 from bontune.records import Graded, Group, Prompt, Sampling, Verdict
 
 SCHEMA = 1
@@ -82,10 +83,66 @@ class Origin:
 
 
 def policy_hash(model: Any, tokenizer: Any) -> str:
-    """SHA-256 of all parameters and buffers and of the tokenizer: a policy that differs in one bit is another.
+    """A hash of all parameters and buffers and of the tokenizer: a policy that differs in one bit is another.
 
-    Of a model elsewhere, whose parameters cannot be seen, that of what it says of itself, its `fingerprint`.
+    Each tensor's bits are summed up where they are: of a model on a GPU, a few numbers come to the host. Of a model
+    elsewhere, whose parameters cannot be seen, the hash of what it says of itself, its `fingerprint`.
     """
+    if not isinstance(model, torch.nn.Module):
+        return policy_hash_0_1(model, tokenizer)
+    found = hashlib.sha256(_tokenizer_digest(tokenizer))
+    sums: dict[torch.device, list[torch.Tensor]] = {}
+    order = []
+    for name, tensor in model.state_dict().items():
+        if hasattr(
+            tensor, "full_tensor"
+        ):  # a part of one that is split over processes, which come here together
+            tensor = tensor.full_tensor()
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        here = sums.setdefault(tensor.device, [])
+        order.append((tensor.device, len(here)))
+        here.append(_bit_sum(tensor.detach()))
+    read = {device: torch.stack(here).tolist() for device, here in sums.items()}
+    for device, i in order:
+        found.update(read[device][i].to_bytes(8, "little", signed=True))
+    return _SUMMED + found.hexdigest()[:32]
+
+
+_SUMMED = "ff"  # before hashes by sums of bits; SHA-256 of all bytes, as in 0.1, has 32 digits and not 34
+_WORDS = 2**18  # of a block, each of which has a factor of its own
+_BLOCKS = {"cpu": 1}  # at once, so many as its cache holds; 64 elsewhere
+
+
+def _bit_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """int64: sum of the tensor's bits, 32 at a time, each times an odd number that depends on its place, modulo 2^64.
+
+    The same on every device. One word that changes changes it for certain.
+    """
+    data = tensor.contiguous().view(-1)
+    data = data.clone() if data.storage_offset() * data.element_size() % 4 else data
+    data = data.view(torch.uint8)
+    words = (torch.nn.functional.pad(data, (0, -len(data) % 4)) if len(data) % 4 else data).view(torch.int32)
+    within = _odd_numbers(1, _WORDS, words.device)
+    factors = _odd_numbers(2, -(-len(words) // _WORDS), words.device)
+    whole, at_once = len(words) // _WORDS, _BLOCKS.get(words.device.type, 64)
+    sums = [words[:0].sum().unsqueeze(0)]
+    for start in range(0, whole, at_once):
+        stop = min(whole, start + at_once)
+        blocks = words[start * _WORDS : stop * _WORDS].view(-1, _WORDS)
+        sums.append((blocks * within).sum(-1) * factors[start:stop])
+    if len(rest := words[whole * _WORDS :]):
+        sums.append((rest * within[: len(rest)]).sum() * factors[whole:])
+    return torch.cat(sums).sum()
+
+
+@lru_cache(maxsize=64)
+def _odd_numbers(key: int, count: int, device: torch.device) -> torch.Tensor:
+    """int64 [count]."""
+    return response_keys(key, 0, count, device) | 1
+
+
+def policy_hash_0_1(model: Any, tokenizer: Any) -> str:
+    """SHA-256 of the same, under which stores of bontune 0.1 hold their responses. It reads all weights on the host."""
     if not isinstance(model, torch.nn.Module):
         return hashlib.sha256(str(model.fingerprint).encode()).hexdigest()[:32]
     found = hashlib.sha256(_tokenizer_digest(tokenizer))
@@ -119,11 +176,21 @@ def file_system(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
 
 
 class Store:
-    """An open store; see `open_store`."""
+    """An open store; see `open_store`. keeps: whether what is added can be had again."""
+
+    keeps = True
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path, self._database = path, database
         self.damaged = 0  # rows whose checksum was wrong, found since opening
+
+    def policy_of(self, model: Any, tokenizer: Any) -> str:
+        """The policy's hash; the one of bontune 0.1 where this store holds responses under it, so that they are found."""
+        if self._rows("SELECT 1 FROM responses WHERE policy < ? LIMIT 1", (bytes.fromhex(_SUMMED),)):
+            known = policy_hash_0_1(model, tokenizer)
+            if self._rows("SELECT 1 FROM responses WHERE policy = ? LIMIT 1", (bytes.fromhex(known),)):
+                return known
+        return policy_hash(model, tokenizer)
 
     def add(self, origin: Origin, groups: Sequence[Group], first: int = 0) -> int:
         """Keep groups in one transaction; `first` is the index of their first response. Returns how many were new."""
@@ -298,6 +365,36 @@ class Store:
                     self._database.rollback()
                 raise
 
+
+class NoStore(Store):
+    """A store that keeps nothing, for those who want none: what is asked of it is never there."""
+
+    keeps = False
+
+    def __init__(self) -> None:
+        self.damaged = 0
+
+    def policy_of(self, model: Any, tokenizer: Any) -> str:
+        """Nothing is kept under the hash, so none is computed."""
+        return ""
+
+    def add(self, origin: Origin, groups: Sequence[Group], first: int = 0) -> int:
+        return 0
+
+    def group(self, origin: Origin, prompt: Prompt, most: int) -> Group | None:
+        return None
+
+    def judge(self, origin: Origin, graded: Sequence[Graded], verifier: str, first: int = 0) -> None:
+        return None
+
+    def judged(self, origin: Origin, group: Group, verifier: str) -> Graded | None:
+        return None
+
+    def origins(self) -> list[tuple[Origin, int]]:
+        return []
+
+
+NO_STORE = NoStore()
 
 COLUMNS = (
     "policy", "step", "temperature", "params", "prompt_id", "prompt", "level", "index", "response", "finished",

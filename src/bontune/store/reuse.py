@@ -10,8 +10,8 @@ from bontune.verifiers.grading import Score, Verify, grade, version_of
 
 
 def drawn_or_kept(
-    store: Store | None,
-    origin: Origin | None,
+    store: Store,
+    origin: Origin,
     prompts: Sequence[Prompt],
     group_size: int,
     together: int,
@@ -22,7 +22,7 @@ def drawn_or_kept(
     together: how many groups are decoded in one batch. A batch is kept in one transaction and taken from the store as a
     whole or not at all: which groups share a batch shows in the last bits of their log-probabilities.
     """
-    if store is None or origin is None:
+    if not store.keeps:
         return draw(prompts)
     order = sorted(prompts, key=lambda prompt: len(prompt.text))  # similar lengths together: least padding
     groups: dict[str, Group] = {}
@@ -38,26 +38,29 @@ def drawn_or_kept(
 
 
 def judged_or_kept(
-    store: Store | None,
-    origin: Origin | None,
+    store: Store,
+    origin: Origin,
     groups: Sequence[Group],
     verify: Verify,
     score: Score | None,
     described: str | None = None,
+    judge: Callable[[Group], Graded] | None = None,
 ) -> list[Graded]:
     """Every group with its verdicts, and scores where there is a scorer.
 
+    judge: asks them for a group; `grade` where None.
     described: names the verifier and the scorer; by their versions where None. Verdicts under the same name are taken
     from the store, undecided ones too.
     """
-    if store is None or origin is None:
-        return [grade(group, verify, score) for group in groups]
+    judge = judge or (lambda group: grade(group, verify, score))
+    if not store.keeps:
+        return [judge(group) for group in groups]
     described = judges(verify, score) if described is None else described
     found = []
     for group in groups:
         known = store.judged(origin, group, described)
         if known is None:
-            known = grade(group, verify, score)
+            known = judge(group)
             store.judge(origin, [known], described)
         found.append(known)
     return found

@@ -2,7 +2,10 @@
 
 from bontune.strategies.base import BASELINES, Baseline, Strategy, curve
 from bontune.strategies.best_of_n import BestOfN, MaxAtK, PassAtK
+from bontune.strategies.choose import Chosen, Tested, choose_accept, choose_within_loss
+from bontune.strategies.decider import Decider
 from bontune.strategies.extrapolate import BetaPrior
+from bontune.strategies.sequential import Sequential
 from bontune.strategies.subset import SubsetStrategy
 from bontune.strategies.votes import MajorityVote, WeightedVote
 
@@ -11,11 +14,17 @@ __all__ = [
     "Baseline",
     "BestOfN",
     "BetaPrior",
+    "Chosen",
+    "Decider",
     "MajorityVote",
     "MaxAtK",
     "PassAtK",
+    "Sequential",
     "Strategy",
     "SubsetStrategy",
+    "Tested",
     "WeightedVote",
+    "choose_accept",
+    "choose_within_loss",
     "curve",
 ]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bontune.records import Scored
+from bontune.strategies.decider import Decider
 
 Baseline = Literal["none", "centred", "marginal"]
 BASELINES: tuple[Baseline, ...] = ("none", "centred", "marginal")
@@ -71,15 +72,23 @@ class Strategy:
         share = self.budget / counts
         if baseline == "centred":
             without = (value.unsqueeze(-1) - slope) / (1 - share)
-            return finish(_difference(slope, ratios.exp() * share * without), group, self.budget + 1)
-        smaller = replace(self, budget=self.budget - 1)
+            return finish(difference(slope, ratios.exp() * share * without), group, self.budget + 1)
+        smaller = self.with_budget(self.budget - 1)
         value, smaller_slope = _value_and_slope(smaller, group, ratios)
         without = (value.unsqueeze(-1) - smaller_slope) / (1 - smaller.budget / counts)
-        return finish(_difference(slope, ratios.exp() * share * without), group, self.budget)
+        return finish(difference(slope, ratios.exp() * share * without), group, self.budget)
 
     def with_budget(self, budget: int) -> Self:
         """The same strategy for another N."""
         return replace(self, budget=budget)
+
+    def net_value(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
+        """[P]: what `weights` are the gradient of: the value, less what drawing costs where a strategy prices it."""
+        return self.value(group, log_ratios)
+
+    def decider(self) -> Decider:
+        """Takes the responses to one prompt as they come, and tells when to stop; here, after N."""
+        return Decider(self)
 
 
 def curve(strategy: Strategy, group: Scored, budgets: Sequence[int]) -> Tensor:
@@ -131,7 +140,7 @@ def finish(weights: Tensor, group: Scored, needed: int) -> Tensor:
     return torch.where(usable, weights, 0.0)
 
 
-def _difference(slope: Tensor, baseline: Tensor) -> Tensor:
+def difference(slope: Tensor, baseline: Tensor) -> Tensor:
     """[P, M]: slope - baseline, and exactly 0 where no more than the rounding of sums over M responses is left.
 
     Off-policy, a response that changes nothing would otherwise weigh 1e-14 or so, and cost a backward pass.

@@ -42,7 +42,7 @@ class BestOfN(Strategy):
         equally (the order-statistics form of pass@k, arXiv:2107.03374, with ties and a separate verifier).
         """
         check_budget(self.budget, group)
-        group = self._view(group)
+        group = self.view(group)
         if log_ratios is not None:
             return _off_policy_value(group, self.budget, check_log_ratios(group, log_ratios))
         return _binary_value(group, self.budget) if _is_binary(group) else _value(_rank(group), self.budget)
@@ -51,7 +51,7 @@ class BestOfN(Strategy):
         """[P, len(budgets)]: the value for each N of `budgets`, from one sort."""
         for budget in budgets:
             check_budget(budget, group)
-        group = self._view(group)
+        group = self.view(group)
         if _is_binary(group):
             return torch.stack([_binary_value(group, n) for n in budgets], dim=-1)
         ranked = _rank(group)
@@ -61,7 +61,7 @@ class BestOfN(Strategy):
         self, group: Scored, baseline: Baseline = "marginal", log_ratios: Tensor | None = None
     ) -> Tensor:
         """[P, M] unbiased gradient weights, O(M log M) on-policy; see `Strategy.weights`."""
-        group = self._view(group)
+        group = self.view(group)
         if log_ratios is not None:
             return Strategy.weights(self, group, baseline, check_log_ratios(group, log_ratios))
         check_baseline(self.budget, group, baseline)
@@ -81,7 +81,7 @@ class BestOfN(Strategy):
     def selection(self, group: Scored) -> Tensor:
         """[P, M]: probability that response i is the one served from a random N-subset of the group."""
         check_budget(self.budget, group)
-        group = self._view(group)
+        group = self.view(group)
         ranked = _rank(group)
         sigma = _spread(ranked, _selection(ranked, self.budget))
         return finish(torch.empty_like(sigma).scatter_(-1, ranked.order, sigma), group, self.budget)
@@ -92,10 +92,10 @@ class BestOfN(Strategy):
             raise ValueError(
                 f"select serves one of budget = {self.budget} responses, got {group.group_size} per prompt"
             )
-        group = self._view(group)
+        group = self.view(group)
         return group.scores.masked_fill(~group.decided, -torch.inf).argmax(-1)
 
-    def _view(self, group: Scored) -> Scored:
+    def view(self, group: Scored) -> Scored:
         """The scores this strategy selects by."""
         return group
 
@@ -104,7 +104,7 @@ class BestOfN(Strategy):
 class MaxAtK(BestOfN):
     """The largest true reward of k responses (max@k, arXiv:2510.23393): best-of-N with the reward as verifier."""
 
-    def _view(self, group: Scored) -> Scored:
+    def view(self, group: Scored) -> Scored:
         return group.scored_by_reward()
 
 
@@ -112,7 +112,7 @@ class MaxAtK(BestOfN):
 class PassAtK(MaxAtK):
     """At least one of k responses is right (pass@k, arXiv:2107.03374, eq. 1). Rewards must be 0 or 1."""
 
-    def _view(self, group: Scored) -> Scored:
+    def view(self, group: Scored) -> Scored:
         if not group.binary:
             wrong = group.rewards[(group.rewards != 0) & (group.rewards != 1)][0].item()
             raise ValueError(f"rewards must be 0 or 1 for PassAtK, got {wrong}; MaxAtK takes real rewards")

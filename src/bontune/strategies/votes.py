@@ -35,22 +35,22 @@ class MajorityVote(Strategy):
         Gauss-Legendre nodes. Without ratios, answers that are equally frequent share a factor.
         """
         check_budget(self.budget, group)
-        _need_answers(group)
+        need_answers(group)
         if log_ratios is None:
             return _value_of_tallies(_tallies(group), self.budget)
         ratios = check_log_ratios(group, log_ratios).exp()
-        ballots = _ballots(group)
+        ballots = ballots_of(group)
         n_terms = len(_winning_counts(self.budget, ballots.reward.shape[-1])[0])
         rows = max(1, _CHUNK // (n_terms * (self.budget + 1)))
         parts = [
-            _vote_value(_part(ballots, slice(i, i + rows)), ratios[i : i + rows], self.budget)
+            _vote_value(part_of(ballots, slice(i, i + rows)), ratios[i : i + rows], self.budget)
             for i in range(0, group.prompts, rows)
         ]
         return torch.cat(parts)
 
     def select(self, group: Scored) -> Tensor:
         """[P]: the first response of the most frequent answer."""
-        return _first_served(self.budget, group, _need_answers(group), torch.ones_like(group.rewards))
+        return _first_served(self.budget, group, need_answers(group), torch.ones_like(group.rewards))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +64,14 @@ class WeightedVote(SubsetStrategy):
     subsets: int = 1024
 
     def _subset_value(self, subset: Scored) -> Tensor:
-        return _served(subset, _need_answers(subset), subset.scores)
+        return _served(subset, need_answers(subset), subset.scores)
 
     def select(self, group: Scored) -> Tensor:
         """[P]: the first response of the answer with the largest sum of scores."""
-        return _first_served(self.budget, group, _need_answers(group), group.scores)
+        return _first_served(self.budget, group, need_answers(group), group.scores)
 
 
-def _need_answers(group: Scored) -> Tensor:
+def need_answers(group: Scored) -> Tensor:
     if group.answers is None:
         raise ValueError(
             "answers are needed for a vote, got none: pass Scored(..., answers=ids of final answers)"
@@ -103,7 +103,7 @@ def _first_served(budget: int, group: Scored, answers: Tensor, ballots: Tensor) 
     return _winners(answers, ballots, group.decided).to(torch.int8).argmax(-1)
 
 
-class _Ballots(NamedTuple):
+class Ballots(NamedTuple):
     """Responses laid out by answer, the most frequent first: [P, A, C] for A answers of at most C responses."""
 
     slots: Tensor  # int64, index in the group; 0 where absent
@@ -124,7 +124,7 @@ class _Tallies(NamedTuple):
 
 
 def _tallies(group: Scored) -> _Tallies:
-    answers = _need_answers(group)
+    answers = need_answers(group)
     rewards = torch.where(group.decided, group.rewards, 0.0)
     voting = group.decided & (answers >= 0)
     ids, order = torch.where(voting, answers, -1).sort(dim=-1)
@@ -239,12 +239,12 @@ def _powers(base: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(found), which
 
 
-def _part(ballots: _Ballots, rows: slice) -> _Ballots:
-    return _Ballots(*(t[rows] for t in ballots))
+def part_of(ballots: Ballots, rows: slice) -> Ballots:
+    return Ballots(*(t[rows] for t in ballots))
 
 
-def _ballots(group: Scored) -> _Ballots:
-    answers = _need_answers(group)
+def ballots_of(group: Scored) -> Ballots:
+    answers = need_answers(group)
     last = torch.iinfo(torch.int64).max
     ids = torch.where(group.decided, answers.clamp(min=-1), last)
     ids, order = ids.sort(dim=-1, stable=True)
@@ -262,7 +262,7 @@ def _ballots(group: Scored) -> _Ballots:
     index, present = (t[:, :-1].unflatten(-1, (n_answers, depth)) for t in (index, present))
     reward = torch.where(present, _pick(group.rewards, index), 0.0)
     abstains = (present & (_pick(answers, index) < 0)).any(-1)
-    return _Ballots(index, present, reward, abstains, group.counts)
+    return Ballots(index, present, reward, abstains, group.counts)
 
 
 def _by_frequency(answer: Tensor, decided: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ def _winning_counts(budget: int, depth: int) -> tuple[list[int], list[float], li
     return counts, nodes, weights
 
 
-def _vote_value(ballots: _Ballots, ratios: Tensor, budget: int) -> Tensor:
+def _vote_value(ballots: Ballots, ratios: Tensor, budget: int) -> Tensor:
     device = ratios.device
     sizes, served = _answer_polynomials(ballots, ratios, budget)
     degree = sizes.shape[-1] - 1
@@ -310,7 +310,7 @@ def _vote_value(ballots: _Ballots, ratios: Tensor, budget: int) -> Tensor:
         others = sizes[:, a, :width].unsqueeze(1) * torch.where(abstains, 1.0, allowed[:, :width])
         wins = served[:, a][:, k] / k * ~ballots.abstains[:, a, None]
         gained = _shift_by(open_, k) * wins.unsqueeze(-1)
-        return _multiply(open_, others), _multiply(won, others) + gained
+        return multiply(open_, others), multiply(won, others) + gained
 
     shape = (ratios.shape[0], len(k_list), budget + 1)
     open_ = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -328,7 +328,7 @@ def _vote_value(ballots: _Ballots, ratios: Tensor, budget: int) -> Tensor:
     return torch.where(counts >= budget, value, torch.nan)
 
 
-def _answer_polynomials(ballots: _Ballots, ratios: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+def _answer_polynomials(ballots: Ballots, ratios: Tensor, budget: int) -> tuple[Tensor, Tensor]:
     """[P, A, D + 1] twice: by how many responses of an answer are drawn, their weight, and with summed rewards.
 
     Every response is drawn with probability N/M (times its ratio), which keeps all numbers near 1.
@@ -348,7 +348,7 @@ def _answer_polynomials(ballots: _Ballots, ratios: Tensor, budget: int) -> tuple
     return sizes, served
 
 
-def _all_abstain(ballots: _Ballots, sizes: Tensor, served: Tensor, budget: int) -> Tensor:
+def _all_abstain(ballots: Ballots, sizes: Tensor, served: Tensor, budget: int) -> Tensor:
     """[P]: the share of subsets in which nobody votes, times their mean reward."""
     if sizes.shape[-1] <= budget:
         return torch.zeros(sizes.shape[0], dtype=torch.float64, device=sizes.device)
@@ -356,7 +356,7 @@ def _all_abstain(ballots: _Ballots, sizes: Tensor, served: Tensor, budget: int) 
     return nobody_else * (served[..., budget] / budget * ballots.abstains).sum(-1)
 
 
-def _multiply(a: Tensor, b: Tensor) -> Tensor:
+def multiply(a: Tensor, b: Tensor) -> Tensor:
     """Product of polynomials [..., N + 1] and [..., D + 1], cut at degree N."""
     n = a.shape[-1]
     out = a * b[..., :1]

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bontune.records import Prompt, Verdict
+from bontune.tasks.final import final_part
 from bontune.tasks.formats import MARK, SPLITS, WORKED, Fields, Wrong, as_prompt, parse_object, read_lines
 
 MATCHES = ("auto", "exact", "last_number")
@@ -41,6 +42,7 @@ _NUMBER = re.compile(
     r"(?:/(?P<over>\d+))?",
     re.ASCII,
 )
+_MISTYPED = re.compile(r",\d", re.ASCII)  # what follows a number whose commas separate no thousands
 _LONGEST = 400  # characters of a number, and
 _HIGHEST = (
     400  # its power of ten: beyond, exact arithmetic would take time and memory that a response can ask for
@@ -115,9 +117,12 @@ class JsonlTask:
             return _as_verdict(self.verifier(prompt, response))
         if prompt.answer is None:
             return Verdict(reward=None, reason="the prompt has no answer to compare with")
+        part = final_part(response, prompt=prompt.text)
+        if part is None:
+            return Verdict(reward=0.0, reason="the reasoning never ends")
         if self._match(prompt) == "exact":
-            return match_exact(prompt.answer, response)
-        return match_last_number(prompt.answer, response)
+            return match_exact(prompt.answer, part)
+        return match_last_number(prompt.answer, part)
 
     def references(self, prompt: Prompt) -> Sequence[str]:
         """The data set's solution where it has one, and its answer."""
@@ -220,14 +225,17 @@ def last_number(text: str) -> Fraction | None:
     """The first number after the last "####", or else the last number; None where there is none.
 
     Commas between thousands, a currency sign before, decimals, powers of ten ("1.5e3") and fractions ("7/2") are
-    part of a number. None also for one of more than 400 digits, or a division by zero.
+    part of a number. None also for one of more than 400 digits, a division by zero, and "#### 8,8", which is neither 8
+    nor 88.
     """
     _, mark, final = text.rpartition(MARK)
     match = _NUMBER.search(final) if mark else None
     if match is None and not mark:
         for match in _NUMBER.finditer(text):  # noqa: B007, the last one is wanted
             pass
-    return None if match is None else _value(match)
+    if match is None or (mark and _MISTYPED.match(final, match.end())):
+        return None
+    return _value(match)
 
 
 def parse_number(text: str) -> Fraction | None:

@@ -37,19 +37,12 @@ def model_card(
     prompting: what the model read for a prompt, in words.
     adapter: the folder holds adapters for the base, not a whole model.
     """
-    sampling, tail = config.sampling, max(1, round(_SEEN * len(history)))
-    on_hub = base.count("/") == 1 and not Path(base).exists()
-    header = ModelCardData(
-        library_name="peft" if adapter else "transformers",
-        pipeline_tag="text-generation",
-        tags=["bontune", "best-of-n", f"arxiv:{PAPER}"],
-        base_model=base if on_hub else None,
-    )
+    tail = max(1, round(_SEEN * len(history)))
     facts = {
         "strategy to serve with": f"`{strategy!r}`",
         "N, responses drawn per prompt": str(strategy.budget),
         "what chooses among them": f"`{scorer}`" if scorer else "the reward itself",
-        "temperature": _sampling(sampling),
+        "temperature": _sampling(config.sampling),
         "what it reads for a prompt": prompting.replace("|", "\\|").replace("\n", "\\n"),
         "trained from": f"`{base}`" + (", to which these adapters are added" if adapter else ""),
         "objective": f"`{objective}`",
@@ -60,7 +53,7 @@ def model_card(
     }
     numbers = _means(history[:tail]), _means(history[-tail:])
     return f"""---
-{header.to_yaml()}
+{_header(base, adapter)}
 ---
 
 # {name}
@@ -80,7 +73,22 @@ the step that learned from it. They are no measurement on held-out prompts: for 
 |---|---|---|
 {_rows({key: f"{numbers[0][key]:.3f} | {value:.3f}" for key, value in numbers[1].items()})}
 
-## Use
+{_use(strategy, config, adapter)}"""
+
+
+def _header(base: str, adapter: bool) -> str:
+    """What model hubs read."""
+    on_hub = base.count("/") == 1 and not Path(base).exists()
+    return ModelCardData(
+        library_name="peft" if adapter else "transformers",
+        pipeline_tag="text-generation",
+        tags=["bontune", "best-of-n", f"arxiv:{PAPER}"],
+        base_model=base if on_hub else None,
+    ).to_yaml()
+
+
+def _use(strategy: Strategy, config: TrainConfig, adapter: bool) -> str:
+    return f"""## Use
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer{"  # and `pip install peft`" if adapter else ""}
@@ -89,8 +97,8 @@ model = AutoModelForCausalLM.from_pretrained("FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 ```
 
-That draws single responses. To serve as trained, draw {strategy.budget} at temperature {sampling.temperature:g} and
-let the chooser named above pick one: `bontune best RUN "a prompt"`, where RUN is the folder of the training run.
+That draws single responses. To serve as trained, draw {strategy.budget} at temperature {config.sampling.temperature:g}
+and let the chooser named above pick one: `bontune best RUN "a prompt"`, where RUN is the folder of the training run.
 """
 
 

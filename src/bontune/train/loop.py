@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -11,9 +11,11 @@ from bontune.objectives.registry import served_strategy
 from bontune.records import Group, Prompt, Scored
 from bontune.store import Origin
 from bontune.store.reuse import drawn_or_kept, judged_or_kept
+from bontune.train.ahead import Ahead
 from bontune.train.hopeless import stop_if_hopeless
 from bontune.train.learner import make_learner
 from bontune.train.metrics import Clock, average, describe, record, value_of
+from bontune.train.on_policy import warn_off_policy
 from bontune.train.prompts import prompt_batches, training_prompts
 from bontune.train.resume import keep, resume
 from bontune.train.run import Metrics, Run, describe_run, origin_of
@@ -31,6 +33,11 @@ def train(run: Run) -> list[Metrics]:
     Each step draws groups, grades them, turns them into weights and moves the policy; the last two are repeated
     on the same groups where `updates_per_rollout` > 1. Writes `metrics.jsonl` and `model/` below `run.output`.
     """
+    with Ahead(run.verify, run.score) as ahead:
+        return _train(run, ahead)
+
+
+def _train(run: Run, ahead: Ahead) -> list[Metrics]:
     config, learner = run.config, make_learner(run)
     pool = shown(training_prompts(run.task, config), run.tokenizer, run.prompting)
     description = describe_run(run, pool) | parts(run.model, learner.accelerator)
@@ -43,11 +50,11 @@ def train(run: Run) -> list[Metrics]:
         with clock("rollout"), learner.accelerator.autocast():
             origin = origin_of(run, step)
             with whole(run.model):
-                groups = rollout(run, origin, prompts, step)
+                groups = rollout(run, origin, prompts, step, ahead.begin)
         with clock("score"):
-            graded = judged_or_kept(run.store, origin, groups, run.verify, run.score)
+            graded = judged_or_kept(run.store, origin, groups, run.verify, run.score, judge=ahead.grade)
             scored = Scored.stack(graded)
-        weights, stats, clipped = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0
+        weights, stats, clipped, apart = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0, None
         for turn in range(config.updates_per_rollout):
             with clock("weights"):
                 ratios = log_probs(learner, groups) - drawn_log_probs(groups) if turn else None
@@ -55,6 +62,7 @@ def train(run: Run) -> list[Metrics]:
             with clock("update"):
                 kl = kl_weights(config, scored, weights, step)
                 stats = update(learner, weighed, weights, kl, prompts=config.prompts_per_step)
+                apart = apart or stats.apart
         with clock("after"):
             run.after_step(step, graded)
         metrics = describe(config, graded, scored, weights, stats)
@@ -65,6 +73,9 @@ def train(run: Run) -> list[Metrics]:
             "kl_coefficient": config.kl.at(step, config.steps),
         }
         metrics |= {"learning_rate": learner.optimizer.param_groups[0]["lr"]}
+        if apart is not None and not hasattr(run.objective, "with_experts"):  # whose experts were not drawn
+            warn_off_policy(apart)
+            metrics |= {"log_ratio_mean": apart.mean, "log_ratio_max": apart.largest}
         history.append(average(learner, metrics) | {"cpu_seconds": clock.cpu, "seconds": clock.wall})
         record(run, learner, history[-1])
         stop_if_hopeless(run, history, graded, weights)
@@ -73,9 +84,16 @@ def train(run: Run) -> list[Metrics]:
     return history
 
 
-def rollout(run: Run, origin: Origin | None, prompts: Sequence[Prompt], step: int) -> list[Group]:
+def rollout(
+    run: Run,
+    origin: Origin,
+    prompts: Sequence[Prompt],
+    step: int,
+    on_group: Callable[[Group], None] | None = None,
+) -> list[Group]:
     """One complete group per prompt. Streams are seeded by run, step, prompt id and response index.
 
+    on_group: called with each group that is drawn, as soon as it is complete.
     Raises ValueError where the engine does not tell tokens and log-probabilities.
     """
 
@@ -89,6 +107,7 @@ def rollout(run: Run, origin: Origin | None, prompts: Sequence[Prompt], step: in
             seed=run.config.seed,
             policy_step=step,
             rows_per_batch=run.config.rows_per_batch,
+            on_group=on_group,
         )
         if not all(group.told for group in groups):
             raise ValueError(

@@ -12,7 +12,7 @@ from bontune.config import Prompting, TrainConfig
 from bontune.models.prompting import in_force
 from bontune.records import Graded, Prompt
 from bontune.rollout import Engine, sample_groups
-from bontune.store import Origin, Store, policy_hash
+from bontune.store import NO_STORE, Origin, Store
 from bontune.tasks import Task
 from bontune.train.shard import whole_tensor
 from bontune.verifiers.grading import Score, Verify, version_of
@@ -46,7 +46,7 @@ class Run:
     after_step: Callable[[int, Sequence[Graded]], None] = field(default=lambda step, graded: None)
     checkpoint_every: int | None = None
     should_stop: Callable[[], bool] = field(default=lambda: False)
-    store: Store | None = None
+    store: Store = NO_STORE
     learns: Any = None
     card: Callable[[Sequence[Metrics], bool], str] | None = None
     engine: Engine = sample_groups
@@ -76,9 +76,7 @@ def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
     }
 
 
-def origin_of(run: Run, step: int) -> Origin | None:
-    """What the responses of a step are drawn from, by the policy's own bits; None where nothing is kept."""
-    if run.store is None:
-        return None
-    policy = policy_hash(run.model, run.tokenizer)
+def origin_of(run: Run, step: int) -> Origin:
+    """What the responses of a step are drawn from, by the policy's own bits."""
+    policy = run.store.policy_of(run.model, run.tokenizer)
     return Origin(policy=policy, sampling=run.config.sampling, seed=run.config.seed, step=step)

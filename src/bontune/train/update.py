@@ -1,12 +1,14 @@
 """The update stage: groups and weights in, one optimizer step out. It never asks where the weights came from.
 
 Work is spent only where a gradient comes from: responses of weight zero are left out, identical responses of a
-prompt are merged, the prompt's part is computed once per group, and micro-batches are bounded by tokens and logits.
+prompt are merged, the prompt's part is computed once per group, and micro-batches are bounded by tokens. Logits of a
+large vocabulary are never held as a whole; where they must be, they bound micro-batches, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +17,18 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from bontune.models.attention import forward, supported, tell_fallback
+from bontune.models.attention import forward, hidden_states, supported, tell_fallback
 from bontune.models.attention import pack as pack_tokens
-from bontune.models.inputs import cache_argument, left_padded, positions
+from bontune.models.inputs import cache_argument, left_padded, positions, sent
 from bontune.models.sampling import token_log_probs
+from bontune.models.spans import fused_gates, fused_norms, fused_turns, has_kernel, lay_spans
 from bontune.records import Group, Sampling
+from bontune.train import chosen
+from bontune.train.chosen import Head, chosen_log_probs, head_of
+from bontune.train.on_policy import SAME, OnPolicy
 from bontune.train.shard import in_step, is_sharded, whole, whole_tensor
 
-LOGITS_PER_BATCH = 2**27  # of one micro-batch; with their gradient 1 GiB in float32
+LOGITS_PER_BATCH = 2**27  # of one micro-batch, where they are held; with their gradient 1 GiB in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +55,18 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdateStats:
-    """What one update did. ratio: mean of pi/mu over the rows pushed through, weight or not."""
+    """What one update did.
+
+    ratio: mean of pi/mu over the rows pushed through, weight or not.  apart: how far pi and mu are there, which in the
+    first update after a rollout is rounding alone.
+    """
 
     grad_norm: float
     kl: float
     ratio: float
     rows: int
     applied: bool
+    apart: OnPolicy = SAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,9 +198,9 @@ def packs(model: Any) -> bool:
 def packed_predictions(model: Any, rows: Rows) -> list[Predictions]:
     """One pass over prompts and responses laid end to end; each prompt is in it once and nothing is padded."""
     device = next(model.parameters()).device
-    layout = pack_tokens(rows.prompts, rows.owner, rows.tokens, rows.lengths, device=device)
-    drawn = torch.arange(layout.prompt_tokens, layout.ids.shape[1], device=device)
-    logits = forward(model, layout, torch.cat([layout.ends, drawn]))
+    with _laid(model, rows) as layout:
+        drawn = torch.arange(layout.prompt_tokens, layout.ids.shape[1], device=device)
+        logits = forward(model, layout, torch.cat([layout.ends, drawn]))
     first = Predictions(
         logits[: len(rows.prompts)][rows.owner.to(device)],
         rows.tokens[:, 0].to(device),
@@ -203,11 +214,75 @@ def packed_predictions(model: Any, rows: Rows) -> list[Predictions]:
     return [first, Predictions(logits[len(rows.prompts) :], tokens.to(device), row.to(device))]
 
 
+@contextmanager
+def _laid(model: Any, rows: Rows) -> Iterator[Any]:
+    """The layout of prompts and responses laid end to end, by which the model attends fastest where it is."""
+    device = next(model.parameters()).device
+    if not has_kernel(model):
+        yield pack_tokens(rows.prompts, rows.owner, rows.tokens, rows.lengths, device=device)
+        return
+    with fused_norms(model), fused_gates(model), fused_turns(model):
+        yield lay_spans(rows.prompts, rows.owner, rows.tokens, rows.lengths, device=device)
+
+
+def token_log_probs_in_blocks(
+    model: Any, head: Head, rows: Rows, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each token of each row, float32 [n], and its row, int64 [n], without all logits at once."""
+    states = _packed_states(model, rows) if packs(model) else _padded_states(model, rows)
+    within = _within(rows)
+    row = torch.arange(len(rows)).unsqueeze(-1).expand_as(within)[within]
+    tokens, row = (sent(x, states.device) for x in (rows.tokens[within], row))
+    return chosen_log_probs(head, states, tokens, temperature), row
+
+
+def _within(rows: Rows) -> Tensor:
+    """bool [K, T], where a row has a token."""
+    return torch.arange(rows.tokens.shape[1]) < rows.lengths.unsqueeze(-1)
+
+
+def _packed_states(model: Any, rows: Rows) -> Tensor:
+    """[n, D]: the hidden state that predicts each token of each row, of prompts and responses laid end to end."""
+    with _laid(model, rows) as layout:
+        states = hidden_states(model, layout)
+    sizes = torch.tensor([len(prompt) for prompt in rows.prompts])
+    inputs = rows.lengths - 1
+    starts = int(sizes.sum()) + inputs.cumsum(0) - inputs
+    before = starts.unsqueeze(-1) + torch.arange(rows.tokens.shape[1]) - 1
+    before[:, 0] = (sizes.cumsum(0) - 1)[rows.owner]
+    return states.index_select(0, sent(before[_within(rows)], states.device))
+
+
+def _padded_states(model: Any, rows: Rows) -> Tensor:
+    """The same with the prompt repeated for each row: for layers that are computed again in the backward pass."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of PEFT
+    inputs = _repeated(model, rows)
+    states = inner.base_model(**inputs, use_cache=False).last_hidden_state
+    states = states[:, inputs["input_ids"].shape[1] - rows.tokens.shape[1] :]
+    return states[_within(rows).to(states.device)]
+
+
+def _repeated(model: Any, rows: Rows) -> dict[str, Any]:
+    """Inputs of one pass over each row behind its prompt, but for its last token.
+
+    Without padding before the tokens, causality alone says what each of them may see, which is faster.
+    """
+    device = next(model.parameters()).device
+    prompt_ids, prompt_mask = left_padded(rows.prompts, device)
+    owner, inputs = rows.owner.to(device), rows.tokens[:, :-1].to(device)
+    mask = torch.cat([prompt_mask[owner], torch.ones_like(inputs)], dim=1)
+    return {
+        "input_ids": torch.cat([prompt_ids[owner], inputs], dim=1),
+        "attention_mask": None if bool(prompt_mask.all()) else mask,
+        "position_ids": positions(mask),
+    }
+
+
 def general_predictions(model: Any, rows: Rows) -> list[Predictions]:
     """For any model: each prompt computed once where there is a key-value cache, and its part copied for each row."""
     logits = response_logits(model, rows)
     device = logits.device
-    within = torch.arange(rows.tokens.shape[1]) < rows.lengths.unsqueeze(-1)
+    within = _within(rows)
     row = torch.arange(len(rows)).repeat_interleave(rows.lengths)
     return [Predictions(logits[within.to(device)], rows.tokens[within].to(device), row.to(device))]
 
@@ -249,24 +324,30 @@ def response_logits(model: Any, rows: Rows, *, share_prompt: bool = True) -> Ten
                 use_cache=True,
             )
             return torch.cat([first, out.logits], dim=1)
-    out = model(
-        input_ids=torch.cat([prompt_ids[owner], inputs], dim=1),
-        attention_mask=mask if padded else None,
-        position_ids=places,
-        use_cache=False,
-    )
+    out = model(**_repeated(model, rows), use_cache=False)
     return out.logits[:, prompt_ids.shape[1] - 1 :]
 
 
 def _batches(learner: Learner, rows: Rows) -> list[Rows]:
     config = learner.model.config
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    refers = learner.reference is not None and bool((rows.kl != 0).any())
+    held = refers or _head(learner) is None
     return batches(
         rows,
         learner.tokens_per_batch,
-        vocabulary=config.vocab_size,
+        vocabulary=config.vocab_size if held else 1,
         padded=not packs(learner.model),
     )
+
+
+def _head(learner: Learner) -> Head | None:
+    """The head, where log-probabilities can be computed without all logits at once."""
+    sampling = learner.sampling
+    truncated = bool(sampling.top_k) or sampling.top_p < 1
+    if truncated or is_sharded(learner.model) or not supported(learner.model):
+        return None
+    return head_of(learner.model)
 
 
 def log_probs(learner: Learner, groups: Sequence[Group]) -> Tensor:
@@ -276,8 +357,7 @@ def log_probs(learner: Learner, groups: Sequence[Group]) -> Tensor:
     parts = []
     with torch.no_grad(), learner.accelerator.autocast(), whole(learner.model):
         for part in _batches(learner, rows):
-            predicted = predictions(learner.model, part)
-            parts.append(_sequence_log_probs(predicted, part, learner.sampling).cpu())
+            parts.append(_row_log_probs(learner, part)[0].cpu())
     return torch.cat(parts).double()[index]
 
 
@@ -297,14 +377,18 @@ def update(
     if is_sharded(learner.model):
         refer = in_step(refer)
         parts += [_nothing(groups[0])] * (len(refer) - len(parts))
-    kl_sum, ratio_sum = 0.0, 0.0
-    for part, with_reference in zip(parts, refer, strict=True):
-        loss, part_kl, ratio = _loss(learner, part, with_reference)
-        learner.accelerator.backward(loss / total)
-        kl_sum, ratio_sum = kl_sum + part_kl, ratio_sum + ratio
+    told: list[Tensor] = []  # of the KL and of the ratios; read once at the end, as the host waits for that
+    with _casts_kept(learner):
+        for part, with_reference in zip(parts, refer, strict=True):
+            loss, sums = _loss(learner, part, with_reference)
+            with torch.autocast(loss.device.type, enabled=False):
+                learner.accelerator.backward(loss / total)
+            told.append(sums)
     _sum_over_processes(learner)
     found = learner.accelerator.clip_grad_norm_(learner.model.parameters(), learner.max_grad_norm)
     norm = 0.0 if found is None else float(whole_tensor(found))
+    sums = torch.stack(told).cpu() if told else torch.zeros(1, 4, dtype=torch.float64)
+    kl_sum, ratio_sum, apart_sum, _ = sums.sum(0).tolist()
     applied = norm == norm and norm != float("inf")
     if applied:
         learner.optimizer.step()
@@ -315,7 +399,19 @@ def update(
         ratio=ratio_sum / len(rows) if len(rows) else 1.0,
         rows=len(rows),
         applied=applied,
+        apart=OnPolicy(mean=apart_sum / max(1, len(rows)), largest=float(sums[:, 3].max())),
     )
+
+
+def _casts_kept(learner: Learner) -> AbstractContextManager[Any]:
+    """Inside, weights that autocast casts are cast once, and not again for each micro-batch.
+
+    Not where weights come and go, as parts of a split model do, nor where layers are computed again: autocast would give
+    them what it cast without a gradient.
+    """
+    if is_sharded(learner.model) or recomputes(learner.model):
+        return nullcontext()
+    return learner.accelerator.autocast()
 
 
 def recomputes(model: Any) -> bool:
@@ -361,17 +457,37 @@ def _nothing(group: Group) -> Rows:
     )
 
 
-def _loss(learner: Learner, rows: Rows, with_reference: bool) -> tuple[Tensor, float, float]:
+def _loss(learner: Learner, rows: Rows, with_reference: bool) -> tuple[Tensor, Tensor]:
+    """The loss, and float64 [4]: sums of the rows' KL, ratios and |log ratio|, and the largest of the last."""
     with learner.accelerator.autocast():
-        predicted = predictions(learner.model, rows)
-    new = _sequence_log_probs(predicted, rows, learner.sampling)
-    ratio = (new.detach() - rows.old.to(new)).exp().sum().item()
-    loss = -(rows.weight.to(new) * new).sum()
+        new, predicted = _row_log_probs(learner, rows, held=with_reference)
+    old, weight = (sent(x.to(new.dtype), new.device) for x in (rows.old, rows.weight))
+    log_ratio = new.detach() - old
+    apart = log_ratio.abs().nan_to_num(posinf=0.0).double()  # a row that is no response has an infinite one
+    ratios = (log_ratio.exp().sum().double(), apart.sum(), apart.max())
+    loss = -(weight * new).sum()
     if not with_reference:
-        return loss, 0.0, ratio
+        return loss, torch.stack([torch.zeros_like(ratios[0]), *ratios])
     kl = _kl_to_reference(learner, rows, predicted)
-    chosen = rows.kl.to(kl)
-    return loss + (chosen * kl).sum(), kl.detach()[chosen != 0].sum().item(), ratio
+    coefficient = rows.kl.to(kl)
+    asked = kl.detach()[coefficient != 0].sum().double()
+    return loss + (coefficient * kl).sum(), torch.stack([asked, *ratios])
+
+
+def _row_log_probs(
+    learner: Learner, rows: Rows, *, held: bool = False
+) -> tuple[Tensor, Sequence[Predictions]]:
+    """[K] float32: sum over the response's tokens of their log-probability; and what predicts them.
+
+    That is nothing where no logits are held; `held` says that they must be, and they are where they are few.
+    """
+    head = None if held else _head(learner)
+    if head is not None and int(rows.lengths.sum()) * len(head.weight) > chosen.LOGITS:
+        per_token, row = token_log_probs_in_blocks(learner.model, head, rows, learner.sampling.temperature)
+        return per_token.new_zeros(len(rows)).index_add(0, row, per_token), []
+    predicted = predictions(learner.model, rows)
+    with torch.autocast(predicted[0].logits.device.type, enabled=False):
+        return _sequence_log_probs(predicted, rows, learner.sampling), predicted
 
 
 def _sequence_log_probs(predicted: Sequence[Predictions], rows: Rows, sampling: Sampling) -> Tensor:

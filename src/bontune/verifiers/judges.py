@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import os
-import re
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from bontune.config import load_object
 from bontune.records import Prompt, Verdict
 from bontune.tasks import Countdown, Task
+from bontune.tasks.final import final_part
 from bontune.tasks.formats import parse_object, read_lines
 from bontune.tasks.jsonl import last_number
-from bontune.verifiers import CodeVerifier, MathVerifier
+from bontune.verifiers import CodeVerifier, MathVerifier, program_of
 from bontune.verifiers.code.written import READER, Case, Tried, read_cases, try_cases
 from bontune.verifiers.grading import Verify, judge_all
-from bontune.verifiers.math.compare import normal
-from bontune.verifiers.math.extract import final_answers
+from bontune.verifiers.math import written_answer
 
 CPU_SECONDS = (
     1.0  # of all calls that model-written tests make of a program: right ones take a few milliseconds
 )
 WRITTEN = "model_written_tests"  # where the meta of a prompt keeps them
 _MOST_KNOWN = 200_000  # programs whose behaviour is remembered
-_FENCE = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
+_LONGEST_REASON = 500  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Judge:
     item: makes of a prompt and a response what the verifier takes.
     """
 
+    overlaps: ClassVar[bool] = True  # it waits for processes, while responses can be drawn
     verifier: MathVerifier | CodeVerifier
     item: Callable[[Prompt, str], Mapping[str, Any]]
 
@@ -48,14 +50,25 @@ class Judge:
         return self.many(prompt, [response])[0]
 
     def many(self, prompt: Prompt, responses: Sequence[str]) -> list[Verdict]:
-        """One verdict per response, on all workers."""
-        return self.verifier.verify([self.item(prompt, response) for response in responses])
+        """One verdict per response, on all workers. A response of which no item can be made is undecided alone."""
+        found: list[Verdict | None] = []
+        items: list[Mapping[str, Any]] = []
+        for response in responses:
+            try:
+                items.append(self.item(prompt, response))
+                found.append(None)
+            except Exception as fault:  # an odd response must not cost the others their verdicts
+                reason = f"the response could not be read: {type(fault).__name__}: {fault}"[:_LONGEST_REASON]
+                found.append(Verdict(reward=None, status="undecided", reason=reason))
+        verdicts = iter(self.verifier.verify(items))
+        return [next(verdicts) if verdict is None else verdict for verdict in found]
 
 
 def math_judge(task: Task) -> Judge:
     """Compares the final answer of a response with the prompt's.
 
-    Raises ValueError where a reference answer of the task cannot be used: that is a fault of the data.
+    Raises ValueError where a reference answer of the task cannot be used, which is a fault of the data, and RuntimeError,
+    with the worker's own words, where the verifier's workers do not work here.
     """
     verifier = MathVerifier(workers=_workers())
     prompts = [prompt for split in ("train", "tune", "test") for prompt in _prompts(task, split)]
@@ -63,13 +76,20 @@ def math_judge(task: Task) -> Judge:
     if missing:
         raise ValueError(f"the math verifier needs an answer for every prompt; {missing[0]!r} has none")
     verifier.check_references({prompt.id: prompt.answer or "" for prompt in prompts})
-    return Judge(verifier, lambda prompt, text: {"response": text, "reference": prompt.answer or ""})
+    verifier.prove()
+    return Judge(verifier, math_item)
+
+
+def math_item(prompt: Prompt, response: str) -> dict[str, str]:
+    """What `MathVerifier` takes."""
+    return {"response": response, "reference": prompt.answer or "", "prompt": prompt.text}
 
 
 def code_judge(task: Task) -> Judge:
     """Runs prompt and response against the prompt's tests, `test` and `entry_point` of its line, in isolation.
 
-    Raises ValueError where a prompt has none, and SandboxUnavailable where nothing isolates.
+    Raises ValueError where a prompt has none, and SandboxUnavailable where nothing isolates, or where the workers do not
+    tell a right program from a wrong and a hostile one.
     """
     for split in ("train", "tune", "test"):
         for prompt in _prompts(task, split):
@@ -77,7 +97,9 @@ def code_judge(task: Task) -> Judge:
                 raise ValueError(
                     f'the code verifier needs "test" and "entry_point"; prompt {prompt.id!r} lacks them'
                 )
-    return Judge(CodeVerifier(workers=_workers()), code_item)
+    verifier = CodeVerifier(workers=_workers())
+    verifier.prove()
+    return Judge(verifier, code_item)
 
 
 def code_item(prompt: Prompt, response: str) -> dict[str, str]:
@@ -87,14 +109,8 @@ def code_item(prompt: Prompt, response: str) -> dict[str, str]:
 
 
 def whole_program(prompt: Prompt, response: str) -> str:
-    """A fenced block that defines the function, else the response as the prompt's continuation."""
-    entry = str(prompt.meta["entry_point"])
-    blocks = [
-        block
-        for block in _FENCE.findall(response)
-        if re.search(rf"^\s*def {re.escape(entry)}\b", block, re.MULTILINE)
-    ]
-    return blocks[-1] if blocks else prompt.text + response
+    """What `program_of` finds in the response."""
+    return program_of(prompt.text, response, str(prompt.meta["entry_point"]))
 
 
 class WrittenTests:
@@ -110,6 +126,7 @@ class WrittenTests:
         self._tests, self._verifier = tests, verifier or CodeVerifier(_workers(), CPU_SECONDS)
         self._cases: dict[str, tuple[Case, ...]] = {}
         self._tried: dict[tuple[str, str], Tried] = {}
+        self.overlaps = True
         self.version = f"written-tests-{READER}; {self._verifier.version}"
 
     def __call__(self, prompt: Prompt, responses: Sequence[str]) -> list[float | None]:
@@ -164,7 +181,9 @@ def written_tests(spec: str, task: Task) -> WrittenTests:
             f'--scorer {spec}: no prompt of the task has "{WRITTEN}", a list of texts, in {where}; name a file that '
             "has them: --scorer tests:FILE"
         )
-    return WrittenTests(tests)
+    verifier = CodeVerifier(_workers(), CPU_SECONDS)
+    verifier.prove()
+    return WrittenTests(tests, verifier)
 
 
 def _read_written(path: Path) -> dict[str, Any]:
@@ -192,6 +211,11 @@ class WithBehaviours:
     def version(self) -> str | None:
         """Of the verifier, where it tells."""
         return getattr(self.verify, "version", None)
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether it may be asked while responses are drawn, as the tests may."""
+        return getattr(self.verify, "overlaps", False)
 
     def __call__(self, prompt: Prompt, response: str) -> Verdict:
         """One verdict."""
@@ -229,18 +253,33 @@ Answers = Callable[[Prompt, str], str | None]
 
 
 def _number(prompt: Prompt, text: str) -> str | None:
-    found = last_number(text)
+    part = final_part(text, prompt=prompt.text)
+    found = None if part is None else last_number(part)
     return None if found is None else str(found)
 
 
-def _math(prompt: Prompt, text: str) -> str | None:
-    found = final_answers(text).answers
-    return normal(found[-1]) if found else None
+class _MathAnswers:
+    """Answers as the verdicts of `MathVerifier` name them; its worker starts where the first answer needs a parser.
+
+    Where math-verify is not installed, answers are named by text and arithmetic.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._owner = threading.Lock(), 0  # servers ask from several threads
+        self._verifier: MathVerifier | None = None
+
+    def __call__(self, prompt: Prompt, text: str) -> str | None:
+        if find_spec("math_verify") is None:
+            return written_answer(text, prompt.text)
+        with self._lock:
+            if self._verifier is None or self._owner != os.getpid():
+                self._verifier, self._owner = MathVerifier(workers=1), os.getpid()
+            return self._verifier.answers([text], prompt.text)[0]
 
 
 ANSWERS: dict[str, Answers] = {
     "countdown": lambda prompt, text: Countdown().verify(prompt, text).answer,
-    "math": _math,
+    "math": _MathAnswers(),
     "number": _number,
 }
 

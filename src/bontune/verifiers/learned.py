@@ -26,6 +26,7 @@ from bontune.models.inputs import cache_argument
 from bontune.models.loading import forget_quantization, gguf_of, own_device
 from bontune.models.prompting import conversation, end_of_reply, in_force, shown, token_ids
 from bontune.records import Graded, Prompt
+from bontune.tasks.final import final_part
 
 SETTINGS = "verifier.json"
 
@@ -33,6 +34,8 @@ SETTINGS = "verifier.json"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearnedVerifier:
     """A scorer of responses: `verifier(prompt, texts)` gives the chance that each is right, in (0, 1).
+
+    It reads the final part of a response, without its reasoning (`bontune.tasks.final`).
 
     model: a sequence-classification model of one label.  scale, offset: of its logit, set by calibration.
     chat: whether prompt and response are put into the tokenizer's chat template, as reward models expect.
@@ -48,7 +51,7 @@ class LearnedVerifier:
     prompting: Prompting = PLAIN
 
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
-        """One score per text; None for a text that is too long for the model."""
+        """One score per text: None where its final part is too long for the model, 0 where its reasoning never ends."""
         rows = self.tokens(prompt, texts)
         limit = getattr(self.model.config, "max_position_embeddings", None) or max(map(len, rows), default=0)
         fits = [i for i, row in enumerate(rows) if len(row) <= limit]
@@ -60,11 +63,12 @@ class LearnedVerifier:
                 logits = row_logits(self.model, [[rows[i] for i in part]]).double().cpu()
                 chances = (self.scale * logits + self.offset).sigmoid().tolist()
                 for i, chance in zip(part, chances, strict=True):
-                    scores[i] = chance
+                    scores[i] = chance if final_part(texts[i], prompt=prompt.text) is not None else 0.0
         return scores
 
     def tokens(self, prompt: Prompt, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of the prompt with each response, ended where the tokenizer has an end token."""
+        """Token ids of the prompt with the final part of each response, ended where the tokenizer has an end token."""
+        texts = [final_part(text, prompt=prompt.text) or "" for text in texts]
         if self.chat:
             return [self._turns(prompt, text) for text in texts]
         meta = prompt.meta if self.prompting.chat == "on" else {}  # a conversation is read as its text

@@ -31,7 +31,8 @@ class WorkerPool:
 
     A worker says {"ready": true} once, and then answers each line with one line. It limits its own CPU time and dies of
     SIGXCPU; `wall_seconds` is the generous limit from outside. A job whose worker dies otherwise is tried once more, on
-    a new worker. Use it in a `with`, or call `close`. Not to be shared between threads.
+    a new worker; one whose new worker cannot be started has a fault, and the others go on. Use it in a `with`, or call
+    `close`. Not to be shared between threads.
     """
 
     def __init__(
@@ -43,10 +44,14 @@ class WorkerPool:
                 f"workers must be at least 1 and wall_seconds above 0, got {workers} and {wall_seconds}"
             )
         self._command, self._wall, self._start = list(command), wall_seconds, start_seconds
+        self._started = False  # whether a worker ever was
         self._workers: list[_Worker | None] = [None] * workers
 
     def run(self, jobs: Sequence[dict[str, Any]]) -> list[dict[str, Any] | Fault]:
-        """One reply or fault per job, in their order. Raises RuntimeError where no worker can be started."""
+        """One reply or fault per job, in their order.
+
+        Raises RuntimeError, with what it said, where the first worker of all cannot be started.
+        """
         if self._closed or os.getpid() != self._owner:
             raise RuntimeError("the pool is closed, or belongs to another process")
         busy: dict[int, tuple[int, int, float]] = {}  # slot -> (job, tries, deadline)
@@ -67,9 +72,14 @@ class WorkerPool:
                     if slot not in busy and waiting:
                         job, tries = waiting.popleft()
                         worker = self._worker(slot)
+                        if isinstance(worker, Fault):
+                            replies[job] = worker
+                            continue
                         busy[slot] = (job, tries, time.monotonic() + self._wall)
                         selector.register(worker.process.stdout, selectors.EVENT_READ, slot)  # pyright: ignore
                         worker.send(jobs[job])
+                if not busy:
+                    continue
                 nearest = min(deadline for _, _, deadline in busy.values())
                 ready = {key.data for key, _ in selector.select(max(0.0, nearest - time.monotonic()))}
                 for slot in list(busy):
@@ -91,10 +101,16 @@ class WorkerPool:
                     replies[job] = outcome
         return [reply for reply in replies if reply is not None]
 
-    def _worker(self, slot: int) -> _Worker:
+    def _worker(self, slot: int) -> _Worker | Fault:
         worker = self._workers[slot]
         if worker is None:
-            worker = self._workers[slot] = _Worker(self._command, self._start)
+            try:
+                worker = self._workers[slot] = _Worker(self._command, self._start)
+            except (OSError, RuntimeError) as fault:
+                if not self._started:
+                    raise RuntimeError(str(fault)) from fault
+                return Fault(kind="crash", reason=str(fault))
+            self._started = True
         return worker
 
     def _drop(self, slot: int) -> None:
@@ -163,9 +179,14 @@ class _Worker:
             return None
         line, self._said = self._said, b""
         try:
-            return json.loads(line)
+            reply = json.loads(line)
         except ValueError:
-            return Fault(kind="crash", reason="the worker's reply could not be read")
+            reply = None
+        return (
+            reply
+            if isinstance(reply, dict)
+            else Fault(kind="crash", reason="the worker's reply could not be read")
+        )
 
     def kill(self) -> None:
         """End the process and its children, and leave no zombie."""

@@ -25,10 +25,11 @@ from bontune.cli.commands.prompting import Counting, settle, warn_cut
 from bontune.cli.commands.terminal import bar, progress, stages, warn_undecided
 from bontune.evaluate import SampleSet, read_samples
 from bontune.evaluate.coscaling import co_scale
-from bontune.evaluate.drawing import Draw, draw_samples
+from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.models.loading import load_tokenizer
 from bontune.report import write_coscale
 from bontune.rollout.endpoint import is_endpoint
+from bontune.store import open_store
 
 
 def run(command: arguments.Coscale) -> None:
@@ -73,7 +74,7 @@ def _draw(command: arguments.Coscale, where: str) -> tuple[arguments.Coscale, li
     )
     command = replace(command, sampling=sampling, prompting=prompting)
     engine, found = Counting(engine), []
-    with progress() as bars:
+    with progress() as bars, open_store(command.output / STORE, write=True) as store:
         for temperature in command.temperature:
             draw = Draw(
                 name=model.fingerprint if is_endpoint(where) else where,
@@ -91,7 +92,7 @@ def _draw(command: arguments.Coscale, where: str) -> tuple[arguments.Coscale, li
             )
             path = command.output / "samples" / f"t{temperature:g}.jsonl"
             title = f"drawing at temperature {temperature:g}"
-            warn_undecided(draw_samples(draw, path, bar(bars, title, total_of(draw))))
+            warn_undecided(draw_samples(draw, path, bar(bars, title, total_of(draw)), store))
             found.append(read_samples(path, skip_torn_tail=True))
     return command, found, engine.share
 

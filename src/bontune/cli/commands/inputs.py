@@ -78,6 +78,7 @@ class Watched:
         self._verify, self._score = verify, score
         self.score = None if score is None else WatchedScore(self)
         self.version = version_of(verify)
+        self.overlaps = getattr(verify, "overlaps", False)
         self._reasons: dict[str, int] = {}
 
     def __call__(self, prompt: Prompt, text: str) -> Verdict:
@@ -119,6 +120,7 @@ class WatchedScore:
 
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
+        self.overlaps = getattr(watched._score, "overlaps", False)
 
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
         """One score per text."""

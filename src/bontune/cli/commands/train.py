@@ -33,7 +33,7 @@ from bontune.rollout import Engine, sample_groups
 from bontune.rollout.endpoint import is_endpoint
 from bontune.rollout.vllm import Vllm
 from bontune.serve.best import save_served
-from bontune.store import Store, open_store
+from bontune.store import NO_STORE, Store, open_store
 from bontune.strategies import Strategy
 from bontune.train.card import model_card
 from bontune.train.loop import train
@@ -140,9 +140,9 @@ def run(command: arguments.Train) -> None:
     warn_cut(sum(shares) / max(1, len(shares)), sampling.max_new_tokens)
 
 
-def _store(command: arguments.Train, leads: bool) -> AbstractContextManager[Store | None]:
+def _store(command: arguments.Train, leads: bool) -> AbstractContextManager[Store]:
     if command.store == "none":
-        return nullcontext()
+        return nullcontext(NO_STORE)
     return open_store(command.output / command.store, write=True, alone=leads)
 
 

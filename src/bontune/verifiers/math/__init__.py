@@ -6,49 +6,56 @@ the response undecided. Exactly one final answer is required: "10 or 11 or 12" i
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from bontune.records import Verdict
+from bontune.tasks.final import REASONING
 from bontune.verifiers.math.compare import (
-    alternatives,
+    Pair,
     by_text,
     for_parser,
     name_of,
-    normal,
-    rational,
+    needed,
     same_text,
-    sides,
-    to_compare,
+    stated,
 )
-from bontune.verifiers.math.extract import final_answers, too_large
+from bontune.verifiers.math.extract import MOST_ANSWER, final_answers, too_large
+from bontune.verifiers.math.normal import normal
+from bontune.verifiers.math.numbers import shown_digits, tolerance
 from bontune.verifiers.pool import Fault, WorkerPool
 
-GRADER = "2"  # of this package's own rules; a change of any verdict changes it
+GRADER = "3"  # of this package's own rules; a change of any verdict changes it
 _PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy", "antlr4-python3-runtime")
+_IMPORTED = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")  # by the workers
 _MOST_KNOWN = 1_000_000  # comparisons that are remembered
+_MOST_NAME = 200  # characters
 _UNDECIDED, _WRONG, _RIGHT = None, 0.0, 1.0
-
-
-_Pair = tuple[str, str]  # (answer, reference), in normal form
+# What a worker has to judge rightly before it judges anything else; text alone tells none of these.
+_PROOF = ((r"\sin^2 x + \cos^2 x", "1", True), ("(x+1)^2", "x^2+2x+1", True), ("(x+1)^2", "x^2+2x+2", False))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Question:
     """What decides one response: a fault of its own, or pairs that must all be equal.
 
+    text: all that the response gives as final, in normal form; None where it gives nothing.
+    reward: where there is a fault: 0 for one of the response, None for one of ours.
     several: the response gives more than one text as its final answer.
     """
 
-    answer: str | None
+    text: str | None
     fault: str = ""
-    pairs: tuple[_Pair, ...] = ()
+    reward: float | None = _WRONG
+    pairs: tuple[Pair, ...] = ()
     several: bool = False
 
 
@@ -56,10 +63,17 @@ class MathVerifier:
     """`verify` judges responses against reference answers. It owns processes: use it in a `with`.
 
     cpu_seconds: of one comparison.  memory_bytes: of one worker.
+    marks: what opens and what closes reasoning, see `bontune.tasks.final.final_part`.
     Raises ValueError where math-verify is not installed.
     """
 
-    def __init__(self, workers: int = 2, cpu_seconds: float = 2.0, memory_bytes: int = 1 << 30) -> None:
+    def __init__(
+        self,
+        workers: int = 2,
+        cpu_seconds: float = 2.0,
+        memory_bytes: int = 1 << 30,
+        marks: Sequence[tuple[str, str]] = REASONING,
+    ) -> None:
         if cpu_seconds <= 0 or memory_bytes < 1 << 28:
             raise ValueError(
                 f"cpu_seconds must be above 0 and memory_bytes at least {1 << 28}, got {cpu_seconds} and {memory_bytes}"
@@ -67,14 +81,40 @@ class MathVerifier:
         if find_spec("math_verify") is None:
             raise ValueError("MathVerifier needs math-verify: pip install 'bontune[math]'")
         script = str(Path(__file__).with_name("worker.py"))
-        command = [sys.executable, "-I", script, str(cpu_seconds), str(memory_bytes)]
+        folders = json.dumps(_folders())
+        command = [sys.executable, "-I", script, str(cpu_seconds), str(memory_bytes), folders]
         self._pool = WorkerPool(command, workers=workers, wall_seconds=10 * cpu_seconds + 10)
-        self._known: dict[tuple[str, str], tuple[float | None, str]] = {}
-        self.version = f"math-{GRADER}; " + ", ".join(f"{name} {_installed(name)}" for name in _PACKAGES)
+        self._workers, self._marks, self._proven = workers, tuple(marks), False
+        self._known: dict[Pair, tuple[float | None, str]] = {}
+        self._names: dict[str, str] = {}
+        own = "" if self._marks == REASONING else f"; marks {self._marks!r}"
+        self.version = (
+            f"math-{GRADER}; " + ", ".join(f"{name} {_installed(name)}" for name in _PACKAGES) + own
+        )
+
+    def prove(self) -> None:
+        """Have every worker judge right and wrong pairs, once; `verify` does it before it first asks a worker.
+
+        Raises RuntimeError, with the worker's own words, where none starts or one is judged otherwise.
+        """
+        if self._proven:
+            return
+        proof = _PROOF * self._workers
+        jobs = [{"answer": a, "reference": b, "tolerance": 1e-80} for a, b, _ in proof]
+        for (a, b, equal), reply in zip(proof, self._pool.run(jobs), strict=True):
+            if isinstance(reply, Fault):
+                raise RuntimeError(f"the mathematics verifier does not work: {reply.kind}: {reply.reason}")
+            if reply.get("equal") is not equal:
+                raise RuntimeError(
+                    f"the mathematics verifier does not work: {a!r} and {b!r} are {'' if equal else 'not '}equal, but "
+                    f"a worker says {reply.get('undecided') or reply!r}; versions: {self.version}"
+                )
+        self._proven = True
 
     def verify(self, items: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-        """One verdict per {"response", "reference"}, in order. `answer` is the final answer in a normal form.
+        """One verdict per {"response", "reference"}, in order; "prompt" too, where it may open the reasoning.
 
+        `answer` is the final answer by a name that equal answers share, as votes count it.
         status "pass" (reward 1), "fail" (0: wrong, several answers, or none), "undecided" (None).
         Raises ValueError for an item without these texts.
         """
@@ -82,29 +122,36 @@ class MathVerifier:
             for key in ("response", "reference"):
                 if not isinstance(item.get(key), str):
                     raise ValueError(f"item {i}: {key} must be a text, got {item.get(key)!r}")
-        if len(self._known) > _MOST_KNOWN:
+        if len(self._known) + len(self._names) > _MOST_KNOWN:
             self._known.clear()
-        asked = [self._asked(item["response"], item["reference"]) for item in items]
+            self._names.clear()
+        asked = [self._asked(item) for item in items]
         missing = {pair: None for question in asked for pair in question.pairs if pair not in self._known}
         cpu, lost = self._compare(list(missing))
-        verdicts = [self._verdict(question, cpu) for question in asked]
+        names = self._named({question.text for question in asked if question.text is not None})
+        verdicts = [self._verdict(question, cpu, names) for question in asked]
         for pair in lost:
             del self._known[pair]
         return verdicts
 
+    def answers(self, responses: Sequence[str], prompt: str = "") -> list[str | None]:
+        """The final answer of each response as `verify` names it, without a reference; None where there is none."""
+        texts = [self._stated(response, prompt) for response in responses]
+        names = self._named({text for text in texts if text is not None})
+        return [None if text is None else names[text] for text in texts]
+
     def check_references(self, references: Mapping[str, str]) -> None:
         """Raise ValueError that names every reference, by its key, that cannot be read as an answer."""
-        large = {key: reason for key, text in references.items() if (reason := too_large(_reference(text)))}
-        texts = {key: normal(_reference(text)) for key, text in references.items() if key not in large}
-        # Words and numbers are compared without a parser.
-        rest = {
-            key: for_parser(text, "")[0]
-            for key, text in texts.items()
-            if rational(sides(text)[-1]) is None and not re.fullmatch(r"[A-Za-z][A-Za-z ,'-]*", text)
-        }
-        replies = self._pool.run([{"parse": text} for text in rest.values()])
-        bad = dict(large)
-        for key, reply in zip(rest, replies, strict=True):
+        bad: dict[str, str] = {}
+        rest: list[tuple[str, str]] = []  # (key, text) of what only a parser can read
+        for key, text in references.items():
+            wanted = _reference(text)
+            if reason := too_large(wanted):
+                bad[key] = reason
+            else:
+                rest += [(key, for_parser(value, "")[0]) for value in _to_parse(wanted)]
+        replies = self._ask([{"parse": text} for _, text in rest])
+        for (key, _), reply in zip(rest, replies, strict=True):
             if isinstance(reply, Fault) or not reply.get("parsed"):
                 bad[key] = "cannot be parsed"
         if bad:
@@ -121,20 +168,38 @@ class MathVerifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _asked(self, response: str, reference: str) -> _Question:
-        answers = final_answers(response).answers
-        if not answers:
-            return _Question(answer=None, fault="no final answer")
-        texts = list(dict.fromkeys(normal(answer) for answer in answers))
-        wanted = normal(_reference(reference))
-        answer = name_of(sides(texts[-1])[-1])[:200]
-        for text in texts:
-            if len(alternatives(text)) > 1 and len(alternatives(wanted)) == 1 and not same_text(text, wanted):
-                return _Question(answer=answer, fault="more than one final answer")
-        pairs = tuple(dict.fromkeys(pair for text in texts for pair in to_compare(text, wanted)))
-        return _Question(answer=answer, pairs=pairs, several=len(texts) > 1)
+    def _ask(self, jobs: list[dict[str, Any]]) -> list[dict[str, Any] | Fault]:
+        """The workers' replies; they are proven before their first."""
+        if not jobs:
+            return []
+        self.prove()
+        return self._pool.run(jobs)
 
-    def _compare(self, pairs: list[_Pair]) -> tuple[dict[_Pair, float], list[_Pair]]:
+    def _texts(self, response: str, prompt: str) -> tuple[str, ...]:
+        found = final_answers(response, self._marks, prompt=prompt).answers
+        return tuple(dict.fromkeys(_normal(answer) for answer in found))
+
+    def _stated(self, response: str, prompt: str) -> str | None:
+        try:
+            texts = self._texts(response, prompt)
+        except Exception:  # as in `_asked`
+            return None
+        return stated(texts) if texts else None
+
+    def _asked(self, item: Mapping[str, Any]) -> _Question:
+        """A fault of ours leaves this response undecided, and no other."""
+        try:
+            texts = self._texts(item["response"], str(item.get("prompt") or ""))
+            if not texts:
+                return _Question(text=None, fault="no final answer")
+            pairs, fault = needed(texts, _reference(item["reference"]))
+            return _Question(text=stated(texts), fault=fault, pairs=pairs, several=len(texts) > 1)
+        except Exception as fault:  # whatever a text does to our reading of it
+            return _Question(
+                text=None, fault=f"reading it raised {type(fault).__name__}: {fault}", reward=_UNDECIDED
+            )
+
+    def _compare(self, pairs: list[Pair]) -> tuple[dict[Pair, float], list[Pair]]:
         """Fill in what is known of each pair.
 
         Returns the CPU seconds of those that were parsed, and the pairs that failed for a reason that may not be
@@ -146,17 +211,19 @@ class MathVerifier:
                 self._known[pair] = (_RIGHT, "")
             elif reason := too_large(pair[0]) or too_large(pair[1]):
                 self._known[pair] = (_UNDECIDED, reason)
-            elif (equal := _either(*pair)) is not None:
+            elif (equal := by_text(*pair)) is not None:
                 self._known[pair] = (_RIGHT if equal else _WRONG, "")
             else:
                 jobs.append(pair)
-        parsed = [for_parser(*pair) for pair in jobs]
-        replies = self._pool.run([{"answer": a, "reference": r} for a, r in parsed])
+        parsed = [(for_parser(*pair), tolerance(*pair)) for pair in jobs]
+        replies = self._ask([{"answer": a, "reference": r, "tolerance": t} for (a, r), t in parsed])
         for pair, reply in zip(jobs, replies, strict=True):
             if isinstance(reply, Fault):
                 self._known[pair] = (_UNDECIDED, f"{reply.kind}: {reply.reason}")
                 if "CPU limit" not in reply.reason:
                     lost.append(pair)
+                else:  # nor is it named: an undecided response casts no vote
+                    self._names.setdefault(pair[0], _plain(pair[0]))
             elif "undecided" in reply:
                 self._known[pair] = (_UNDECIDED, str(reply["undecided"]))
             else:
@@ -164,19 +231,43 @@ class MathVerifier:
                 cpu[pair] = float(reply.get("cpu", 0.0))
         return cpu, lost
 
-    def _verdict(self, question: _Question, cpu: dict[_Pair, float]) -> Verdict:
+    def _named(self, texts: set[str]) -> dict[str, str]:
+        """The name of each answer in normal form; values that only a parser can read are asked of the workers."""
+        wanted: dict[str, None] = {}
+
+        def ask(value: str) -> str:
+            if value not in self._names and not too_large(value):
+                wanted[value] = None
+            return ""
+
+        for text in texts:
+            name_of(text, ask)
+        names, lost = self._names, []
+        replies = self._ask([{"name": for_parser(value, "")[0]} for value in wanted])
+        for value, reply in zip(wanted, replies, strict=True):
+            told = None if isinstance(reply, Fault) else reply.get("name")
+            names[value] = _plain(value) if told is None else _written(told)
+            if isinstance(reply, Fault) and "CPU limit" not in reply.reason:
+                lost.append(value)
+        found = {
+            text: name_of(text, lambda value: names.get(value, _plain(value)))[:_MOST_NAME] for text in texts
+        }
+        for value in lost:
+            del names[value]
+        return found
+
+    def _verdict(self, question: _Question, cpu: dict[Pair, float], names: Mapping[str, str]) -> Verdict:
         """Right where every value that is given as final is right: "10 = 11" and two different boxes are wrong."""
+        answer = None if question.text is None else names[question.text]
         if question.fault:
-            return self._made(_WRONG, question.answer, question.fault)
+            return self._made(question.reward, answer, question.fault)
         found = [self._known[pair] for pair in question.pairs]
         spent = sum(cpu.pop(pair, 0.0) for pair in question.pairs)  # of repeats, the first pays
         if wrong := [reason for reward, reason in found if reward == _WRONG]:
             reason = "more than one final answer" if question.several else wrong[0]
-            return self._made(_WRONG, question.answer, reason, spent)
+            return self._made(_WRONG, answer, reason, spent)
         undecided = next((reason for reward, reason in found if reward is _UNDECIDED), None)
-        return self._made(
-            _RIGHT if undecided is None else _UNDECIDED, question.answer, undecided or "", spent
-        )
+        return self._made(_RIGHT if undecided is None else _UNDECIDED, answer, undecided or "", spent)
 
     def _made(self, reward: float | None, answer: str | None, reason: str, cpu: float = 0.0) -> Verdict:
         status = {None: "undecided", 0.0: "fail", 1.0: "pass"}[reward]
@@ -185,24 +276,60 @@ class MathVerifier:
         )
 
 
+def written_answer(response: str, prompt: str = "") -> str | None:
+    """The final answer as `MathVerifier.answers` names it, where no parser is installed: by text and arithmetic."""
+    found = final_answers(response, prompt=prompt).answers
+    texts = tuple(dict.fromkeys(_normal(answer) for answer in found))
+    return name_of(stated(texts), _plain)[:_MOST_NAME] if texts else None
+
+
+def _normal(answer: str) -> str:
+    """The normal form; what is too long to be an answer stays as it is."""
+    return normal(answer) if len(answer) <= 2 * MOST_ANSWER else answer.strip()
+
+
+@lru_cache(maxsize=20_000)
 def _reference(text: str) -> str:
-    """The answer of a reference, which may be a whole solution."""
+    """The answer of a reference, which may be a whole solution, in normal form; all values where several are boxed."""
     answers = final_answers(text).answers
-    return answers[-1] if answers else text.strip()
+    return stated(tuple(dict.fromkeys(map(_normal, answers)))) if answers else _normal(text)
 
 
-def _either(answer: str, wanted: str) -> bool | None:
-    """By text, also where "a or b" is meant as a set."""
-    parts, needed = alternatives(answer), alternatives(wanted)
-    if len(parts) > 1 and len(parts) == len(needed):
-        left = list(needed)
-        for part in parts:
-            match = next((other for other in left if by_text(part, other)), None)
-            if match is None:
-                return None
-            left.remove(match)
-        return True
-    return by_text(answer, wanted)
+def _to_parse(wanted: str) -> list[str]:
+    """The values of a reference that neither text nor arithmetic can read."""
+    found: list[str] = []
+
+    def ask(value: str) -> str:
+        found.append(value)
+        return ""
+
+    name_of(wanted, ask)
+    return found
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+def _written(told: Any) -> str:
+    """A name that a worker gives, as text: numbers as they are named here, members of a set in order."""
+    kind, held = told
+    if kind == "#":
+        return shown_digits(held)
+    if kind == "":
+        return held
+    parts = [_written(part) for part in held]
+    if kind in ("∪", "∩"):
+        return kind.join(sorted(parts))
+    if kind == "{}":
+        return ",".join(sorted(set(parts)))
+    return f"{kind[0]}{','.join(parts)}{kind[1]}"
+
+
+def _folders() -> list[str]:
+    """Where this process finds what the workers import, which by themselves see neither PYTHONPATH nor this folder."""
+    specs = [find_spec(name) for name in _IMPORTED]
+    return list(dict.fromkeys(str(Path(s.origin).parents[1]) for s in specs if s is not None and s.origin))
 
 
 def _installed(name: str) -> str:
