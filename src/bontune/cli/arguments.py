@@ -39,8 +39,10 @@ class Source:
     truth that is trained for and measured."""
     scorer: str | None = None
     """What best-of-N selects by: the folder of a learned verifier (see `bontune verifier`) or a reward model; `tests` or
-    `tests:FILE`, tests that a model wrote, which also tell what programs do, for votes; or module:function of (prompt,
-    responses) -> one score per response. Without it, best-of-N selects by the reward itself."""
+    `tests:FILE`, tests that a model wrote, which also tell what programs do, for votes; a reward model behind HTTP,
+    `http://HOST:PORT/score` (vLLM; also /classify and /pooling), any other path for OpenRLHF-like servers; or
+    module:function of (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward
+    itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +132,8 @@ class Best:
     temperature: float | None = None
     """Where it should differ from the one trained for."""
     scorer: str | None = None
-    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, or
-    module:function of (prompt, responses) -> one score per response."""
+    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, the
+    address of a reward model, or module:function of (prompt, responses) -> one score per response."""
     all: bool = False
     """Print all N responses with their scores as JSON lines."""
     seed: int = 0
@@ -164,8 +166,8 @@ class Serve:
     sampling: Sampling = field(default_factory=Sampling)
     """Of a backend without a run."""
     scorer: str | None = None
-    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, or
-    module:function of (prompt, responses) -> one score per response."""
+    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, the
+    address of a reward model, or module:function of (prompt, responses) -> one score per response."""
     name: str | None = None
     """Name of the model that clients see; by default that of the run's folder or of the backend."""
     host: str = "127.0.0.1"

@@ -58,7 +58,7 @@ class Regrade:
             if (prompt.id, group.temperature) not in done:
                 verdicts, scores = self._grade(group, prompt)
                 append_samples(target, _graded(group, prompt, verdicts, scores))
-                tally.add(group, verdicts)
+                tally.add(group, verdicts, scores)
             advance(len(group.texts))
         found = tally.summary() | {"scorer": getattr(self.score, "version", None)}
         return replace(read_samples(target), source=str(source)), found
@@ -68,7 +68,15 @@ class Regrade:
             answers = group.answers or (None,) * len(group.texts)
             rows = zip(group.rewards, answers, strict=True)
             verdicts = tuple(Verdict(reward=reward, answer=answer) for reward, answer in rows)
-            scores = None if self.score is None else score_texts(prompt, group.texts, self.score)
+            scores = None
+            if self.score is not None:
+                scored = score_texts(prompt, group.texts, self.score)
+                scores = tuple(item.reward for item in scored)
+                pairs = zip(verdicts, scored, strict=True)
+                verdicts = tuple(
+                    v if s.reward is not None or v.reward is None else replace(v, reason=s.reason)
+                    for v, s in pairs
+                )
         else:
             verdicts, scores = grade_texts(prompt, group.texts, self.verify, self.score)
         behaviours = getattr(self.score, "behaviours", None)
@@ -107,17 +115,20 @@ class Tally:
         self._responses = self._different = 0
         self._spent = 0.0
 
-    def add(self, group: Responses, verdicts: Sequence[Verdict]) -> None:
+    def add(
+        self, group: Responses, verdicts: Sequence[Verdict], scores: Sequence[float | None] | None = None
+    ) -> None:
         """Count a group."""
         firsts = dict(zip(group.texts, verdicts, strict=True))
         self._responses += len(group.texts)
         self._different += len(firsts)
         self._spent += sum(verdict.cpu_seconds for verdict in firsts.values())
         self._marks |= {(verdict.version, verdict.isolation) for verdict in verdicts if verdict.version}
-        for verdict in verdicts:
+        for i, verdict in enumerate(verdicts):
             undecided = verdict.reward is None
             self._statuses[verdict.status or ("undecided" if undecided else "decided")] += 1
-            self._reasons.update([verdict.reason] if undecided else [])
+            unscored = scores is not None and scores[i] is None
+            self._reasons.update([verdict.reason] if undecided or unscored else [])
 
     def summary(self) -> dict[str, Any]:
         """Counts and seconds, as plain data."""

@@ -20,6 +20,7 @@ from bontune.strategies import MajorityVote, Strategy
 from bontune.verifiers.grading import Score
 from bontune.verifiers.judges import Answers, load_answers
 from bontune.verifiers.learned import LearnedVerifier, on_device
+from bontune.verifiers.scorers import named_scorer
 
 SERVED = "served.json"
 
@@ -200,15 +201,19 @@ def load_server(
 
 
 def load_scorer(spec: str, folder: Path = Path()) -> Score:
-    """A scorer from module:function, or a learned verifier from its folder, which may be relative to `folder`.
+    """A scorer as `named_scorer` names it, from module:function, or a learned verifier from its folder.
 
-    Raises ValueError where it is neither.
+    folder: what the folder of a learned verifier is relative to. Raises ValueError where it is none of these.
     """
+    return named_scorer(spec, lambda other: _learned_or_own(other, folder))
+
+
+def _learned_or_own(spec: str, folder: Path) -> Score:
     if (folder / spec).is_dir():
         return on_device(LearnedVerifier.load(folder / spec))
     if ":" not in spec:
         raise ValueError(
-            f"--scorer must be the folder of a learned verifier or module:function, got {spec!r}; there is no folder "
-            f"{folder / spec}"
+            f"--scorer must be the folder of a learned verifier, an address or module:function, got {spec!r}; there is "
+            f"no folder {folder / spec}"
         )
     return load_object(spec, "--scorer")

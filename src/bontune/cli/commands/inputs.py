@@ -21,9 +21,10 @@ from bontune.rollout import Engine, endpoint, sample_groups
 from bontune.rollout.endpoint import connect, is_endpoint
 from bontune.serve.best import Server
 from bontune.tasks import Task, load_task
-from bontune.verifiers.grading import Score, Verify, judge_all, version_of
+from bontune.verifiers.grading import Score, Verify, judge_all, score_all, version_of
 from bontune.verifiers.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
 from bontune.verifiers.learned import LearnedVerifier, on_device
+from bontune.verifiers.scorers import named_scorer
 
 
 def warn_blind(server: Server) -> None:
@@ -46,6 +47,10 @@ def load_source(source: arguments.Source) -> tuple[Task, Verify, Score | None]:
 
 
 def _scorer(spec: str, task: Task) -> Score:
+    return named_scorer(spec, lambda other: _other_scorer(other, task))
+
+
+def _other_scorer(spec: str, task: Task) -> Score:
     if spec == "tests" or spec.startswith("tests:"):
         return written_tests(spec, task)
     return (
@@ -86,21 +91,18 @@ class Watched:
 
     def many(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text."""
-        verdicts = judge_all(prompt, texts, self._verify)
+        return self._counted(judge_all(prompt, texts, self._verify))
+
+    def scores(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        """What the scorer says; its faults are counted."""
+        assert self._score is not None
+        return self._counted(score_all(prompt, texts, self._score))
+
+    def _counted(self, verdicts: list[Verdict]) -> list[Verdict]:
         for verdict in verdicts:
             if verdict.reward is None:
                 self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
         return verdicts
-
-    def scores(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
-        """What the scorer says; its faults are counted."""
-        assert self._score is not None
-        try:
-            return self._score(prompt, texts)
-        except Exception as fault:  # a user's scorer may raise anything
-            reason = f"scorer raised {type(fault).__name__}: {fault}"[:500]
-            self._reasons[reason] = self._reasons.get(reason, 0) + len(texts)
-            raise
 
     @property
     def score_version(self) -> str:
@@ -121,8 +123,12 @@ class WatchedScore:
         self._watched = watched
         self.overlaps = getattr(watched._score, "overlaps", False)
 
-    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
+    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """One score per text."""
+        return [verdict.reward for verdict in self.many(prompt, texts)]
+
+    def many(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        """The same, with the reasons."""
         return self._watched.scores(prompt, texts)
 
     @property
