@@ -88,7 +88,7 @@ def rewarding(fake: Rewards) -> Iterator[Rewards]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         server.block_on_close = False
-        server.handle_error = lambda *_: None
+        server.handle_error = lambda *_: None  # pyright: ignore
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
         thread.start()
         fake.url = f"http://127.0.0.1:{server.server_address[1]}"

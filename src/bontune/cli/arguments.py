@@ -34,13 +34,14 @@ class Source:
     published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task of
     your own."""
     verifier: str | None = None
-    """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), or module:function of (prompt,
-    response) -> reward, bool, Verdict, or None where it cannot decide. Replaces the task's own verifier: this is the
-    truth that is trained for and measured."""
+    """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), `judge:URL?threshold=.5#MODEL`
+    (a language model behind a server says), or module:function of (prompt, response) -> reward, bool, Verdict, or None
+    where it cannot decide. Replaces the task's own verifier: this is the truth that is trained for and measured."""
     scorer: str | None = None
     """What best-of-N selects by: the folder of a learned verifier (see `bontune verifier`) or a reward model; `tests` or
     `tests:FILE`, tests that a model wrote, which also tell what programs do, for votes; a reward model behind HTTP,
-    `http://HOST:PORT/score` (vLLM; also /classify and /pooling), any other path for OpenRLHF-like servers; or
+    `http://HOST:PORT/score` (vLLM; also /classify and /pooling), any other path for OpenRLHF-like servers;
+    `judge:URL#MODEL`, a language model that is asked, by P("Yes") or `?votes=K`, with `?template=FILE`; or
     module:function of (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward
     itself."""
 

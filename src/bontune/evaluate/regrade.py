@@ -61,6 +61,9 @@ class Regrade:
                 tally.add(group, verdicts, scores)
             advance(len(group.texts))
         found = tally.summary() | {"scorer": getattr(self.score, "version", None)}
+        for name, asked in (("verifier_counts", self.verify), ("scorer_counts", self.score)):
+            if counts := getattr(asked, "counts", None):
+                found[name] = dict(counts)
         return replace(read_samples(target), source=str(source)), found
 
     def _grade(self, group: Responses, prompt: Prompt) -> Columns:

@@ -24,8 +24,8 @@ from bontune.verifiers.grading import finite
 
 KEY = "BONTUNE_SCORER_KEY"  # the variable of the environment with the key that the server wants
 _TOO_MUCH = (400, 413, 422)  # what a server says of a request that it may take in parts
-_PROBE = Prompt(id="probe", text="What is 1 + 1?\n"), ["2"]
-_FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
+PROBE = (Prompt(id="probe", text="What is 1 + 1?\n", answer="2"), ["2"])  # what each must score at the start
+FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class RemoteScorer:
         found: list[Verdict | None] = [None] * len(texts)
         spans = [range(i, min(i + size, len(texts))) for i in range(0, len(texts), size)]
         while spans:
-            bodies = [self._body(prompt, [_sendable(texts[i]) for i in span]) for span in spans]
+            bodies = [self._body(prompt, [sendable(texts[i]) for i in span]) for span in spans]
             answers = post_all(self.server, self.server.url, bodies, KEY)
             halves = []
             for span, answer in zip(spans, answers, strict=True):
@@ -88,9 +88,9 @@ class RemoteScorer:
     def _body(self, prompt: Prompt, texts: Sequence[str]) -> dict[str, Any]:
         named = {"model": self.server.model} if self.server.model else {}
         if self.chat:
-            asked = prompt.meta.get("messages") or [{"role": "user", "content": _sendable(prompt.text)}]
+            asked = prompt.meta.get("messages") or [{"role": "user", "content": sendable(prompt.text)}]
             return named | {"messages": [*asked, {"role": "assistant", "content": texts[0]}]}
-        return named | APIS[self.api].body(_sendable(prompt.text), texts)
+        return named | APIS[self.api].body(sendable(prompt.text), texts)
 
     def _verdicts(self, answer: dict[str, Any] | Failed, count: int) -> list[Verdict]:
         """One per response of a request; an answer that does not fit leaves them all undecided."""
@@ -153,7 +153,7 @@ APIS: dict[str, Api] = {
 _OPTIONS: dict[str, Callable[[str], Any]] = {
     "api": str,
     "batch": int,
-    "chat": _FLAGS.__getitem__,
+    "chat": FLAGS.__getitem__,
     "label": int,
     "concurrency": int,
     "timeout": float,
@@ -181,7 +181,7 @@ def parse_remote(spec: str) -> RemoteScorer:
 def connect_remote(spec: str) -> RemoteScorer:
     """The same, once it has scored a response. Raises ValueError, with what it said, where it does not."""
     scorer = parse_remote(spec)
-    (verdict,) = scorer.many(*_PROBE)
+    (verdict,) = scorer.many(*PROBE)
     if verdict.reward is None:
         raise ValueError(f"--scorer {spec} does not work: {verdict.reason}")
     return scorer
@@ -218,7 +218,7 @@ def _last(item: Any, label: int | None) -> Any:
     return item[label] if 0 <= label < len(item) else None
 
 
-def _sendable(text: str) -> str:
+def sendable(text: str) -> str:
     """The text without half characters, which no UTF-8 body can hold."""
     return text.encode("utf-8", "replace").decode("utf-8")
 

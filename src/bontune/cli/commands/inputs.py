@@ -21,6 +21,7 @@ from bontune.rollout import Engine, endpoint, sample_groups
 from bontune.rollout.endpoint import connect, is_endpoint
 from bontune.serve.best import Server
 from bontune.tasks import Task, load_task
+from bontune.verifiers.generative import judge_as_verifier
 from bontune.verifiers.grading import Score, Verify, judge_all, score_all, version_of
 from bontune.verifiers.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
 from bontune.verifiers.learned import LearnedVerifier, on_device
@@ -38,6 +39,8 @@ def load_source(source: arguments.Source) -> tuple[Task, Verify, Score | None]:
     task = load_task(source.task, answers_required=source.verifier is None)
     if source.verifier in JUDGES:
         verify = JUDGES[source.verifier](task)
+    elif source.verifier is not None and source.verifier.startswith("judge:"):
+        verify = judge_as_verifier(source.verifier)
     else:
         verify = task.verify if source.verifier is None else _callable(source.verifier, "--verifier")
     score = None if source.scorer is None else _scorer(source.scorer, task)
