@@ -41,9 +41,9 @@ class Source:
     """What best-of-N selects by: the folder of a learned verifier (see `bontune verifier`) or a reward model; `tests` or
     `tests:FILE`, tests that a model wrote, which also tell what programs do, for votes; a reward model behind HTTP,
     `http://HOST:PORT/score` (vLLM; also /classify and /pooling), any other path for OpenRLHF-like servers;
-    `judge:URL#MODEL`, a language model that is asked, by P("Yes") or `?votes=K`, with `?template=FILE`; or
-    module:function of (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward
-    itself."""
+    `judge:URL#MODEL`, a language model that is asked, by P("Yes") or `?votes=K`, with `?template=FILE`;
+    `CHEAP > COSTLY @ 0.2`, two of these, the second for the best fifth of each group by the first; or module:function of
+    (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -148,7 +148,7 @@ class Tally:
         }
 
 
-def prompts_of(groups: Sequence[Responses], task: Task, source: str | Path) -> list[Prompt]:
+def prompts_of(groups: Sequence[Responses | SampleGroup], task: Task, source: str | Path) -> list[Prompt]:
     """The task's prompt of each group, by its id or else by its text; raises ValueError where there is none."""
     everything = [prompt for split in ("train", "tune", "test") for prompt in _all(task, split)]
     by_id, by_text = {p.id: p for p in everything}, {p.text: p for p in everything}

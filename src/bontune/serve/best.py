@@ -209,8 +209,9 @@ def load_scorer(spec: str, folder: Path = Path()) -> Score:
 
 
 def _learned_or_own(spec: str, folder: Path) -> Score:
-    if (folder / spec).is_dir():
-        return on_device(LearnedVerifier.load(folder / spec))
+    for path in (folder / spec, Path(spec)):
+        if path.is_dir():
+            return on_device(LearnedVerifier.load(path))
     if ":" not in spec:
         raise ValueError(
             f"--scorer must be the folder of a learned verifier, an address or module:function, got {spec!r}; there is "

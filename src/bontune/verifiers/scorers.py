@@ -7,6 +7,7 @@ from collections.abc import Callable
 from bontune.verifiers.generative import connect_judge
 from bontune.verifiers.grading import Score
 from bontune.verifiers.remote import connect_remote
+from bontune.verifiers.staged import Staged, parse_staged
 
 
 def named_scorer(spec: str, other: Callable[[str], Score]) -> Score:
@@ -14,8 +15,12 @@ def named_scorer(spec: str, other: Callable[[str], Score]) -> Score:
 
     `http://...` or `https://...`: a reward model behind HTTP (`bontune.verifiers.remote`).
     `judge:http://...`: a language model that is asked (`bontune.verifiers.generative`).
+    `CHEAP > COSTLY @ SHARE`: two of all these in stages (`bontune.verifiers.staged`).
     Raises ValueError where it names none, or one that does not work.
     """
+    if (stages := parse_staged(spec)) is not None:
+        cheap, costly, share = stages
+        return Staged(named_scorer(cheap, other), named_scorer(costly, other), share)
     if spec.startswith(("http://", "https://")):
         return connect_remote(spec)
     if spec.startswith("judge:"):
