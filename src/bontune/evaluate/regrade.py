@@ -21,7 +21,7 @@ from bontune.evaluate import (
 )
 from bontune.records import Prompt, Verdict
 from bontune.tasks import Task
-from bontune.verifiers.grading import Score, Verify, grade_texts, score_texts
+from bontune.verifiers.grading import Score, Verify, grade_texts, score_texts, with_scores
 
 Columns = tuple[tuple[Verdict, ...], tuple[float | None, ...] | None]
 
@@ -73,20 +73,23 @@ class Regrade:
             verdicts = tuple(Verdict(reward=reward, answer=answer) for reward, answer in rows)
             scores = None
             if self.score is not None:
-                scored = score_texts(prompt, group.texts, self.score)
-                scores = tuple(item.reward for item in scored)
-                pairs = zip(verdicts, scored, strict=True)
-                verdicts = tuple(
-                    v if s.reward is not None or v.reward is None else replace(v, reason=s.reason)
-                    for v, s in pairs
-                )
+                verdicts, scores = with_scores(verdicts, self._scored(group, prompt))
         else:
-            verdicts, scores = grade_texts(prompt, group.texts, self.verify, self.score)
+            verdicts, scores = grade_texts(prompt, group.texts, self.verify)[0], None
+            if self.score is not None:
+                verdicts, scores = with_scores(verdicts, self._scored(group, prompt))
         behaviours = getattr(self.score, "behaviours", None)
         if behaviours is not None:
             found = zip(verdicts, behaviours(prompt, group.texts), strict=True)
             verdicts = tuple(v if v.answer is not None else replace(v, answer=answer) for v, answer in found)
         return verdicts, scores
+
+    def _scored(self, group: Responses, prompt: Prompt) -> Sequence[Verdict]:
+        """A verdict per response, whose reward is its score."""
+        assert self.score is not None
+        if (of_totals := getattr(self.score, "of_totals", None)) is not None:
+            return of_totals(group.log_probs or (None,) * len(group.texts))
+        return score_texts(prompt, group.texts, self.score)
 
     def _begin(
         self, target: Path, source: str | Path, groups: Sequence[Responses], prompts: Sequence[Prompt]
@@ -185,6 +188,7 @@ def _graded(
         scores=None if scores is None else tuple(scores),
         answers=answers if any(answer is not None for answer in answers) else None,
         temperature=group.temperature,
+        log_probs=group.log_probs,
         prompt=prompt.text,
         level=prompt.level,
     )

@@ -17,7 +17,7 @@ from bontune.objectives.registry import build_strategy
 from bontune.records import Group, Prompt, Sampling, Scored
 from bontune.rollout import Engine, sample_groups
 from bontune.strategies import MajorityVote, Strategy
-from bontune.verifiers.grading import Score
+from bontune.verifiers.grading import Score, score_group
 from bontune.verifiers.judges import Answers, load_answers
 from bontune.verifiers.learned import LearnedVerifier, on_device
 from bontune.verifiers.scorers import named_scorer
@@ -105,8 +105,7 @@ class Server:
         prompt, texts = groups[0].prompt, tuple(text for group in groups for text in group.texts)
         finished = [bool(each) for group in groups for each in group.finished]
         unique = list(dict.fromkeys(texts))
-        known = dict.fromkeys(unique, None) if self.score is None else self._scores(prompt, unique)
-        scores = tuple(known[text] for text in texts)
+        scores = self._scores(groups)
         decided = torch.tensor([[score is not None or self.score is None for score in scores]])
         numbers = torch.tensor([[score or 0.0 for score in scores]], dtype=torch.float64)
         ids: dict[str, int] = {}
@@ -132,10 +131,17 @@ class Server:
             tokens=(len(groups[0].prompt_tokens), drawn) if told else None,
         )
 
-    def _scores(self, prompt: Prompt, texts: list[str]) -> dict[str, float | None]:
-        assert self.score is not None
-        found = [None if value is None else float(value) for value in self.score(prompt, texts)]
-        return dict(zip(texts, found, strict=True))
+    def _scores(self, groups: Sequence[Group]) -> tuple[float | None, ...]:
+        """Of all responses, group by group; equal texts are scored once by a scorer that reads texts."""
+        if self.score is None:
+            return (None,) * sum(group.size for group in groups)
+        if hasattr(self.score, "of_group"):
+            return tuple(verdict.reward for group in groups for verdict in score_group(group, self.score))
+        texts = [text for group in groups for text in group.texts]
+        unique = list(dict.fromkeys(texts))
+        found = [None if value is None else float(value) for value in self.score(groups[0].prompt, unique)]
+        known = dict(zip(unique, found, strict=True))
+        return tuple(known[text] for text in texts)
 
 
 def save_served(

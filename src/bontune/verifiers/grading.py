@@ -20,7 +20,8 @@ Verify = Callable[[Prompt, str], Any]
 Score = Callable[[Prompt, Sequence[str]], Sequence[float | None]]
 """(prompt, responses) -> one score per response: what best-of-N selects by.
 
-One with a method `many(prompt, responses)` is asked by it for verdicts, whose `reason` says why there is no score.
+One with a method `many(prompt, responses)` is asked by it for verdicts, whose `reason` says why there is no score; one
+with a method `of_group(group)` is asked by that, where there is a group, for one verdict per response.
 """
 
 
@@ -30,7 +31,11 @@ def grade(group: Group, verify: Verify, score: Score | None = None) -> Graded:
     A verifier or scorer that raises, or returns NaN, infinity, or something that is no number, leaves those
     responses undecided, with the reason in `Verdict.reason`. Rewards are kept where only the score is missing.
     """
-    verdicts, scores = grade_texts(group.prompt, group.texts, verify, score)
+    if hasattr(score, "of_group"):
+        verdicts, _ = grade_texts(group.prompt, group.texts, verify)
+        verdicts, scores = with_scores(verdicts, score_group(group, score))
+    else:
+        verdicts, scores = grade_texts(group.prompt, group.texts, verify, score)
     return Graded(group=group, verdicts=verdicts, scores=scores)
 
 
@@ -42,12 +47,35 @@ def grade_texts(
     known = dict(zip(unique, judge_all(prompt, unique, verify), strict=True))
     if score is None:
         return tuple(known[text] for text in texts), None
-    found = dict(zip(unique, score_all(prompt, unique, score), strict=True))
-    for text, scored in found.items():
-        verdict = known[text]
-        if scored.reward is None and verdict.reward is not None:
-            known[text] = replace(verdict, reason=scored.reason)
-    return tuple(known[text] for text in texts), tuple(found[text].reward for text in texts)
+    return with_scores([known[text] for text in texts], score_texts(prompt, texts, score))
+
+
+def with_scores(
+    verdicts: Sequence[Verdict], scored: Sequence[Verdict]
+) -> tuple[tuple[Verdict, ...], tuple[float | None, ...]]:
+    """(the verdicts, the scores): a verdict with a reward and without a score gets the reason why there is none."""
+    pairs = zip(verdicts, scored, strict=True)
+    kept = tuple(
+        verdict
+        if score.reward is not None or verdict.reward is None
+        else replace(verdict, reason=score.reason)
+        for verdict, score in pairs
+    )
+    return kept, tuple(score.reward for score in scored)
+
+
+def score_group(group: Group, score: Any) -> list[Verdict]:
+    """One verdict per response, whose reward is the score, of a scorer that is asked by `of_group` or by texts."""
+    if not hasattr(score, "of_group"):
+        return list(score_texts(group.prompt, group.texts, score))
+    try:
+        values = list(score.of_group(group))
+    except Exception as fault:  # as below
+        return [Verdict(reward=None, reason=_raised("scorer", fault))] * group.size
+    if len(values) != group.size:
+        reason = f"scorer returned {len(values)} scores for {group.size} responses"
+        return [Verdict(reward=None, reason=reason)] * group.size
+    return [_score_of(value) for value in values]
 
 
 def score_texts(prompt: Prompt, texts: Sequence[str], score: Score) -> tuple[Verdict, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from bontune.verifiers.generative import connect_judge
 from bontune.verifiers.grading import Score
+from bontune.verifiers.likelihood import LIKELIHOOD, Likelihood
 from bontune.verifiers.remote import connect_remote
 from bontune.verifiers.staged import Staged, parse_staged
 
@@ -16,6 +17,7 @@ def named_scorer(spec: str, other: Callable[[str], Score]) -> Score:
     `http://...` or `https://...`: a reward model behind HTTP (`bontune.verifiers.remote`).
     `judge:http://...`: a language model that is asked (`bontune.verifiers.generative`).
     `CHEAP > COSTLY @ SHARE`: two of all these in stages (`bontune.verifiers.staged`).
+    A name of `LIKELIHOOD`: the probability of a response (`bontune.verifiers.likelihood`).
     Raises ValueError where it names none, or one that does not work.
     """
     if (stages := parse_staged(spec)) is not None:
@@ -25,4 +27,6 @@ def named_scorer(spec: str, other: Callable[[str], Score]) -> Score:
         return connect_remote(spec)
     if spec.startswith("judge:"):
         return connect_judge(spec)
+    if spec in LIKELIHOOD:
+        return Likelihood(spec)
     return other(spec)

@@ -28,6 +28,10 @@ class Staged:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise ValueError(f"the share of a staged scorer must be between 0 and 1, got {self.share}")
+        if any(hasattr(scorer, "of_group") for scorer in (self.cheap, self.costly)):
+            raise ValueError(
+                "a staged scorer reads texts, and cannot take log-probabilities as one of its stages"
+            )
 
     @property
     def version(self) -> str:

@@ -16,13 +16,13 @@ from bontune.config import load_object
 from bontune.evaluate import write_json
 from bontune.evaluate.drawing import Draw
 from bontune.models.loading import load_policy, policy_path
-from bontune.records import Prompt, Verdict
+from bontune.records import Group, Prompt, Verdict
 from bontune.rollout import Engine, endpoint, sample_groups
 from bontune.rollout.endpoint import connect, is_endpoint
 from bontune.serve.best import Server
 from bontune.tasks import Task, load_task
 from bontune.verifiers.generative import judge_as_verifier
-from bontune.verifiers.grading import Score, Verify, judge_all, score_all, version_of
+from bontune.verifiers.grading import Score, Verify, judge_all, score_all, score_group, version_of
 from bontune.verifiers.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
 from bontune.verifiers.learned import LearnedVerifier, on_device
 from bontune.verifiers.scorers import named_scorer
@@ -101,6 +101,10 @@ class Watched:
         assert self._score is not None
         return self._counted(score_all(prompt, texts, self._score))
 
+    def group_scores(self, group: Group) -> list[Verdict]:
+        """The same of a scorer that needs the whole group."""
+        return self._counted(score_group(group, self._score))
+
     def _counted(self, verdicts: list[Verdict]) -> list[Verdict]:
         for verdict in verdicts:
             if verdict.reward is None:
@@ -125,6 +129,8 @@ class WatchedScore:
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self.overlaps = getattr(watched._score, "overlaps", False)
+        if hasattr(watched._score, "of_group"):
+            self.of_group = watched.group_scores
 
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """One score per text."""
