@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bontune.config import FitConfig, Limits, ModelConfig, Sampling, TrainConfig
+from bontune.config import EvalConfig, FitConfig, Limits, ModelConfig, Sampling, TrainConfig
 
 Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
 
@@ -227,11 +227,14 @@ class Train(FromFile):
     objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
     config: Config = field(default_factory=TrainConfig)
     loading: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
+    evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
     engine: Literal["hf", "vllm"] = "hf"
     """What draws responses: transformers, or vLLM in this process, into which the weights are pushed before each step.
     vLLM's log-probabilities are compared with the model's own, and training is refused where they differ."""
     checkpoint_every: int | None = 10
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
+    keep_checkpoints: int = 2
+    """How many of the newest stay while it trains; at the end, when the model is saved, all go."""
     refresh_every: int | None = None
     """Train the learned verifier further on the policy's own judged responses, every so many steps; refreshes.json
     says how far it then differs from the first one."""

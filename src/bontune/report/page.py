@@ -34,7 +34,7 @@ from bontune.report.markup import (
 )
 from bontune.report.plots import Series, is_rate
 from bontune.report.run import Interval, Run, column, flatten, number, read_run
-from bontune.report.training import trained, training
+from bontune.report.training import held_out, trained, training
 
 FEW_PROMPTS = 30  # below it, percentile intervals over prompts are clearly too narrow
 SHOWN_EXAMPLES, SHOWN_RESPONSES = 24, 5
@@ -64,6 +64,7 @@ def render(run: Run) -> str:
         _differences(run, draw),
         _levels(run, draw),
         _meta(run, draw),
+        held_out(run, draw),
         training(run, draw),
         _examples(run, palette),
         _words(run),
@@ -114,6 +115,8 @@ def _head(run: Run) -> str:
             f'<p class="warn">Only {run.prompts} {"prompt" if run.prompts == 1 else "prompts"}: intervals from so '
             "few are too narrow, and a difference may be shown that is not there.</p>"
         )
+    if run.policies:  # the sentence above is then about the evaluation
+        parts += [f'<p class="warn">Training: {escape(remark)}.</p>' for remark in run.remarks]
     parts += [f'<p class="soft">{escape(note)}</p>' for note in run.notes]
     return "\n".join(part for part in parts if part)
 

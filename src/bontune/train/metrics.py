@@ -52,9 +52,12 @@ def value_of(strategy: Strategy, scored: Scored) -> float:
 
     A strategy whose N exceeds the group is taken at the group's size.
     """
-    if strategy.budget > scored.group_size:
-        strategy = strategy.with_budget(scored.group_size)
-    return float(strategy.value(scored).nanmean())
+    return float(within(strategy, scored).value(scored).nanmean())
+
+
+def within(strategy: Strategy, scored: Scored) -> Strategy:
+    """The strategy at the size of the groups, where its N exceeds that."""
+    return strategy if strategy.budget <= scored.group_size else strategy.with_budget(scored.group_size)
 
 
 class Clock:

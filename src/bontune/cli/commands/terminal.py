@@ -41,6 +41,14 @@ def bar(bars: Progress, title: str, total: int) -> Any:
     return lambda count: bars.update(row, advance=count)
 
 
+def bar_from(bars: Progress, title: str, total: int) -> tuple[Callable[[int], None], Callable[[int], None]]:
+    """A new bar: what advances it, and what has it begin at a later point, so that the time left is of what is left."""
+    if not console.is_terminal:
+        say(title)
+    row = bars.add_task(escape(title), total=total)
+    return lambda count: bars.update(row, advance=count), lambda done: bars.reset(row, completed=done)
+
+
 def stages(bars: Progress) -> Callable[[str], None]:
     """What shows the stage that an evaluation has reached, with the time it has taken."""
     row = bars.add_task("measuring", total=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -16,23 +17,30 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from rich.progress import Progress
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, write_config
-from bontune.cli.commands.terminal import bar, console, progress, say
+from bontune.cli.commands.terminal import bar_from, console, progress, say
 from bontune.config import FitConfig, TrainConfig
 from bontune.evaluate import write_json
 from bontune.models.loading import load_trainable, policy_path
 from bontune.objectives.registry import build_objective, served_strategy
 from bontune.records import Scored
-from bontune.report import write_report
+from bontune.report import OUTCOME, write_report
+from bontune.report.run import flatten
 from bontune.rollout import Engine, sample_groups
 from bontune.rollout.endpoint import is_endpoint
 from bontune.rollout.vllm import Vllm
 from bontune.serve.best import save_served
 from bontune.store import NO_STORE, Store, open_store
 from bontune.strategies import Strategy
+from bontune.tasks import Task
 from bontune.train.card import model_card
+from bontune.train.checkpoint import differences
+from bontune.train.diagnosis import remarks
+from bontune.train.held_out import FILE as EVALUATIONS
+from bontune.train.held_out import described, read_rows, saved_by
 from bontune.train.loop import train
 from bontune.train.run import Metrics, Run
 from bontune.train.shard import wants_shards
@@ -46,24 +54,18 @@ from bontune.verifiers.learned import LearnedVerifier, Refreshed
 def run(command: arguments.Train) -> None:
     """Fine-tune and write the model, the metrics and a report of the training."""
     objective = build_objective(command.objective)
+    if is_finished(command, objective):
+        _tell_again(command)
+        return
     task, verify, score = load_source(command.source)
     check_objective(objective, command.config)
-    if command.checkpoint_every is not None and command.checkpoint_every < 1:
-        raise ValueError(f"--checkpoint-every must be at least 1, got {command.checkpoint_every}")
-    checkpoints = command.checkpoint_every
-    going_on = checkpoints is not None and any((command.output / "checkpoints").glob("step-*.ckpt"))
-    if (command.output / "model").exists() or ((command.output / "metrics.jsonl").exists() and not going_on):
-        raise ValueError(f"{command.output} holds a training run already; choose another --output")
-    if is_endpoint(command.model):
-        raise ValueError("--model: a model behind a server cannot be trained, only sampled and measured")
-    check_folder(command.output, command)
+    _check_command(command)
     device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
     engine = _engine(command, model)
     refreshed = _refreshed(score, command)
-    drift = (
-        None if refreshed is None else Drift(refreshed, _budget(served_strategy(objective), command.config))
-    )
+    budget = _budget(served_strategy(objective), command.config)
+    drift = None if refreshed is None else Drift(refreshed, budget)
     watched = Watched(verify, refreshed or score)
     with (
         one_of_many() as leads,
@@ -76,8 +78,8 @@ def run(command: arguments.Train) -> None:
     ):
         if leads:
             write_config(command.output, command, objective=repr(objective))
-        advance = bar(bars, "training", command.config.steps)
-        train(
+        shown = _Shown(bars, command, track)
+        history = train(
             Run(
                 config=command.config,
                 task=task,
@@ -87,8 +89,12 @@ def run(command: arguments.Train) -> None:
                 verify=watched,
                 score=watched.score,
                 output=command.output,
-                on_step=partial(_show_step, command.output, advance, track),
-                checkpoint_every=checkpoints,
+                on_step=shown.step,
+                on_resume=shown.resume,
+                evaluation=command.evaluation,
+                on_evaluation=shown.evaluation,
+                checkpoint_every=command.checkpoint_every,
+                keep_checkpoints=command.keep_checkpoints,
                 should_stop=should_stop,
                 store=store,
                 learns=drift,
@@ -97,28 +103,95 @@ def run(command: arguments.Train) -> None:
                 **({"after_step": drift.observe} if drift else {}),
             )
         )
-    if not leads:
-        return
-    scorer = command.source.scorer
-    if isinstance(score, LearnedVerifier):
-        (refreshed.verifier if refreshed else score).save(command.output / "verifier")
-        scorer = "verifier"
-    if drift is not None:
-        _report_drift(drift, command.output)
-    save_served(
-        command.output,
-        served_strategy(objective),
-        command.config.sampling,
-        scorer,
-        answers_of(task, command.source.verifier),
-    )
+    if leads:
+        _save_verifier(command, refreshed.verifier if refreshed else score, drift)
+        _save_strategy(command, objective, task, score)
+        _conclude(command, history)
+
+
+def _check_command(command: arguments.Train) -> None:
+    """Raise ValueError where nothing can be trained as asked for, or the folder holds something else."""
+    for option in ("checkpoint_every", "keep_checkpoints"):
+        value = getattr(command, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
+    output, checkpoints = command.output, command.output / "checkpoints"
+    going_on = command.checkpoint_every is not None and any(checkpoints.glob("step-*.ckpt"))
+    if ((output / "model").exists() or (output / "metrics.jsonl").exists()) and not going_on:
+        raise ValueError(f"{output} holds a training run already; choose another --output")
+    if is_endpoint(command.model):
+        raise ValueError("--model: a model behind a server cannot be trained, only sampled and measured")
+    check_folder(output, command)
+
+
+_AROUND = {"output", "store", "track", "config_file", "checkpoint_every", "keep_checkpoints"}
+"""Options that do not decide what comes out."""
+
+
+def is_finished(command: arguments.Train, objective: Any) -> bool:
+    """Whether the folder holds the end of this very run. Raises ValueError, with what differs, for that of another."""
+    outcome, config = command.output / OUTCOME, command.output / "config.json"
+    if not (outcome.is_file() and config.is_file() and (command.output / "model").is_dir()):
+        return False
+    known = json.loads(config.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(plain(command) | {"objective": repr(objective)}))
+    names = wanted.keys() - _AROUND
+    changed = differences(*(flatten({name: item.get(name) for name in names}) for item in (known, wanted)))
+    if changed:
+        raise ValueError(
+            f"{command.output} holds a training run already, which is finished: {'; '.join(sorted(changed))}. "
+            "Choose another --output"
+        )
+    return True
+
+
+def _tell_again(command: arguments.Train) -> None:
+    """What a run that is run again after its end says; whatever a kill in its last moments left undone is done."""
+    with one_of_many() as leads:
+        if leads:
+            steps = command.config.steps
+            say(
+                f"{command.output} holds this very run, finished after {steps} steps: there is nothing left to do"
+            )
+            _conclude(command, None)
+
+
+def _conclude(command: arguments.Train, history: Sequence[Metrics] | None) -> None:
+    """Write what came out and the report, drop the checkpoints, and say how to go on; history: None where it is written.
+
+    The outcome is written first: from then on the run counts as finished and needs no checkpoint.
+    """
+    outcome = command.output / OUTCOME
+    if history is not None:
+        said = remarks(history, command.config) + saved_by(read_rows(command.output))
+        write_json(outcome, {"steps": len(history), "remarks": said})
+    shutil.rmtree(command.output / "checkpoints", ignore_errors=True)
     page = write_report(command.output)
     say(f"model: {command.output / 'model'}   report: {page}")
     named = {"--task": command.source.task, "--verifier": command.source.verifier}
     options = "".join(f" {option} {value}" for option, value in named.items() if value is not None)
-    say(
-        f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
-        f"{options}"
+    tuned = command.output / "model"
+    say(f"compare: bontune evaluate --model base={command.model} --model tuned={tuned}{options}")
+    for remark in json.loads(outcome.read_text(encoding="utf-8"))["remarks"]:
+        say(f"bontune: {remark}")
+
+
+def _save_verifier(command: arguments.Train, score: Score | None, drift: Drift | None) -> None:
+    """The learned verifier beside the model, as it is served, and how far it has moved."""
+    if isinstance(score, LearnedVerifier):
+        score.save(command.output / "verifier")
+    if drift is not None:
+        _report_drift(drift, command.output)
+
+
+def _save_strategy(command: arguments.Train, objective: Any, task: Task, score: Score | None) -> None:
+    """What `bontune serve` and `best` need to know beside the model."""
+    save_served(
+        command.output,
+        served_strategy(objective),
+        command.config.sampling,
+        "verifier" if isinstance(score, LearnedVerifier) else command.source.scorer,
+        answers_of(task, command.source.verifier),
     )
 
 
@@ -140,23 +213,44 @@ def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], 
         scorer=command.source.scorer,
         name=command.output.resolve().name,
         adapter=adapter,
+        held_out=read_rows(command.output),
     )
 
 
-def _show_step(
-    output: Path, advance: Callable[[int], None], track: Callable[[Metrics], None], metrics: Metrics
-) -> None:
-    """Tell the bar, the trackers and the log of a step; ends a run whose first step taught it nothing."""
-    advance(1)
-    track(metrics)
-    if metrics["step"] == 0 and metrics["undecided_share"] == 1:
-        # Nothing was trained, so the folder is free for a run with another verifier; the responses stay in the store.
-        (output / "metrics.jsonl").unlink()
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
-        raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
-    if not console.is_terminal:
-        reached = "  ".join(f"pass@{n} {value:.3f}" for n, value in metrics["pass_at"].items())
-        say(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
+class _Shown:
+    """What is shown of a run while it trains: a bar on a terminal, lines in a log, and the trackers."""
+
+    def __init__(self, bars: Progress, command: arguments.Train, track: Callable[[Metrics], None]) -> None:
+        self._output, self._steps, self._track = command.output, command.config.steps, track
+        self._advance, self._begin_at = bar_from(bars, "training", command.config.steps)
+
+    def resume(self, history: Sequence[Metrics]) -> None:
+        """Begin the bar where the run goes on."""
+        self._begin_at(len(history))
+        say(f"going on from step {len(history)} of {self._steps}")
+
+    def step(self, metrics: Metrics) -> None:
+        """Tell the bar, the trackers and the log of a step; ends a run whose first step could not be judged."""
+        self._advance(1)
+        self._track(metrics)
+        if metrics["step"] == 0 and metrics["undecided_share"] == 1:
+            _forget(self._output)
+            raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
+        if not console.is_terminal:
+            reached = "  ".join(f"pass@{n} {value:.3f}" for n, value in metrics["pass_at"].items())
+            say(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
+
+    def evaluation(self, row: Metrics) -> None:
+        """A line, and the trackers, of a measure on held-out prompts."""
+        self._track({"step": row["step"], "eval": row})
+        say(f"held out, step {row['step']}: {described(row)}")
+
+
+def _forget(output: Path) -> None:
+    """Nothing was trained: the folder is free for a run with another verifier. The responses stay in the store."""
+    (output / "metrics.jsonl").unlink()
+    (output / EVALUATIONS).unlink(missing_ok=True)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
 
 
 @contextmanager
