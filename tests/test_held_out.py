@@ -74,7 +74,7 @@ def test_measuring_changes_nothing_of_the_training() -> None:
 @pytest.mark.parametrize("keep", ["last", "best"])
 @pytest.mark.parametrize("step", [0, 4, STEPS - 1])
 def test_a_killed_run_measures_and_saves_the_same(keep: Any, step: int, tmp_path: Path) -> None:
-    more = {"evaluation": replace(EVERY, keep=keep)}
+    more: dict[str, Any] = {"evaluation": replace(EVERY, keep=keep)}
     run_in(tmp_path / "undisturbed", every=2, **more)
     with pytest.raises(Cut):
         run_in(tmp_path / "cut", every=2, on_step=cut_after(step), **more)
@@ -119,6 +119,22 @@ def test_the_first_of_equals_is_the_best_and_unknown_ones_are_not() -> None:
     rows = [{"value": None}, {"value": 0.5, "step": 2}, {"value": 0.5, "step": 4}, {"value": 0.4}]
     assert best(rows) is rows[1]
     assert best(rows[:1]) is None
+
+
+def test_where_the_best_is_damaged_the_last_is_saved(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = replace(run_of(tiny_model(), steps=2), output=tmp_path)
+    run = replace(run, evaluation=EvalConfig(eval_every=2, keep="best"), verify=lambda prompt, text: 1.0)
+
+    def damage(metrics: dict[str, Any]) -> None:
+        for path in (tmp_path / "checkpoints" / "best").iterdir():
+            path.write_bytes(path.read_bytes()[:-9])
+
+    train(replace(run, on_step=damage))
+    assert "is cut short" in capsys.readouterr().err
+    assert [row["saved"] for row in measured(tmp_path)] == [False, True]
+    load_policy(tmp_path / "model")
 
 
 def test_undecided_responses_leave_the_measure(tmp_path: Path) -> None:

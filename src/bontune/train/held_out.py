@@ -66,16 +66,10 @@ class HeldOut:
         """Put the best policy that was measured in the place of the last, where that is asked for; mark the one saved."""
         if not self.rows:
             return
-        saved = self.rows[-1]
-        if self._settings.keep == "best" and (top := best(self.rows)) is not None:
-            found, damaged = load_newest(self._folder()[0], upto=top["step"])
-            if found is not None and found["step"] == top["step"]:
-                load_trained(self._run.model, found["model"])
-                saved = top
-            else:
-                print(
-                    f"bontune: {[*damaged, 'the best policy is lost'][0]}; the last is saved", file=sys.stderr
-                )
+        saved, top = self.rows[-1], best(self.rows)
+        if self._settings.keep == "best" and top and (state := self._policy_of(top["step"])) is not None:
+            load_trained(self._run.model, state)
+            saved = top
         self.rows = [row | {"saved": row["step"] == saved["step"]} for row in self.rows]
         self.write()
 
@@ -86,6 +80,20 @@ class HeldOut:
             output.mkdir(parents=True, exist_ok=True)
             text = "".join(json.dumps(row) + "\n" for row in self.rows)
             (output / FILE).write_text(text, encoding="utf-8")
+
+    def _policy_of(self, step: int) -> Any:
+        """The weights that were measured after this step, or this process's part of them; None where one is damaged."""
+        accelerator = self._learner.accelerator
+        accelerator.wait_for_everyone()  # each part is written
+        with accelerator.main_process_first():
+            found, damaged = load_newest(self._folder()[0], upto=step)
+        whole = found is not None and found["step"] == step
+        if accelerator.num_processes > 1:
+            whole = all(gather_object([whole]))
+        if not whole:
+            print(f"bontune: {[*damaged, 'the best policy is lost'][0]}; the last is saved", file=sys.stderr)
+            return None
+        return found["model"] if found else None
 
     def _folder(self) -> Any:
         if self._run.output is None:

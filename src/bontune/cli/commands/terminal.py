@@ -23,13 +23,19 @@ from rich.table import Table
 
 console = Console(stderr=True)
 MOST_REASONS = 5  # that are printed
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 
 
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Bars on a terminal; nothing in a log."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
+    with Progress(*COLUMNS, console=console, disable=not console.is_terminal) as bars:
         yield bars
 
 
@@ -39,14 +45,6 @@ def bar(bars: Progress, title: str, total: int) -> Any:
         say(title)
     row = bars.add_task(escape(title), total=total)
     return lambda count: bars.update(row, advance=count)
-
-
-def bar_from(bars: Progress, title: str, total: int) -> tuple[Callable[[int], None], Callable[[int], None]]:
-    """A new bar: what advances it, and what has it begin at a later point, so that the time left is of what is left."""
-    if not console.is_terminal:
-        say(title)
-    row = bars.add_task(escape(title), total=total)
-    return lambda count: bars.update(row, advance=count), lambda done: bars.reset(row, completed=done)
 
 
 def stages(bars: Progress) -> Callable[[str], None]:

@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from rich.progress import Progress
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, write_config
-from bontune.cli.commands.terminal import bar_from, console, progress, say
+from bontune.cli.commands.terminal import console, say
+from bontune.cli.commands.watching import Screen, screen
 from bontune.config import FitConfig, TrainConfig
 from bontune.evaluate import write_json
 from bontune.models.loading import load_trainable, policy_path
@@ -40,7 +40,7 @@ from bontune.train.card import model_card
 from bontune.train.checkpoint import differences
 from bontune.train.diagnosis import remarks
 from bontune.train.held_out import FILE as EVALUATIONS
-from bontune.train.held_out import described, read_rows, saved_by
+from bontune.train.held_out import read_rows, saved_by
 from bontune.train.loop import train
 from bontune.train.run import Metrics, Run
 from bontune.train.shard import wants_shards
@@ -69,7 +69,7 @@ def run(command: arguments.Train) -> None:
     watched = Watched(verify, refreshed or score)
     with (
         one_of_many() as leads,
-        progress() as bars,
+        screen(repr(served_strategy(objective)), command.config.steps) as shown,
         watched,
         locked(command.output) if leads else nullcontext(),
         asked_to_stop() as should_stop,
@@ -78,7 +78,6 @@ def run(command: arguments.Train) -> None:
     ):
         if leads:
             write_config(command.output, command, objective=repr(objective))
-        shown = _Shown(bars, command, track)
         history = train(
             Run(
                 config=command.config,
@@ -89,10 +88,10 @@ def run(command: arguments.Train) -> None:
                 verify=watched,
                 score=watched.score,
                 output=command.output,
-                on_step=shown.step,
+                on_step=partial(_show_step, command.output, shown, track),
                 on_resume=shown.resume,
                 evaluation=command.evaluation,
-                on_evaluation=shown.evaluation,
+                on_evaluation=partial(_show_evaluation, shown, track),
                 checkpoint_every=command.checkpoint_every,
                 keep_checkpoints=command.keep_checkpoints,
                 should_stop=should_stop,
@@ -217,33 +216,18 @@ def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], 
     )
 
 
-class _Shown:
-    """What is shown of a run while it trains: a bar on a terminal, lines in a log, and the trackers."""
+def _show_step(output: Path, shown: Screen, track: Callable[[Metrics], None], metrics: Metrics) -> None:
+    """Tell the screen and the trackers of a step; ends a run whose first step could not be judged."""
+    shown.step(metrics)
+    track(metrics)
+    if metrics["step"] == 0 and metrics["undecided_share"] == 1:
+        _forget(output)
+        raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
 
-    def __init__(self, bars: Progress, command: arguments.Train, track: Callable[[Metrics], None]) -> None:
-        self._output, self._steps, self._track = command.output, command.config.steps, track
-        self._advance, self._begin_at = bar_from(bars, "training", command.config.steps)
 
-    def resume(self, history: Sequence[Metrics]) -> None:
-        """Begin the bar where the run goes on."""
-        self._begin_at(len(history))
-        say(f"going on from step {len(history)} of {self._steps}")
-
-    def step(self, metrics: Metrics) -> None:
-        """Tell the bar, the trackers and the log of a step; ends a run whose first step could not be judged."""
-        self._advance(1)
-        self._track(metrics)
-        if metrics["step"] == 0 and metrics["undecided_share"] == 1:
-            _forget(self._output)
-            raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
-        if not console.is_terminal:
-            reached = "  ".join(f"pass@{n} {value:.3f}" for n, value in metrics["pass_at"].items())
-            say(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
-
-    def evaluation(self, row: Metrics) -> None:
-        """A line, and the trackers, of a measure on held-out prompts."""
-        self._track({"step": row["step"], "eval": row})
-        say(f"held out, step {row['step']}: {described(row)}")
+def _show_evaluation(shown: Screen, track: Callable[[Metrics], None], row: Metrics) -> None:
+    shown.evaluation(row)
+    track({"step": row["step"], "eval": row})
 
 
 def _forget(output: Path) -> None:
