@@ -72,6 +72,20 @@ def test_part_of_a_run_and_shares_that_matter() -> None:
     assert remarks([GOOD | {"unfinished_share": 0.05, "undecided_share": 0.01}], CONFIG) == []
 
 
+def test_a_policy_that_is_ruined_is_told_from_one_that_is_unlucky() -> None:
+    nothing = {"reward": 0.0, "pass_at": {"8": 0.0}}
+    history = [GOOD | {"step": 0, "reward": 0.25}] + [step(step=i, **nothing) for i in (1, 2)]
+    (said,) = remarks(history, CONFIG)
+    assert said.startswith(
+        "no response has earned anything since step 1, before which the mean reward was 0.25"
+    )
+    assert "--learning-rate (now 0.0001)" in said
+    assert "collapsed" in warning([history[0], *history[1:2] * IN_A_ROW], CONFIG)
+    rare = [GOOD | {"step": 0, "reward": 0.01}, *history[1:]]  # ten of 1,024 were to be expected
+    assert remarks(rare, CONFIG)[0].startswith("2 of 3 steps taught the policy nothing")
+    assert remarks([*history, GOOD | {"step": 3}], CONFIG) == []  # it has come back
+
+
 def test_the_warning_comes_after_five_ten_twenty_in_a_row() -> None:
     history = [GOOD] + [step()] * 45
     said = [count for count in range(1, len(history) + 1) if warning(history[:count], CONFIG)]

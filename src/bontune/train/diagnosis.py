@@ -10,6 +10,9 @@ from bontune.train.run import Metrics
 IN_A_ROW = 5  # steps that taught nothing, after which it is said; then after twice as many, and so on
 MANY_CUT, MANY_UNDECIDED = 0.05, 0.01  # shares from which the end of a run names them
 _NEARLY_ALL = 0.99
+_EXPECTED = (
+    20  # rewards that a policy as it was before would have earned where it has earned none: no chance then
+)
 
 
 def taught_nothing(metrics: Metrics) -> bool:
@@ -29,7 +32,8 @@ def warning(history: Sequence[Metrics], config: TrainConfig) -> str:
     times, rest = divmod(len(row), IN_A_ROW)
     if not row or rest or times.bit_count() != 1:
         return ""
-    return f"the last {len(row)} steps taught the policy nothing: {cause(row, config)}"
+    why = collapse(history, config) or cause(row, config)
+    return f"the last {len(row)} steps taught the policy nothing: {why}"
 
 
 def remarks(history: Sequence[Metrics], config: TrainConfig) -> list[str]:
@@ -38,6 +42,8 @@ def remarks(history: Sequence[Metrics], config: TrainConfig) -> list[str]:
     without = [metrics for metrics in history if taught_nothing(metrics)]
     if without and len(without) == len(history):
         return [f"nothing was learned: {cause(without, config)}"]
+    if lost := collapse(history, config):
+        return [lost]
     if 2 * len(without) > len(history):
         found.append(
             f"{len(without)} of {len(history)} steps taught the policy nothing; of those: {cause(without, config)}"
@@ -51,6 +57,23 @@ def remarks(history: Sequence[Metrics], config: TrainConfig) -> list[str]:
             "--sampling.max-new-tokens lets them end"
         )
     return found
+
+
+def collapse(history: Sequence[Metrics], config: TrainConfig) -> str:
+    """That the policy no longer earns anything though it did, in a sentence; "" where that may be chance."""
+    lost: list[Metrics] = []
+    for metrics in reversed(history):
+        if metrics["reward"] != 0 or metrics["undecided_share"] == 1:
+            break
+        lost.append(metrics)
+    before = _share(history[: len(history) - len(lost)], "reward")
+    if before * sum(metrics["responses"] * (1 - metrics["undecided_share"]) for metrics in lost) < _EXPECTED:
+        return ""
+    return (
+        f"no response has earned anything since step {lost[-1]['step']}, before which the mean reward was "
+        f"{before:.3g}: the policy has collapsed, most often from too high a --learning-rate "
+        f"(now {config.learning_rate:g})"
+    )
 
 
 def cause(rows: Sequence[Metrics], config: TrainConfig) -> str:
