@@ -155,8 +155,13 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--lora-targets": (),
         "--load-in-4bit": False,
         "--gradient-checkpointing": False,
+        "--eval-every": None,
+        "--eval-prompts": 64,
+        "--eval-group-size": None,
+        "--keep": "last",
         "--engine": "hf",
         "--checkpoint-every": 10,
+        "--keep-checkpoints": 2,
         "--refresh-every": None,
         "--store": "responses.sqlite",
         "--track": (),
@@ -253,15 +258,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def flat(options: Any, prefix: str = "") -> dict[str, Any]:
     """{--option: value} of a parsed command. Source and config are no prefix of their options."""
     found: dict[str, Any] = {}
+    bare = ("source", "config", "loading", "fit", "evaluation", "prompting", "placement")
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
-            found |= flat(
-                value,
-                prefix
-                if field.name in ("source", "config", "loading", "fit", "prompting", "placement")
-                else f"{prefix}{field.name}.",
-            )
+            found |= flat(value, prefix if field.name in bare else f"{prefix}{field.name}.")
         else:
             name = "config" if field.name == "config_file" else field.name
             found["--" + (prefix + name).replace("_", "-")] = str(value) if isinstance(value, Path) else value
@@ -520,8 +521,18 @@ def test_train_on_a_users_task_and_verifier(run: Run, mine: None) -> None:
     assert config["source"] == {"task": "sums.jsonl", "verifier": "mine_for_cli:digits", "scorer": None}
     assert Path("t/report.html").exists()
     assert "--model tuned=t/model --task sums.jsonl --verifier mine_for_cli:digits" in done.err
-    again = run("train", *source, *TINY, "--objective", "BestOfN(budget=4)", "--output", "t", status=2)
-    assert "t holds a training run already" in again.err
+    saved = Path("t/model/model.safetensors").stat().st_mtime_ns
+    assert not Path("t/checkpoints").exists()
+    Path("t/report.html").unlink()  # as if killed in the last moment
+    again = run("train", *source, *TINY, "--objective", "BestOfN(budget=4)", "--output", "t")
+    assert "t holds this very run, finished after 2 steps: there is nothing left to do" in again.err
+    assert "compare: bontune evaluate" in again.err
+    assert Path("t/report.html").exists()
+    assert Path("t/model/model.safetensors").stat().st_mtime_ns == saved
+    other = run(
+        "train", *source, *TINY, "--seed", 1, "--objective", "BestOfN(budget=4)", "--output", "t", status=2
+    )
+    assert "t holds a training run already, which is finished: config.seed: 0 then, 1 now" in other.err
     tuned = run(
         *("evaluate", "--model", "base=countdown-base", "--model", "tuned=t/model", *source, *FEW),
         *("--scorer", "mine_for_cli:length", "--strategy", "mine_for_cli:Twice", "--output", "e"),
@@ -535,6 +546,42 @@ def test_train_on_a_users_task_and_verifier(run: Run, mine: None) -> None:
     assert "drawing from tuned" in tuned.err
     assert "measuring votes of N of tuned (--no-votes leaves them out)" in tuned.err
     assert {path.name for path in Path("e/samples").glob("*.jsonl")} == {"base.jsonl", "tuned.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("more", "reward", "said"),
+    [
+        (
+            "--sampling.max-new-tokens 3",
+            0,
+            "all 128 responses were cut at 3 tokens, and none was right: --sampling.max",
+        ),
+        (
+            "--sampling.max-new-tokens 32",
+            0,
+            "no response was right in 4 steps: the model solves none of these prompts",
+        ),
+        ("--sampling.max-new-tokens 8", 1, "every response is right in 4 steps"),
+        (
+            "--sampling.temperature 0.001",
+            "len(text) % 2",
+            "all responses of a group were the same: a higher --samp",
+        ),
+        (
+            "--group-size 1 --report-budgets 1",
+            "len(text) % 2",
+            "a group of one has nothing to be compared with",
+        ),
+    ],
+)
+def test_a_run_that_learned_nothing_ends_with_the_cause(more: str, reward: Any, said: str, run: Run) -> None:
+    Path("judge_for_cli.py").write_text(f"def judge(prompt, text): return {reward}\n")
+    options = [*TINY, "--steps", 4, *more.split(), "--objective", "RLOO", "--verifier", "judge_for_cli:judge"]
+    done = run("train", *options, "--output", "t")
+    last = done.err.strip().splitlines()[-1]
+    assert last.startswith("bontune: nothing was learned: ")
+    assert said in last
+    assert "Nothing was learned: " + said[:20] in Path("t/report.html").read_text()
 
 
 SEQUENTIAL = "Sequential(BestOfN(budget=3), accept=1.0, price=0.01)"

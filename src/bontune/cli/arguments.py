@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bontune.config import FitConfig, Limits, ModelConfig, Placement, Prompting, Sampling, TrainConfig
+from bontune.config import (
+    EvalConfig,
+    FitConfig,
+    Limits,
+    ModelConfig,
+    Placement,
+    Prompting,
+    Sampling,
+    TrainConfig,
+)
 
 Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
 Model = Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a task in the package)")]
@@ -261,11 +270,14 @@ class Train(FromFile):
     prompting: Shown = field(default_factory=Prompting)
     config: Config = field(default_factory=training)
     loading: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
+    evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
     engine: Literal["hf", "vllm"] = "hf"
     """What draws responses: transformers, or vLLM in this process, into which the weights are pushed before each step.
     vLLM's log-probabilities are compared with the model's own, and training is refused where they differ."""
     checkpoint_every: int | None = 10
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
+    keep_checkpoints: int = 2
+    """How many of the newest stay while it trains; at the end, when the model is saved, all go."""
     refresh_every: int | None = None
     """Train the learned verifier further on the policy's own judged responses, every so many steps; refreshes.json
     says how far it then differs from the first one."""

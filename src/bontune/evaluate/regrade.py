@@ -174,7 +174,9 @@ def prompts_of(groups: Sequence[Responses | SampleGroup], task: Task, source: st
     return [prompt for prompt in found if prompt is not None]
 
 
-def _prompt_of(group: Responses | SampleGroup, by_id: Mapping[str, Prompt], by_text: Mapping[str, Prompt]) -> Prompt | None:
+def _prompt_of(
+    group: Responses | SampleGroup, by_id: Mapping[str, Prompt], by_text: Mapping[str, Prompt]
+) -> Prompt | None:
     named, text = by_id.get(group.prompt_id or ""), (group.prompt or "").strip()
     if not text or (named is not None and named.text.strip() == text):
         return named

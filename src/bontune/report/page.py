@@ -37,7 +37,7 @@ from bontune.report.markup import (
 )
 from bontune.report.plots import Series, is_rate
 from bontune.report.run import NEARLY_ALL, Interval, Run, column, flatten, number, read_run, undecided
-from bontune.report.training import measured_kl, trained, trained_how, training
+from bontune.report.training import held_out, measured_kl, trained, trained_how, training
 
 SHOWN_EXAMPLES, SHOWN_RESPONSES = 24, 5
 HIDDEN_RESPONSES = 60
@@ -67,6 +67,7 @@ def render(run: Run) -> str:
         _alone(run, palette),
         _levels(run, draw),
         _meta(run, draw),
+        held_out(run, draw),
         training(run, draw),
         _examples(run, palette),
         _words(run),
@@ -148,6 +149,8 @@ def _head(run: Run) -> str:
     )
     if 0 < run.prompts < FEW_PROMPTS:
         parts.append(f'<p class="warn">{few_prompts(run.prompts)}</p>')
+    if run.policies:  # the sentence above is then about the evaluation
+        parts += [f'<p class="warn">Training: {escape(remark)}.</p>' for remark in run.remarks]
     parts += [f'<p class="soft">{escape(note)}</p>' for note in run.notes]
     return "\n".join(part for part in parts if part)
 
