@@ -499,39 +499,35 @@ def _mark(reward: float, graded: bool) -> str:
 
 def _words(run: Run) -> str:
     """One line for each term that the page uses."""
-    n, policies = run.budget or 1, list(run.policies.values())
-    keys = {key for rows in run.metrics.values() for row in rows for key in row}
-    several = f"the chance that at least one of {n} responses is right"
-    among = f"the {run.group_size} responses" if run.group_size else "all responses"
+    body = "".join(
+        f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>"
+        for used, word, meaning in [*_words_of_curves(run), *_words_of_responses(run)]
+        if used
+    )
+    return f"<h2>Words</h2><dl>{body}</dl>" if body else ""
+
+
+def _words_of_curves(run: Run) -> list[tuple[bool, str, str]]:
+    """(whether the page uses it, term, meaning)."""
+    n, policies, graded = run.budget or 1, list(run.policies.values()), run.graded
+    one_of = f"at least one of {n} responses" if n > 1 else "a response"
+    best, vote = f"the one response with the highest score, of {n},", f"the most frequent answer among {n}"
+
+    def right(what: str) -> str:
+        return f"the expected reward of {what.rstrip(',')}" if graded else f"the chance that {what} is right"
 
     def has(key: str) -> bool:
         return any(column(item, key) for item in policies)
 
-    words = [  # (whether the page uses it, term, meaning)
+    return [
+        (bool(policies) and not graded, f"pass@{n}", right(one_of)),
         (
-            bool(policies) and not run.graded,
-            f"pass@{n}",
-            several if n > 1 else "the chance that a response is right",
-        ),
-        (
-            run.graded or bool(run.metrics and not policies),
+            graded or bool(run.metrics and not policies),
             "max@N",
             "the expected highest reward among N responses; pass@N where rewards are 0 and 1",
         ),
-        (
-            has("best_of"),
-            f"best-of-{n}",
-            "the expected reward of the response with the highest score"
-            if run.graded
-            else f"the chance that the one response with the highest score, of {n}, is right",
-        ),
-        (
-            has("vote"),
-            f"vote of {n}",
-            f"the most frequent answer among {n}: its expected reward"
-            if run.graded
-            else f"the chance that the most frequent answer among {n} is right",
-        ),
+        (has("best_of"), f"best-of-{n}", right(best)),
+        (has("vote"), f"vote of {n}", right(vote)),
         (
             any("score_auc" in item for item in policies),
             "score AUC",
@@ -543,10 +539,19 @@ def _words(run: Run) -> str:
             "computed so that, over repetitions with other prompts, about 95 of 100 hold the true figure",
         ),
         (
-            bool(run.differences("pass_at")) and not run.graded,
+            bool(run.differences("pass_at")) and not graded,
             "points",
             "percentage points: from 70\u00a0% to 75\u00a0% is 5 points",
         ),
+    ]
+
+
+def _words_of_responses(run: Run) -> list[tuple[bool, str, str]]:
+    """(whether the page uses it, term, meaning)."""
+    policies = list(run.policies.values())
+    keys = {key for rows in run.metrics.values() for row in rows for key in row}
+    among = f"the {run.group_size} responses" if run.group_size else "all responses"
+    return [
         (
             any(known(number(item.get("distinct"))) for item in policies),
             "different",
@@ -574,10 +579,6 @@ def _words(run: Run) -> str:
             "a response that does not change the policy and costs no backward pass",
         ),
     ]
-    body = "".join(
-        f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for used, word, meaning in words if used
-    )
-    return f"<h2>Words</h2><dl>{body}</dl>" if body else ""
 
 
 def _setup(run: Run) -> str:
