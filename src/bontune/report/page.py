@@ -389,7 +389,7 @@ def _alone(run: Run, palette: Mapping[str, str]) -> str:
         f"<h2>A prompt that only {escape(shown)} solves</h2>"
         f'<p class="soft">In the first {n} responses of each policy, of {run.prompts:,} prompts, {escape(others)} are '
         f"solved. Shown is the first of the {counts.get(shown, 0):,}, in the order of the prompts, with those {n} "
-        "responses.</p>" + _example(found[0], palette, run.graded)
+        "responses, right ones above.</p>" + _example(found[0], palette, run.graded)
     )
 
 
@@ -431,15 +431,23 @@ def _example(item: Mapping[str, Any], palette: Mapping[str, str], graded: bool) 
     ]
     level = item.get("level")
     chip = f'<span class="chip">{escape(str(level))}</span>' if level is not None else ""
-    cells = "".join(f"<div>{_responses(name, policies[name], palette, graded)}</div>" for name in names)
+    cells = "".join(
+        f"<div>{_responses(name, policies[name], palette, graded, 'alone' in item)}</div>" for name in names
+    )
     return (
         f'<div class="example"><div class="prompt">{chip}<div class="text">{long_text(item["prompt"])}</div></div>'
         f'<div class="columns" style="--n: {max(1, len(names))}">{cells}</div></div>'
     )
 
 
-def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[str, str], graded: bool) -> str:
-    """One policy's responses to one prompt, the same text and reward once."""
+def _responses(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    palette: Mapping[str, str],
+    graded: bool,
+    right_first: bool = False,
+) -> str:
+    """One policy's responses to one prompt, the same text and reward once; the most frequent first."""
     counts: dict[tuple[str, float], int] = {}
     for row in rows:
         reward = row.get("reward")
@@ -449,7 +457,7 @@ def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[st
             -math.inf if math.isnan(reward) else reward,
         )  # NaN would not merge with itself
         counts[key] = counts.get(key, 0) + max(1, int(or_zero(row.get("count"))))
-    order = sorted(counts.items(), key=lambda entry: -entry[1])
+    order = sorted(counts.items(), key=lambda entry: (-entry[0][1] if right_first else 0, -entry[1]))
     total = sum(counts.values())
     lines = [
         f'<li>{_mark(reward, graded)}<span class="text">{long_text(text)}</span>'
