@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_models import saved
 
 from bontune import BestOfN, cli
 from bontune.cli import arguments
+from bontune.cli.commands.prompting import unescaped
 from bontune.cli.help import GROUPS
 from bontune.cli.usage import completed
 from bontune.models import loading
@@ -30,13 +33,22 @@ from bontune.tasks import TASKS, JsonlTask
 
 SOURCE = {"--task": "", "--verifier": None, "--scorer": None}
 CONFIG = {"--config": None}
+PROMPTING = {
+    "--chat": "auto",
+    "--system": None,
+    "--prompt-template": None,
+    "--template-args": (),
+    "--reply-start": None,
+}
 SAMPLING = {
+    **PROMPTING,
     "--sampling.temperature": 1.0,
     "--sampling.top-p": 1.0,
     "--sampling.top-k": 0,
-    "--sampling.max-new-tokens": 32,
+    "--sampling.max-new-tokens": 0,  # what the model and the prompts allow
     "--sampling.stop": (),
 }
+PLACEMENT = {"--dtype": "auto", "--device": None}
 # Every option and its default. A change here is a change of what users type.
 SURFACE: dict[str, dict[str, Any]] = {
     "demo": {
@@ -55,6 +67,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--prompts": 2000,
         "--group-size": 32,
         **SAMPLING,
+        **PLACEMENT,
         "--rows-per-batch": 4096,
         "--steps": 300,
         "--prompts-per-step": 32,
@@ -68,7 +81,14 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--judge-prompts": 200,
         "--output": "runs/verifier",
     },
-    "best": {"--budget": None, "--temperature": None, "--scorer": None, "--all": False, "--seed": 0},
+    "best": {
+        "--budget": None,
+        "--temperature": None,
+        **PROMPTING,
+        "--scorer": None,
+        "--all": False,
+        "--seed": 0,
+    },
     "serve": {
         "--run": None,
         "--backend": None,
@@ -96,6 +116,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
+        **PLACEMENT,
         "--rows-per-batch": 4096,
         "--seed": 0,
         "--output": "runs/sample",
@@ -150,6 +171,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
+        **PLACEMENT,
         "--regrade": False,
         "--rows-per-batch": 4096,
         "--samples-temperature": None,
@@ -167,6 +189,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
+        **PLACEMENT,
         "--cut": None,
         "--tokenizer": None,
         "--votes": True,
@@ -235,7 +258,9 @@ def flat(options: Any, prefix: str = "") -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             found |= flat(
                 value,
-                prefix if field.name in ("source", "config", "loading", "fit") else f"{prefix}{field.name}.",
+                prefix
+                if field.name in ("source", "config", "loading", "fit", "prompting", "placement")
+                else f"{prefix}{field.name}.",
             )
         else:
             name = "config" if field.name == "config_file" else field.name
@@ -337,7 +362,7 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
         ("train --output finished", "finished holds a training run already"),
         ("evaluate", "give --samples FILE or --model MODEL"),
         ("evaluate --samples missing.jsonl", "missing.jsonl: cannot be read"),
-        ("evaluate --samples torn.jsonl", "torn.jsonl, line 1: key 'prompt_id'"),
+        ("evaluate --samples torn.jsonl", "torn.jsonl, line 1: needs a text or a list of texts"),
         ("evaluate --samples bad.jsonl", "bad.jsonl, line 2: key 'reward'"),
         ("evaluate --samples good.jsonl --samples good.jsonl", "two policies are named 'good'"),
         ("evaluate --samples a=good.jsonl --model a=countdown-base", "both name a policy 'a'"),
@@ -935,3 +960,133 @@ def test_training_says_at_its_end_what_could_not_be_decided(run: Run, mine: None
     share = sum(row["undecided_share"] for row in rows) / len(rows)
     said = done.err.replace("\u00a0", " ")
     assert f"{100 * share:.1f} % of the responses of training could not be decided." in said
+
+
+# What models read, and how much they may write.
+
+QUESTIONS = "".join(json.dumps({"prompt": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(40))
+ASKED = ["--task", "sums.jsonl", "--verifier", "length:odd", "--prompts", "3", "--group-size", "8"]
+
+
+@pytest.fixture
+def chatty(tmp_path: Path) -> Path:
+    """A folder with a chat model, questions, and a verifier that is easily pleased."""
+    (tmp_path / "sums.jsonl").write_text(QUESTIONS)
+    (tmp_path / "length.py").write_text("def odd(prompt, response):\n    return len(response) % 2 == 1\n")
+    return saved(tmp_path / "talker", context=256)
+
+
+def test_a_chat_model_is_trained_measured_and_served_by_what_was_said_once(run: Run, chatty: Path) -> None:
+    told = ["--system", "Be brief.", "--prompt-template", r"Q: {prompt}\nA:", "--reply-start", "It is "]
+    said = run(
+        "train", "--model", "talker", *ASKED[:4], "--steps", 1, "--prompts-per-step", 2, "--group-size", 8,
+        "--objective", "BestOfN(budget=2)", *told, "--sampling.max-new-tokens", 6, "--sampling.stop", r"\n", ".",
+        "--output", "run",
+    ).err  # fmt: skip
+    first, *_ = said.splitlines()
+    assert first == (
+        "talker reads each prompt within the chat template, system message 'Be brief.', put into "
+        r"'Q: {prompt}\nA:', the reply begun with 'It is '; at most 6 new tokens, temperature 1, stop at '\n', '.'"
+    )
+    settings = {
+        "chat": "on", "system": "Be brief.", "prompt_template": "Q: {prompt}\nA:", "template_args": [],
+        "reply_start": "It is ",
+    }  # fmt: skip
+    for name in ("config.json", "served.json"):
+        assert json.loads(Path("run", name).read_text())["prompting"] == settings
+    assert "within the chat template, system message 'Be brief.'" in Path("run/model/README.md").read_text()
+    (compare,) = [line for line in said.splitlines() if line.startswith("compare: ")]
+    words = shlex.split(compare.removeprefix("compare: bontune "))
+    command: Any = cli.parse([*words, "--prompts", "2", "--group-size", "4"])
+    assert command.sampling == Sampling(max_new_tokens=6, stop=(r"\n", "."))
+    assert dataclasses.asdict(unescaped(command.prompting)) == settings | {"template_args": ()}
+    assert (
+        said.splitlines()[-1]
+        .split(" % ")[1]
+        .startswith("of the responses were cut at 6 new tokens: raise --sampling.max-new-tokens")
+    )
+    drawn = run(*words, "--prompts", "2", "--group-size", "4", "--output", "measured").err
+    assert drawn.count("reads each prompt within the chat template, system message 'Be brief.'") == 2
+    known = json.loads(Path("measured/config.json").read_text())["in_force"]["tuned"]
+    assert known["prompting"] == settings
+    assert first.partition(" reads ")[2] in run("best", "run", "3 + 1?").err
+    assert "within the chat template; " in run("best", "run", "3 + 1?", "--chat", "on").err
+    alone = run("sample", "--model", "run/model", *ASKED, "--output", "again").err
+    assert alone.splitlines()[0].partition(" reads ")[2] == first.partition(" reads ")[2]
+
+
+def test_the_template_of_the_tokenizer_is_used_unless_told_otherwise(run: Run, chatty: Path) -> None:
+    said = run("sample", "--model", "talker", *ASKED, "--sampling.max-new-tokens", 4, "--output", "a").err
+    assert said.startswith("talker reads each prompt within the chat template; at most 4 new tokens")
+    off = ("sample", "--model", "talker", *ASKED, "--sampling.max-new-tokens", 4, "--chat", "off")
+    assert run(*off, "--output", "b").err.startswith(
+        "talker reads each prompt as it is; at most 4 new tokens"
+    )
+    kept = Path("b/samples.jsonl").read_text()
+    refused = run(*off[:-2], "--output", "a", "--chat", "off", status=2).err
+    assert "was drawn with prompting" in refused
+    assert run("sample", "--config", "b/config.json", "--output", "c").status == 0
+    assert Path("c/samples.jsonl").read_text() == kept
+    Path("off.yaml").write_text("chat: off\nsampling: {max-new-tokens: 4}\n")  # which YAML reads as false
+    few = [*ASKED, "--config", "off.yaml"]
+    run("sample", "--model", "talker", *few, "--output", "d")
+    assert Path("d/samples.jsonl").read_text() == kept
+
+
+def test_a_run_of_0_1_goes_on_as_it_began(run: Run, chatty: Path) -> None:
+    """Its folder says nothing of prompting: the text as it is, and 32 new tokens."""
+    asked = ("sample", "--model", "talker", *ASKED, "--output", "old")
+    run(*asked, "--chat", "off", "--sampling.max-new-tokens", 32)
+    kept = Path("old/samples.jsonl").read_text()
+    known = json.loads(Path("old/config.json").read_text())
+    for name in ("prompting", "placement"):
+        del known[name]
+    Path("old/config.json").write_text(json.dumps(known))
+    assert run(*asked).err.startswith("talker reads each prompt as it is; at most 32 new tokens")
+    Path("old/config.json").write_text(json.dumps(known))
+    run("sample", "--config", "old/config.json", "--output", "new")
+    assert Path("old/samples.jsonl").read_text() == kept == Path("new/samples.jsonl").read_text()
+
+
+def test_how_much_a_model_may_write_is_what_its_context_leaves(run: Run, chatty: Path) -> None:
+    few = [*ASKED[:4], "--prompts", "2", "--group-size", "2"]
+    said = run("sample", "--model", "talker", *few, "--output", "a").err
+    longest = 256 - int(re.findall(r"at most (\d+) new tokens", said)[0])
+    assert 40 < longest < 60  # the template around "39 + 1?", in bytes
+    assert (
+        "at most 32 new tokens"
+        in run("sample", "--task", "countdown", "--prompts", "1", "--group-size", "2", "--output", "b").err
+    )
+    refused = run(
+        "sample", "--model", "talker", *few, "--sampling.max-new-tokens", "250", "--output", "c", status=2
+    ).err
+    assert re.search(
+        r"prompt '\w+' has \d+ tokens; with max_new_tokens = 250 .*--sampling.max-new-tokens", refused
+    )
+    assert not Path("c/samples.jsonl").exists()
+
+
+def test_precision_and_device_are_options(run: Run, chatty: Path) -> None:
+    few = ["--model", "talker", *ASKED, "--sampling.max-new-tokens", "3"]
+    run("sample", *few, "--dtype", "bfloat16", "--device", "cpu", "--output", "a")
+    assert json.loads(Path("a/config.json").read_text())["placement"] == {
+        "dtype": "bfloat16",
+        "device": "cpu",
+    }
+    assert Path("a/samples.jsonl").read_text() != ""
+    assert "device 'nowhere' cannot be used here" in run("sample", *few, "--device", "nowhere", status=2).err
+    assert (
+        "--dtype and --device are of a model that is loaded here"
+        in run("sample", "--model", "http://127.0.0.1:9/v1#m", *ASKED, "--dtype", "float32", status=2).err
+    )
+
+
+def test_a_gguf_file_needs_its_library(run: Run, chatty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bontune.models.loading.find_spec", lambda name: None)
+    Path("broken.gguf").write_bytes(b"GGUF")
+    said = run("sample", "--model", "broken.gguf", *ASKED, status=2).err
+    assert "is a GGUF file, which needs gguf: pip install 'bontune[gguf]'" in said
+    Path("several").mkdir()
+    for name in "ab":
+        Path("several", f"{name}.gguf").write_bytes(b"GGUF")
+    assert "has 2 GGUF files; name one" in run("sample", "--model", "./several", *ASKED, status=2).err

@@ -8,10 +8,12 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bontune.config import FitConfig, Limits, ModelConfig, Sampling, TrainConfig
+from bontune.config import FitConfig, Limits, ModelConfig, Placement, Prompting, Sampling, TrainConfig
 
 Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
 Model = Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a task in the package)")]
+Shown = Annotated[Prompting, tyro.conf.arg(name="")]
+Placed = Annotated[Placement, tyro.conf.arg(name="")]
 
 # Named here, as asking the registry would load PyTorch for every line of help; a test holds the two together.
 STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
@@ -33,6 +35,16 @@ _OBJECTIVE_HELP = (
     f"What to train for: a strategy ({', '.join(STRATEGIES)}), one of {', '.join(sorted(OBJECTIVES))}, or "
     "module:attribute of your own. Written as in Python, case aside."
 )
+
+
+def as_allowed() -> Sampling:
+    """As many new tokens as the model and the prompts allow; a library's default is a fixed number."""
+    return Sampling(max_new_tokens=0)
+
+
+def training() -> TrainConfig:
+    """The defaults of training, with as many new tokens as are allowed."""
+    return TrainConfig(sampling=as_allowed())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +120,9 @@ class Verifier(FromFile):
     """Training prompts to draw from."""
     group_size: int = 32
     """Responses per training prompt."""
-    sampling: Sampling = field(default_factory=Sampling)
+    prompting: Shown = field(default_factory=Prompting)
+    sampling: Sampling = field(default_factory=as_allowed)
+    placement: Placed = field(default_factory=Placement)
     rows_per_batch: int = 4096
     """Responses decoded at once: bounds the memory of keys and values."""
     fit: Annotated[FitConfig, tyro.conf.arg(name="")] = field(default_factory=FitConfig)
@@ -138,6 +152,8 @@ class Best:
     budget: int | None = None
     """N, where it should differ from the one trained for."""
     temperature: float | None = None
+    """Where it should differ from the one trained for."""
+    prompting: Shown = field(default_factory=Prompting)
     """Where it should differ from the one trained for."""
     scorer: str | None = None
     """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, or
@@ -171,7 +187,8 @@ class Serve:
     answers: str | None = None
     """What votes count, of a backend without a run: `math` (the final answer), `number` (the last one), `countdown`, or
     module:function of (prompt, response) -> text or None. By default the whole response."""
-    sampling: Sampling = field(default_factory=Sampling)
+    prompting: Shown = field(default_factory=Prompting)
+    sampling: Sampling = field(default_factory=as_allowed)
     """Of a backend without a run."""
     scorer: str | None = None
     """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, or
@@ -199,8 +216,8 @@ class Sample(FromFile):
     """
 
     model: Model = ""
-    """A transformers folder, a hub name, `countdown-base` or `programs-base` (in the package), or a model behind an
-    OpenAI-compatible server: `http://127.0.0.1:8000/v1#NAME`, with `?chat` before the # for chat models."""
+    """A transformers folder, a GGUF file, a hub name, `countdown-base` or `programs-base` (in the package), or a model
+    behind an OpenAI-compatible server: `http://127.0.0.1:8000/v1#NAME`, with `?chat` before the # for chat models."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     split: SPLIT = "test"
     """Which prompts of the task; `all`: of a file or data set every one."""
@@ -208,7 +225,9 @@ class Sample(FromFile):
     """How many prompts; fewer where the task has fewer."""
     group_size: int = 64
     """M, responses per prompt. Curves reach up to N = M."""
-    sampling: Sampling = field(default_factory=Sampling)
+    prompting: Shown = field(default_factory=Prompting)
+    sampling: Sampling = field(default_factory=as_allowed)
+    placement: Placed = field(default_factory=Placement)
     rows_per_batch: int = 4096
     """Responses decoded at once: bounds the memory of keys and values."""
     seed: int = 0
@@ -232,10 +251,11 @@ class Train(FromFile):
     """
 
     model: Model = ""
-    """A transformers folder, a hub name, or `countdown-base` or `programs-base`, in the package."""
+    """A transformers folder, a GGUF file, a hub name, or `countdown-base` or `programs-base`, in the package."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
-    config: Config = field(default_factory=TrainConfig)
+    prompting: Shown = field(default_factory=Prompting)
+    config: Config = field(default_factory=training)
     loading: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     engine: Literal["hf", "vllm"] = "hf"
     """What draws responses: transformers, or vLLM in this process, into which the weights are pushed before each step.
@@ -284,9 +304,11 @@ class Evaluate(FromFile):
     """How many prompts, where models are drawn from."""
     group_size: int = 64
     """M, responses per prompt, where models are drawn from."""
-    sampling: Sampling = field(default_factory=Sampling)
+    prompting: Shown = field(default_factory=Prompting)
+    sampling: Sampling = field(default_factory=as_allowed)
     regrade: bool = False
     """Judge the responses of samples files again, though they hold rewards."""
+    placement: Placed = field(default_factory=Placement)
     rows_per_batch: int = 4096
     """Responses decoded at once: bounds the memory of keys and values."""
     samples_temperature: float | None = None
@@ -332,8 +354,10 @@ class Coscale:
     """How many prompts, where a model is drawn from."""
     group_size: int = 64
     """M, responses per prompt and temperature, where a model is drawn from."""
-    sampling: Sampling = field(default_factory=Sampling)
+    prompting: Shown = field(default_factory=Prompting)
+    sampling: Sampling = field(default_factory=as_allowed)
     """Its temperature is replaced by those of --temperature."""
+    placement: Placed = field(default_factory=Placement)
     cut: int | None = None
     """Responses of each prompt that the fits may see when they are compared on larger N; a quarter by default."""
     tokenizer: str | None = None

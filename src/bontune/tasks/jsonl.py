@@ -11,6 +11,7 @@ with "id", "level" and "split" where wanted. Public files are read as they are:
     MathOdyssey  {"Problem_1": {"question", "answer"}}
     HumanEval    {"task_id", "prompt", "entry_point", "test", "canonical_solution"}, for the code verifier
     MBPP         {"task_id", "text", "code", "test_list"}, likewise
+    TRL, verl    {"messages" or "prompt": [{"role": "user", "content": "..."}], ...}, conversations
 
 Every fault of the file is found when it is loaded, and named by its line.
 """

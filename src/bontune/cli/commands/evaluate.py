@@ -9,6 +9,7 @@ from typing import Any
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import check_folder, draws, load_source, named, total_of, write_config
+from bontune.cli.commands.prompting import warn_cut_of
 from bontune.cli.commands.terminal import bar, progress, say, show, stages, warn_undecided
 from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
@@ -32,9 +33,10 @@ def run(command: arguments.Evaluate) -> None:
         )
     check_folder(command.output, command)
     found, grading = _read_files(command, files)
+    drawn: dict[str, Draw] = {}
     if models:
-        found |= _draw_models(command, models)
-    write_config(command.output, command)
+        found |= _draw_models(command, models, drawn)
+    write_config(command.output, command, **_in_force(drawn))
     with progress() as bars:
         results = evaluate(
             found,
@@ -49,6 +51,8 @@ def run(command: arguments.Evaluate) -> None:
         )
     write_report(command.output)
     _show_other_curves(results)
+    for name, draw in drawn.items():
+        warn_cut_of(draw, name)
     show(results, command.output)
 
 
@@ -70,6 +74,15 @@ def _about(command: arguments.Evaluate, files: dict[str, str], models: dict[str,
     return [*told, *([judged + by] if judged else [])]
 
 
+def _in_force(drawn: dict[str, Draw]) -> dict[str, Any]:
+    """What each model read and how it was drawn from, for config.json."""
+    told = {
+        name: {"sampling": asdict(draw.sampling), "prompting": asdict(draw.prompting)}
+        for name, draw in drawn.items()
+    }
+    return {"in_force": told} if told else {}
+
+
 def _show_other_curves(results: dict[str, Any]) -> None:
     """Where choosing by scores and by votes is best, and what it comes to at the largest N."""
     for name, item in results["policies"].items():
@@ -80,7 +93,10 @@ def _show_other_curves(results: dict[str, Any]) -> None:
                 say(f"{name}: {title} is highest at N = {best}, {found[best]:.3f}{last}")
 
 
-def _draw_models(command: arguments.Evaluate, models: dict[str, str]) -> dict[str, SampleSet]:
+def _draw_models(
+    command: arguments.Evaluate, models: dict[str, str], drawn: dict[str, Draw]
+) -> dict[str, SampleSet]:
+    """The samples of each model; `drawn` gets what they were drawn with, less the models."""
     found = {}
     reasons: dict[str, dict[str, int]] = {}
     with progress() as bars, open_store(command.output / STORE, write=True) as store:
@@ -89,6 +105,7 @@ def _draw_models(command: arguments.Evaluate, models: dict[str, str]) -> dict[st
             advance = bar(bars, f"drawing from {name}", total_of(draw))
             reasons[name] = draw_samples(draw, path, advance, store)
             found[name] = _cut(read_samples(path, skip_torn_tail=True), draw)
+            drawn[name] = replace(draw, model=None, tokenizer=None)
     for undecided in reasons.values():
         warn_undecided(undecided)
     return found

@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from accelerate import PartialState
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, say_divided, write_config
+from bontune.cli.commands.prompting import as_options, settle, warn_cut
 from bontune.cli.commands.terminal import bar, console, progress, say
 from bontune.config import FitConfig, TrainConfig
 from bontune.evaluate import write_json
-from bontune.models.loading import load_trainable, policy_path
+from bontune.models.loading import gguf_of, load_trainable, policy_path
+from bontune.models.prompting import in_words
 from bontune.objectives.registry import build_objective, served_strategy
 from bontune.records import Scored
 from bontune.report import write_report
@@ -36,6 +39,7 @@ from bontune.store import NO_STORE, Store, open_store
 from bontune.strategies import Strategy
 from bontune.train.card import model_card
 from bontune.train.loop import train
+from bontune.train.prompts import training_prompts
 from bontune.train.run import Metrics, Run
 from bontune.train.shard import wants_shards
 from bontune.train.teach import Drift
@@ -61,6 +65,16 @@ def run(command: arguments.Train) -> None:
     check_folder(command.output, command)
     device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
+    model, sampling, prompting = settle(
+        command.model,
+        model,
+        tokenizer,
+        command.config.sampling,
+        command.prompting,
+        lambda: training_prompts(task, command.config),
+        command.output,
+    )
+    command = replace(command, config=replace(command.config, sampling=sampling), prompting=prompting)
     engine = _engine(command, model)
     refreshed = _refreshed(score, command)
     drift = (
@@ -80,7 +94,7 @@ def run(command: arguments.Train) -> None:
             say_divided(task)
             write_config(command.output, command, objective=repr(objective))
         advance = bar(bars, "training", command.config.steps)
-        train(
+        history = train(
             Run(
                 config=command.config,
                 task=task,
@@ -97,6 +111,7 @@ def run(command: arguments.Train) -> None:
                 learns=drift,
                 card=partial(_card, command, objective),
                 engine=engine,
+                prompting=prompting,
                 **({"after_step": drift.observe} if drift else {}),
             )
         )
@@ -111,9 +126,10 @@ def run(command: arguments.Train) -> None:
     save_served(
         command.output,
         served_strategy(objective),
-        command.config.sampling,
+        sampling,
         scorer,
         answers_of(task, command.source.verifier),
+        prompting,
     )
     page = write_report(command.output)
     say(f"model: {command.output / 'model'}   report: {page}")
@@ -121,10 +137,12 @@ def run(command: arguments.Train) -> None:
     options = "".join(f" {option} {value}" for option, value in named.items() if value is not None)
     say(
         f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
-        f"{options}"
+        f"{options}{as_options(sampling, prompting)}"
     )
     for sentence in _undecided(command.output):
         say(sentence)
+    shares = [metrics["unfinished_share"] for metrics in history]
+    warn_cut(sum(shares) / max(1, len(shares)), sampling.max_new_tokens)
 
 
 def _undecided(output: Path) -> list[str]:
@@ -151,6 +169,7 @@ def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], 
         verifier=command.source.verifier,
         scorer=command.source.scorer,
         name=command.output.resolve().name,
+        prompting=in_words(command.prompting),
         adapter=adapter,
     )
 
@@ -227,6 +246,8 @@ def _engine(command: arguments.Train, model: Any) -> Engine:
         return sample_groups
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--engine vllm draws in one process; several need --engine hf")
+    if gguf_of(policy_path(command.model))[1]:
+        raise ValueError("--engine vllm needs a transformers folder, not a GGUF file; --engine hf takes both")
     dtype = str(model.dtype).removeprefix("torch.")
     return Vllm.load(policy_path(command.model), dtype=dtype).sample_groups
 
