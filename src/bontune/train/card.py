@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from bontune import __version__
-from bontune.config import TrainConfig
+from bontune.config import TrainConfig, spec_of
 from bontune.strategies import Strategy
 from bontune.train.run import Metrics
 
@@ -37,7 +37,7 @@ def model_card(
     """
     tail = max(1, round(_SEEN * len(history)))
     facts = {
-        "strategy to serve with": f"`{strategy!r}`",
+        "strategy to serve with": f"`{spec_of(strategy)}`",
         "N, responses drawn per prompt": str(strategy.budget),
         "what chooses among them": f"`{scorer}`" if scorer else "the reward itself",
         "temperature": _sampling(config.sampling),

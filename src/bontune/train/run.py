@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bontune.config import TrainConfig
+from bontune.config import TrainConfig, sources_of, spec_of
 from bontune.records import Graded, Prompt
 from bontune.rollout import Engine, sample_groups
 from bontune.store import NO_STORE, Origin, Store
@@ -57,7 +57,8 @@ def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
     first = "".join(f"{whole_tensor(p).double().sum().item()!r} {p.numel()} " for p in run.model.parameters())
     model = hashlib.blake2b(first.encode(), digest_size=8).hexdigest()
     return config | {
-        "objective": repr(run.objective),
+        "objective": spec_of(run.objective),
+        **_own_sources(run),
         "task": run.task.name,
         "data": hashlib.blake2b(data.encode(), digest_size=8).hexdigest(),
         "verifier": version_of(run.verify),
@@ -68,6 +69,16 @@ def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
             if run.engine is sample_groups
             else {"engine": getattr(run.engine, "__qualname__", "a function")}
         ),
+    }
+
+
+def _own_sources(run: Run) -> dict[str, str]:
+    """Of the objective and the task, where they are not bontune's."""
+    named = {f"source of the objective {spec_of(run.objective)}": run.objective}
+    named |= {f"source of the task {run.task.name}": run.task}
+    found = {name: sources_of(item) for name, item in named.items()}
+    return {
+        name: ", ".join(f"{k} {v}" for k, v in sources.items()) for name, sources in found.items() if sources
     }
 
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from bontune import __version__
 from bontune.cli import arguments
 from bontune.cli.commands.terminal import say, warn_undecided
-from bontune.config import load_object
+from bontune.config import load_object, remember
 from bontune.evaluate import write_json
 from bontune.evaluate.drawing import Draw
 from bontune.models.loading import load_policy, policy_path
@@ -64,6 +64,7 @@ def _callable(spec: str, what: str) -> Any:
             ) from fault
     if not callable(found):
         raise ValueError(f"{what}: {spec!r} is no function but a {type(found).__name__}")
+    remember(found, spec)
     return found
 
 

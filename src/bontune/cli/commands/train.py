@@ -20,7 +20,7 @@ from accelerate import PartialState
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, write_config
 from bontune.cli.commands.terminal import bar, console, progress, say
-from bontune.config import FitConfig, TrainConfig
+from bontune.config import FitConfig, TrainConfig, spec_of
 from bontune.evaluate import write_json
 from bontune.models.loading import load_trainable, policy_path
 from bontune.objectives.registry import build_objective, served_strategy
@@ -75,7 +75,7 @@ def run(command: arguments.Train) -> None:
         tracked(command.track if leads else (), command.output, plain(command)) as track,
     ):
         if leads:
-            write_config(command.output, command, objective=repr(objective))
+            write_config(command.output, command, objective=spec_of(objective))
         advance = bar(bars, "training", command.config.steps)
         train(
             Run(
@@ -132,7 +132,7 @@ def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], 
     return model_card(
         history,
         base=command.model,
-        objective=repr(objective),
+        objective=spec_of(objective),
         strategy=served_strategy(objective),
         config=command.config,
         task=command.source.task,
@@ -276,10 +276,10 @@ def check_objective(objective: Any, config: TrainConfig) -> None:
             hint = ' (in a command: "--off-policy clipped", or "--updates-per-rollout 1")'
         kind = "" if isinstance(fault, ValueError) else f"{type(fault).__name__}: "
         raise ValueError(
-            f"--objective {objective!r} on a group of --group-size {config.group_size}: {kind}{fault}{hint}"
+            f"--objective {spec_of(objective)} on a group of --group-size {config.group_size}: {kind}{fault}{hint}"
         ) from fault
     if not isinstance(weights, torch.Tensor) or weights.shape != rewards.shape:
         got = list(weights.shape) if isinstance(weights, torch.Tensor) else f"a {type(weights).__name__}"
         raise ValueError(
-            f"--objective {objective!r} must give weights of shape [prompts, responses], got {got}"
+            f"--objective {spec_of(objective)} must give weights of shape [prompts, responses], got {got}"
         )
