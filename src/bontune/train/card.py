@@ -45,7 +45,7 @@ def model_card(
         "objective": f"`{objective}`",
         "task": f"`{task}`",
         "verifier, the truth trained for": f"`{verifier}`" if verifier else "the task's own",
-        "training": f"{config.steps} steps of {config.prompts_per_step} prompts x {config.group_size} responses, "
+        "training": f"{config.steps} steps of {config.prompts_per_step} prompts x {_learned(history, config)}, "
         f"learning rate {config.learning_rate:g}, seed {config.seed}",
     }
     numbers = _means(history[:tail]), _means(history[-tail:])
@@ -71,6 +71,11 @@ the step that learned from it. They are no measurement on held-out prompts: for 
 {_rows({key: f"{numbers[0][key]:.3f} | {value:.3f}" for key, value in numbers[1].items()})}
 
 {_use(strategy, config, adapter)}"""
+
+
+def _learned(history: Sequence[Metrics], config: TrainConfig) -> str:
+    drew = any(row.get("responses", 1) for row in history)
+    return f"{config.group_size} responses" if drew or not history else "a reference, none drawn"
 
 
 def _header(base: str, adapter: bool) -> str:
@@ -113,7 +118,10 @@ def _means(rows: Sequence[Metrics]) -> dict[str, float]:
     """Mean reward, the strategy's value, and unbiased pass@N for every N that was logged (max@N where rewards are not 0
     and 1)."""
     found = {
-        "reward of one response": [row["reward"] for row in rows],
+        "log-probability of a reference, nats": [
+            row["reference_log_prob"] for row in rows if "reference_log_prob" in row
+        ],
+        "reward of one response": [row["reward"] for row in rows if "reward" in row],
         "reward of the strategy's choice": [row["value"] for row in rows if "value" in row],
     }
     for budget in rows[0]["pass_at"] if rows else ():

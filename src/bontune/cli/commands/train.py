@@ -149,12 +149,17 @@ def _show_step(
     """Tell the bar, the trackers and the log of a step; ends a run whose first step taught it nothing."""
     advance(1)
     track(metrics)
-    if metrics["step"] == 0 and metrics["undecided_share"] == 1:
+    if metrics["step"] == 0 and metrics.get("undecided_share") == 1:
         # Nothing was trained, so the folder is free for a run with another verifier; the responses stay in the store.
         (output / "metrics.jsonl").unlink()
         shutil.rmtree(output / "checkpoints", ignore_errors=True)
         raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
     if not console.is_terminal:
+        if "reward" not in metrics:
+            say(
+                f"step {metrics['step']}  log-probability of a reference {metrics['reference_log_prob']:.3f} nats"
+            )
+            return
         reached = "  ".join(f"pass@{n} {value:.3f}" for n, value in metrics["pass_at"].items())
         say(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
 
