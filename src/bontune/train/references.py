@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from bontune.models.prompting import context_of, encode
 from bontune.records import Graded, Group, Prompt, Scored
-from bontune.rollout.hf import encode
 from bontune.train.metrics import Clock
 from bontune.train.run import Metrics, Run
 from bontune.train.update import Learner, update
@@ -56,9 +56,7 @@ def learn_references(
 
 def references_of(run: Run, prompts: Sequence[Prompt]) -> list[Group]:
     """The first reference of each prompt as a group of one response. Raises ValueError as `learn_references`."""
-    config = run.model.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    found = []
+    limit, found = context_of(run.model), []
     encoded = encode(run.model, run.tokenizer, prompts, replace(run.config.sampling, max_new_tokens=1))
     for prompt, ids in zip(prompts, encoded, strict=True):
         group = expert_of(run, prompt, ids)

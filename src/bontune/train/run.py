@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bontune.config import TrainConfig, sources_of, spec_of
+from bontune.config import Prompting, TrainConfig, sources_of, spec_of
+from bontune.models.prompting import in_force
 from bontune.records import Graded, Prompt
 from bontune.rollout import Engine, sample_groups
 from bontune.store import NO_STORE, Origin, Store
@@ -30,6 +31,7 @@ class Run:
     learns: what else learns during the run, such as a verifier that is refreshed: has `state_dict` and `load_state_dict`.
     card: makes of the metrics of all steps the model card, README.md in the saved model; told whether that is adapters.
     engine: draws the responses of every step from the model as it then is.
+    prompting: what the model reads for a prompt.
     """
 
     config: TrainConfig
@@ -48,6 +50,7 @@ class Run:
     learns: Any = None
     card: Callable[[Sequence[Metrics], bool], str] | None = None
     engine: Engine = sample_groups
+    prompting: Prompting = field(default_factory=Prompting)
 
 
 def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -56,7 +59,9 @@ def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
     data = "".join(f"{p.id}\0{p.text}\0{p.answer}\0{dict(p.meta)!r}\0" for p in prompts)
     first = "".join(f"{whole_tensor(p).double().sum().item()!r} {p.numel()} " for p in run.model.parameters())
     model = hashlib.blake2b(first.encode(), digest_size=8).hexdigest()
+    prompting = in_force(run.prompting, run.tokenizer)
     return config | {
+        **({} if prompting.plain else {"prompting": repr(prompting)}),
         "objective": spec_of(run.objective),
         **_own_sources(run),
         "task": run.task.name,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bontune.config import TrainConfig
+from bontune.models.prompting import end_of_reply
 from bontune.records import Group, Prompt, Scored
 from bontune.train.run import Run
 from bontune.train.update import Learner, log_probs
@@ -66,7 +67,7 @@ def expert_of(run: Run, prompt: Prompt, prompt_tokens: tuple[int, ...]) -> Group
             f"prompt {prompt.id!r}"
         )
     tokens = run.tokenizer(references[0], add_special_tokens=False)["input_ids"]
-    tokens = [*tokens, run.tokenizer.eos_token_id]
+    tokens = [*tokens, end_of_reply(run.tokenizer, run.prompting)]
     return Group(
         prompt=prompt,
         texts=(references[0],),

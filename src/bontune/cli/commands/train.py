@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,17 @@ import torch
 from accelerate import PartialState
 
 from bontune.cli import arguments
-from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, write_config
+from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, say_divided, write_config
+from bontune.cli.commands.prompting import as_options, settle, warn_cut
 from bontune.cli.commands.terminal import bar, console, progress, say
 from bontune.config import FitConfig, TrainConfig, spec_of
 from bontune.evaluate import write_json
-from bontune.models.loading import load_trainable, policy_path
+from bontune.models.loading import gguf_of, load_trainable, policy_path
+from bontune.models.prompting import in_words
 from bontune.objectives.registry import build_objective, served_strategy
 from bontune.records import Scored
 from bontune.report import write_report
+from bontune.report.run import undecided
 from bontune.rollout import Engine, sample_groups
 from bontune.rollout.endpoint import is_endpoint
 from bontune.rollout.vllm import Vllm
@@ -34,6 +39,7 @@ from bontune.store import NO_STORE, Store, open_store
 from bontune.strategies import Strategy
 from bontune.train.card import model_card
 from bontune.train.loop import train
+from bontune.train.prompts import training_prompts
 from bontune.train.run import Metrics, Run
 from bontune.train.shard import wants_shards
 from bontune.train.teach import Drift
@@ -59,6 +65,16 @@ def run(command: arguments.Train) -> None:
     check_folder(command.output, command)
     device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
+    model, sampling, prompting = settle(
+        command.model,
+        model,
+        tokenizer,
+        command.config.sampling,
+        command.prompting,
+        lambda: training_prompts(task, command.config),
+        command.output,
+    )
+    command = replace(command, config=replace(command.config, sampling=sampling), prompting=prompting)
     engine = _engine(command, model)
     refreshed = _refreshed(score, command)
     drift = (
@@ -75,9 +91,10 @@ def run(command: arguments.Train) -> None:
         tracked(command.track if leads else (), command.output, plain(command)) as track,
     ):
         if leads:
+            say_divided(task)
             write_config(command.output, command, objective=spec_of(objective))
         advance = bar(bars, "training", command.config.steps)
-        train(
+        history = train(
             Run(
                 config=command.config,
                 task=task,
@@ -94,6 +111,7 @@ def run(command: arguments.Train) -> None:
                 learns=drift,
                 card=partial(_card, command, objective),
                 engine=engine,
+                prompting=prompting,
                 **({"after_step": drift.observe} if drift else {}),
             )
         )
@@ -108,9 +126,10 @@ def run(command: arguments.Train) -> None:
     save_served(
         command.output,
         served_strategy(objective),
-        command.config.sampling,
+        sampling,
         scorer,
         answers_of(task, command.source.verifier),
+        prompting,
     )
     page = write_report(command.output)
     say(f"model: {command.output / 'model'}   report: {page}")
@@ -118,8 +137,19 @@ def run(command: arguments.Train) -> None:
     options = "".join(f" {option} {value}" for option, value in named.items() if value is not None)
     say(
         f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
-        f"{options}"
+        f"{options}{as_options(sampling, prompting)}"
     )
+    for sentence in _undecided(command.output):
+        say(sentence)
+    shares = [metrics.get("unfinished_share", 0.0) for metrics in history]  # none where nothing was drawn
+    warn_cut(sum(shares) / max(1, len(shares)), sampling.max_new_tokens)
+
+
+def _undecided(output: Path) -> list[str]:
+    """A sentence where more than 1 % of the responses of the run could not be decided."""
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    left = sum(row.get("undecided_share", 0.0) * row["responses"] for row in rows)
+    return undecided({"training": {"undecided": left, "responses": sum(row["responses"] for row in rows)}})
 
 
 def _store(command: arguments.Train, leads: bool) -> AbstractContextManager[Store]:
@@ -139,6 +169,7 @@ def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], 
         verifier=command.source.verifier,
         scorer=command.source.scorer,
         name=command.output.resolve().name,
+        prompting=in_words(command.prompting),
         adapter=adapter,
     )
 
@@ -220,6 +251,8 @@ def _engine(command: arguments.Train, model: Any) -> Engine:
         return sample_groups
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--engine vllm draws in one process; several need --engine hf")
+    if gguf_of(policy_path(command.model))[1]:
+        raise ValueError("--engine vllm needs a transformers folder, not a GGUF file; --engine hf takes both")
     dtype = str(model.dtype).removeprefix("torch.")
     return Vllm.load(policy_path(command.model), dtype=dtype).sample_groups
 
