@@ -169,7 +169,17 @@ def test_named_objects_are_resumed_served_and_run_again_by_other_processes(mine:
         return server.call(f"test_named:{function}", str(tmp_path), str(log), *arguments), log.read_text()
 
     with serving("test_named:warm") as server:
-        run = ("train", *options, *few, "--checkpoint-every", "1", "--output", "x")
+        run = (
+            "train",
+            "--model",
+            "countdown-base",
+            *options,
+            *few,
+            "--checkpoint-every",
+            "1",
+            "--output",
+            "x",
+        )
         assert call("killed_after_two", *run)[0] == 9
         source.write_text(MINE + "\n# another line\n")
         status, said = call("command", *run)
