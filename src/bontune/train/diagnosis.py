@@ -17,7 +17,7 @@ _EXPECTED = (
 
 def taught_nothing(metrics: Metrics) -> bool:
     """Whether no response of a step had a weight, or the gradient of the weights it had was zero."""
-    return metrics["zero_weight_responses"] == 1 or (
+    return metrics.get("zero_weight_responses") == 1 or (
         metrics["update_applied"] > 0 and metrics["grad_norm"] == 0
     )
 
@@ -26,7 +26,7 @@ def warning(history: Sequence[Metrics], config: TrainConfig) -> str:
     """What to say after the last of these steps, "" where there is nothing: after 5, 10, 20, ... in a row."""
     row: list[Metrics] = []
     for metrics in reversed(history):
-        if not taught_nothing(metrics):
+        if not metrics["responses"] or not taught_nothing(metrics):
             break
         row.append(metrics)
     times, rest = divmod(len(row), IN_A_ROW)
@@ -38,7 +38,9 @@ def warning(history: Sequence[Metrics], config: TrainConfig) -> str:
 
 def remarks(history: Sequence[Metrics], config: TrainConfig) -> list[str]:
     """What the end of a run must say of it, a sentence each; empty where all went well."""
-    found = []
+    history, found = [metrics for metrics in history if metrics["responses"]], []  # others drew nothing
+    if not history:
+        return found
     without = [metrics for metrics in history if taught_nothing(metrics)]
     if without and len(without) == len(history):
         return [f"nothing was learned: {cause(without, config)}"]

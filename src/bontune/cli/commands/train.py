@@ -24,7 +24,7 @@ from bontune.cli.commands.inputs import Watched, check_folder, load_source, plai
 from bontune.cli.commands.prompting import as_options, settle, warn_cut
 from bontune.cli.commands.terminal import console, say
 from bontune.cli.commands.watching import Screen, screen
-from bontune.config import FitConfig, TrainConfig
+from bontune.config import FitConfig, TrainConfig, spec_of
 from bontune.evaluate import write_json
 from bontune.models.loading import gguf_of, load_trainable, policy_path
 from bontune.models.prompting import in_words
@@ -92,7 +92,7 @@ def run(command: arguments.Train) -> None:
     ):
         if leads:
             say_divided(task)
-            write_config(command.output, command, objective=repr(objective))
+            write_config(command.output, command, objective=spec_of(objective))
         history = train(
             Run(
                 config=command.config,
@@ -149,7 +149,7 @@ def is_finished(command: arguments.Train, objective: Any) -> bool:
     if not (outcome.is_file() and config.is_file() and (command.output / "model").is_dir()):
         return False
     known = json.loads(config.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(plain(command) | {"objective": repr(objective)}))
+    wanted = json.loads(json.dumps(plain(command) | {"objective": spec_of(objective)}))
     _settle_as(wanted, known)
     names = wanted.keys() - _AROUND
     changed = differences(*(flatten({name: item.get(name) for name in names}) for item in (known, wanted)))
@@ -203,7 +203,7 @@ def _conclude(command: arguments.Train, history: Sequence[Metrics] | None) -> No
     for sentence in _undecided(command.output):
         say(sentence)
     if history:
-        shares = [metrics["unfinished_share"] for metrics in history]
+        shares = [metrics.get("unfinished_share", 0.0) for metrics in history]  # none where nothing was drawn
         warn_cut(sum(shares) / len(shares), command.config.sampling.max_new_tokens)
 
 
@@ -230,7 +230,7 @@ def _save_strategy(command: arguments.Train, objective: Any, task: Task, score: 
 def _undecided(output: Path) -> list[str]:
     """A sentence where more than 1 % of the responses of the run could not be decided."""
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    left = sum(row["undecided_share"] * row["responses"] for row in rows)
+    left = sum(row.get("undecided_share", 0.0) * row["responses"] for row in rows)
     return undecided({"training": {"undecided": left, "responses": sum(row["responses"] for row in rows)}})
 
 
@@ -244,7 +244,7 @@ def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], 
     return model_card(
         history,
         base=command.model,
-        objective=repr(objective),
+        objective=spec_of(objective),
         strategy=served_strategy(objective),
         config=command.config,
         task=command.source.task,
@@ -261,7 +261,7 @@ def _show_step(output: Path, shown: Screen, track: Callable[[Metrics], None], me
     """Tell the screen and the trackers of a step; ends a run whose first step could not be judged."""
     shown.step(metrics)
     track(metrics)
-    if metrics["step"] == 0 and metrics["undecided_share"] == 1:
+    if metrics["step"] == 0 and metrics.get("undecided_share") == 1:
         _forget(output)
         raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
 
@@ -397,10 +397,10 @@ def check_objective(objective: Any, config: TrainConfig) -> None:
             hint = ' (in a command: "--off-policy clipped", or "--updates-per-rollout 1")'
         kind = "" if isinstance(fault, ValueError) else f"{type(fault).__name__}: "
         raise ValueError(
-            f"--objective {objective!r} on a group of --group-size {config.group_size}: {kind}{fault}{hint}"
+            f"--objective {spec_of(objective)} on a group of --group-size {config.group_size}: {kind}{fault}{hint}"
         ) from fault
     if not isinstance(weights, torch.Tensor) or weights.shape != rewards.shape:
         got = list(weights.shape) if isinstance(weights, torch.Tensor) else f"a {type(weights).__name__}"
         raise ValueError(
-            f"--objective {objective!r} must give weights of shape [prompts, responses], got {got}"
+            f"--objective {spec_of(objective)} must give weights of shape [prompts, responses], got {got}"
         )
