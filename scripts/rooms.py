@@ -23,7 +23,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "verifiers": ("config", "records", "models", "tasks"),
     "store": ("config", "records", "models", "verifiers"),
     # -> update -> evaluate -> report
-    "evaluate": ("config", "records", "strategies", "tasks", "rollout", "verifiers", "store"),
+    "evaluate": ("config", "records", "strategies", "tasks", "models", "rollout", "verifiers", "store"),
     "train": (
         "config", "records", "strategies", "objectives", "tasks", "models", "rollout", "verifiers", "store", "evaluate",
     ),

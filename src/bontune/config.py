@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import json
 import math
 import os
 import sys
@@ -17,17 +18,19 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How responses are drawn. Log-probabilities everywhere are those of this very distribution.
-
-    temperature: > 0, divides the logits.  top_p in (0, 1]; top_k >= 0, 0 switches it off.
-    stop: strings that end a response; they are not part of its text.
-    """
+    """How responses are drawn. Log-probabilities everywhere are those of this very distribution."""
 
     temperature: float = 1.0
+    """Above 0; divides the logits."""
     top_p: float = 1.0
+    """In (0, 1]: draw from the most probable tokens that together reach this probability."""
     top_k: int = 0
+    """Draw from so many of the most probable tokens; 0 switches it off."""
     max_new_tokens: int = 32
+    """Tokens of a response at most. 0: what the model's context leaves after the longest prompt, at most 512; 32 for the
+    models in the package and what is compared with them; as many as it was trained with for the model of a run."""
     stop: tuple[str, ...] = ()
+    """Strings that end a response; they are not part of its text."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -36,8 +39,75 @@ class Sampling:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or positive, got {self.top_k}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.max_new_tokens < 0:
+            raise ValueError(
+                f"max_new_tokens must be at least 1, or 0 for what the model allows; got {self.max_new_tokens}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompting:
+    """What the model reads for a prompt. `bontune.models.prompting` makes token ids of it, the same ones everywhere."""
+
+    chat: Literal["auto", "on", "off"] = "auto"
+    """Whether the tokenizer's chat template is put around the prompt; auto: where it has one."""
+    system: str | None = None
+    """The system message of each conversation that has none of its own. Needs a chat template."""
+    prompt_template: str | None = None
+    """What the prompt, or the last message of the user, is put into, e.g. "Question: {prompt}\\nAnswer:"."""
+    template_args: tuple[str, ...] = ()
+    """What the chat template is told besides: KEY=VALUE, the value as in JSON, such as enable_thinking=false; or one
+    JSON object."""
+    reply_start: str | None = None
+    """How each response begins: the model goes on from it, e.g. "The answer is ". It belongs to the prompt, and is not
+    part of the response."""
+
+    def __post_init__(self) -> None:
+        if self.chat not in ("auto", "on", "off"):
+            raise ValueError(f"chat must be auto, on or off, got {self.chat!r}")
+        if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
+            raise ValueError(
+                f"prompt_template must hold {{prompt}} where the prompt goes, got {self.prompt_template!r}"
+            )
+        object.__setattr__(self, "template_args", tuple(self.template_args))  # a list, where read from JSON
+        self.arguments()
+        for name in ("system", "template_args"):
+            if self.chat == "off" and getattr(self, name):
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} goes into a chat template, and chat is off"
+                )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model reads the text of a prompt as it is."""
+        return self == PLAIN
+
+    def arguments(self) -> dict[str, Any]:
+        """What the chat template is told besides."""
+        found: dict[str, Any] = {}
+        for text in self.template_args:
+            name, equals, value = text.partition("=")
+            if text.lstrip().startswith("{"):
+                given = _json(text, None)
+                if not isinstance(given, dict):
+                    raise ValueError(f"template_args must be KEY=VALUE or a JSON object, got {text!r}")
+                found |= given
+            elif not name or not equals:
+                raise ValueError(f"template_args must be KEY=VALUE or a JSON object, got {text!r}")
+            else:
+                found[name] = _json(value, value)
+        return found
+
+
+PLAIN = Prompting(chat="off")
+"""The text as it is; what runs of bontune 0.1 mean, which say nothing of prompting."""
+
+
+def _json(text: str, default: Any) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +118,11 @@ class KLSchedule:
     """
 
     start: float = 0.0
+    """Coefficient of KL(policy || reference) at the first step; 0 switches it off."""
     end: float = 0.0
+    """Coefficient at the last step; it decays geometrically."""
     responses: int = 1
+    """Random responses of each group that the KL is estimated on."""
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.end < 0:
@@ -64,6 +137,16 @@ class KLSchedule:
         if self.start == 0:
             return 0.0
         return self.start * (self.end / self.start) ** (step / max(1, steps - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a model that is drawn from is held, and in which precision."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the model's weights; auto: as they were saved, but float32 where there is no GPU."""
+    device: str | None = None
+    """Where the model is held, such as cuda:1 or cpu; by default this process's GPU where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +197,7 @@ class TrainConfig:
     optimizer: str = "AdamW"
     """The name of a class in torch.optim."""
     weight_decay: float = 0.0
+    """Of the optimizer, where it has one."""
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are scaled down to it."""
     updates_per_rollout: int = 1

@@ -21,6 +21,8 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import torch
 
+from bontune.config import PLAIN, Prompting
+from bontune.models.prompting import conversation, rendered
 from bontune.models.sampling import stream_key
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
@@ -35,12 +37,14 @@ class Endpoint:
     """A model behind a server; it stands in the place of `model` in `sample_groups`.
 
     url: where the API begins, usually ending in /v1.  model: its name there.
-    chat: ask /chat/completions, with the prompt as the user's message, instead of /completions with the prompt as it is.
+    chat: ask /chat/completions, with the prompt as the user's message or as the conversation it is,
+        instead of /completions with the prompt as it is.
     n: responses of one request.  concurrency: requests at once.  timeout: seconds of one request.
     retries: of one request, where the server is busy, fails, or cannot be reached.
     seeds: whether to send seeds: response j of a group gets seed s + j on a server that counts up from the request's.
     native: the server is vLLM, whose own fields are used.
     processed: its log-probabilities are of the distribution sampled from, after temperature and truncation.
+    prompting: what prompts are put into before they are sent; a chat template is the server's own.
     """
 
     url: str
@@ -53,6 +57,7 @@ class Endpoint:
     seeds: bool = True
     native: bool = False
     processed: bool = False
+    prompting: Prompting = PLAIN
     key: str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -67,7 +72,8 @@ class Endpoint:
     @property
     def fingerprint(self) -> str:
         """What stands for its weights, which cannot be seen, in records of what was drawn."""
-        return f"{self.model} at {self.url}{', chat' if self.chat else ''}"
+        told = "" if self.prompting.plain else f", {self.prompting!r}"
+        return f"{self.model} at {self.url}{', chat' if self.chat else ''}{told}"
 
 
 _FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
@@ -148,7 +154,8 @@ def sample_groups(
 ) -> list[Group]:
     """Draw `group_size` responses for every prompt; groups come back in the order of the prompts.
 
-    tokenizer: where given, prompts are sent as its token ids, special tokens included; not for chat.
+    tokenizer: where given, prompts are sent as its token ids, special tokens included; not for chat. So are prompts that
+    have their token ids.
     rows_per_batch: responses of one request at most; `model.n` bounds them, too.
     on_group: called with each group as soon as it is complete, also while an error is waiting to be raised.
     The rest as in `bontune.rollout.hf`; whether a seed gives the same responses again is up to the server. A prompt's
@@ -229,9 +236,43 @@ def _body(model: Endpoint, tokenizer: Any, prompt: Prompt, sampling: Sampling) -
         body |= {"min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
         body |= {"logprobs": True} if model.chat else {"logprobs": 0}
     if model.chat:
-        messages = prompt.meta.get("messages") or [{"role": "user", "content": prompt.text}]
-        return body | {"messages": list(messages)}
-    return body | {"prompt": prompt.text if tokenizer is None else list(tokenizer(prompt.text)["input_ids"])}
+        return body | _chat_body(model, conversation(prompt, model.prompting))
+    if prompt.tokens is not None:
+        return body | {"prompt": list(prompt.tokens)}
+    text = rendered(prompt, None, model.prompting)
+    return body | {"prompt": text if tokenizer is None else list(tokenizer(text)["input_ids"])}
+
+
+def _chat_body(model: Endpoint, messages: list[dict[str, str]]) -> dict[str, Any]:
+    """A conversation as a chat server takes it. Template arguments and a begun reply are fields of vLLM's own."""
+    body: dict[str, Any] = {"messages": messages}
+    if arguments := model.prompting.arguments():
+        body["chat_template_kwargs"] = arguments
+    if begun := model.prompting.reply_start:
+        messages.append({"role": "assistant", "content": begun})
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    return body
+
+
+def with_prompting(model: Endpoint, prompting: Prompting) -> Endpoint:
+    """The endpoint that puts prompts into this. chat "auto" is what its address says, with ?chat or without.
+
+    Raises ValueError on what the server could not do.
+    """
+    chat = model.chat if prompting.chat == "auto" else prompting.chat == "on"
+    if model.chat and not chat:
+        raise ValueError("--chat off, but the endpoint's address says ?chat: leave one of them out")
+    for name in ("system", "template_args"):
+        if not chat and getattr(prompting, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} needs a chat endpoint: write ?chat before the # of its address"
+            )
+    for name in ("reply_start", "template_args"):
+        if chat and getattr(prompting, name) and not model.native:
+            raise ValueError(
+                f"--{name.replace('_', '-')} needs a chat endpoint of vLLM, and {model.url} is another server"
+            )
+    return replace(model, chat=chat, prompting=replace(prompting, chat="on" if chat else "off"))
 
 
 def _answers(model: Endpoint, parts: Sequence[_Part]) -> Generator[tuple[_Part, list[_Choice]], None, None]:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bontune.config import load_object
+from bontune.config import PLAIN, Prompting, load_object
 from bontune.evaluate import write_json
-from bontune.models.loading import load_policy
+from bontune.models.loading import load_policy, load_tokenizer
+from bontune.models.prompting import in_force, shown
 from bontune.objectives.registry import build_strategy
 from bontune.records import Group, Prompt, Sampling, Scored
 from bontune.rollout import Engine, sample_groups
+from bontune.rollout.endpoint import Endpoint, with_prompting
 from bontune.strategies import MajorityVote, Strategy
 from bontune.verifiers.grading import Score
 from bontune.verifiers.judges import Answers, load_answers
@@ -46,6 +48,7 @@ class Server:
 
     answers: finds the final answer of a response, for votes; its whole text where None.
     engine: draws from `model`, which for a server elsewhere is an `Endpoint`.
+    prompting: what the model reads for a prompt; of a server elsewhere without a tokenizer here, the endpoint's own.
     """
 
     model: Any
@@ -55,6 +58,11 @@ class Server:
     score: Score | None = None
     answers: Answers | None = None
     engine: Engine = sample_groups
+    prompting: Prompting = field(default_factory=Prompting)
+
+    def shown(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts as the model reads them. Raises ValueError where the chat template refuses one."""
+        return list(prompts) if self.tokenizer is None else shown(prompts, self.tokenizer, self.prompting)
 
     @property
     def blind(self) -> bool:
@@ -77,10 +85,12 @@ class Server:
         """
         if not prompts:
             raise ValueError("prompts must hold at least one prompt")
-        named = [
-            Prompt(id=f"{i}: {prompt}", text=prompt) if isinstance(prompt, str) else prompt
-            for i, prompt in enumerate(prompts)
-        ]
+        named = self.shown(
+            [
+                Prompt(id=f"{i}: {prompt}", text=prompt) if isinstance(prompt, str) else prompt
+                for i, prompt in enumerate(prompts)
+            ]
+        )
         budget, drawn = self.strategy.budget, []
         size = -(-budget // parts)
         for first in range(0, budget, size):
@@ -138,9 +148,14 @@ class Server:
 
 
 def save_served(
-    folder: Path, strategy: Strategy, sampling: Sampling, scorer: str | None, answers: str | None = None
+    folder: Path,
+    strategy: Strategy,
+    sampling: Sampling,
+    scorer: str | None,
+    answers: str | None = None,
+    prompting: Prompting = PLAIN,
 ) -> None:
-    """Write `served.json`: the strategy, how responses are drawn, the scorer, and what finds answers for votes.
+    """Write `served.json`: the strategy, how prompts are shown and responses drawn, the scorer, and what finds answers.
 
     scorer: a folder of a learned verifier, relative to this one, or module:function.
     answers: see `bontune.verifiers.judges.load_answers`.
@@ -152,6 +167,7 @@ def save_served(
             "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
             "scorer": scorer,
             "answers": answers,
+            "prompting": asdict(prompting),
         },
     )
 
@@ -163,40 +179,69 @@ def load_server(
     temperature: float | None = None,
     scorer: str | None = None,
     backend: tuple[Any, Any, Engine] | None = None,
+    prompting: Prompting | None = None,
 ) -> Server:
-    """The policy, strategy, sampling and verifier of a training run's folder, ready to answer.
+    """The policy, strategy, prompting, sampling and verifier of a training run's folder, ready to answer.
 
-    budget, temperature, scorer: other than those it was trained for.
+    budget, temperature, scorer, prompting: other than those it was trained for.
     backend: what draws instead of the folder's model: a model, its tokenizer, and the engine.
     Raises ValueError where the folder lacks something.
     """
     folder = Path(folder)
+    settings = read_served(folder)
+    strategy = build_strategy(settings["strategy"])
+    sampling = trained_sampling(settings)
+    if temperature is not None:
+        sampling = replace(sampling, temperature=temperature)
+    if scorer is None and settings["scorer"] is not None:
+        scorer, where = settings["scorer"], folder
+    else:
+        where = Path()
+    model, tokenizer, engine = backend or (*load_policy(folder / "model"), sample_groups)
+    prompting = prompting or trained_prompting(settings)
+    if isinstance(model, Endpoint):
+        model, tokenizer = _asked_as_trained(model, folder, prompting)
+    return Server(
+        model=model,
+        tokenizer=tokenizer,
+        strategy=strategy if budget is None else strategy.with_budget(budget),
+        sampling=sampling,
+        score=None if scorer is None else load_scorer(scorer, where),
+        answers=load_answers(settings.get("answers")),
+        engine=engine,
+        prompting=prompting if tokenizer is None else in_force(prompting, tokenizer),
+    )
+
+
+def read_served(folder: Path) -> dict[str, Any]:
+    """What `save_served` wrote. Raises ValueError where it is not there or cannot be read."""
     try:
-        settings = json.loads((folder / SERVED).read_text())
+        return json.loads((folder / SERVED).read_text())
     except OSError as fault:
         raise ValueError(
             f"{folder} holds no {SERVED}, so it is not the folder of a `bontune train` run"
         ) from fault
     except ValueError as fault:
         raise ValueError(f"{folder / SERVED} cannot be read: {fault}") from fault
-    strategy = build_strategy(settings["strategy"])
-    sampling = dict(settings["sampling"], stop=tuple(settings["sampling"]["stop"]))
-    if temperature is not None:
-        sampling["temperature"] = temperature
-    if scorer is None and settings["scorer"] is not None:
-        scorer, where = settings["scorer"], folder
-    else:
-        where = Path()
-    model, tokenizer, engine = backend or (*load_policy(folder / "model"), sample_groups)
-    return Server(
-        model=model,
-        tokenizer=tokenizer,
-        strategy=strategy if budget is None else strategy.with_budget(budget),
-        sampling=Sampling(**sampling),
-        score=None if scorer is None else load_scorer(scorer, where),
-        answers=load_answers(settings.get("answers")),
-        engine=engine,
-    )
+
+
+def trained_prompting(settings: Mapping[str, Any]) -> Prompting:
+    """What prompts were shown as in training; the text as it is for runs of bontune 0.1, which say nothing of it."""
+    return Prompting(**settings["prompting"]) if "prompting" in settings else PLAIN
+
+
+def trained_sampling(settings: Mapping[str, Any]) -> Sampling:
+    """How responses were drawn in training."""
+    return Sampling(**{**settings["sampling"], "stop": tuple(settings["sampling"]["stop"])})
+
+
+def _asked_as_trained(model: Endpoint, folder: Path, prompting: Prompting) -> tuple[Endpoint, Any]:
+    """A server elsewhere, and the run's own tokenizer where prompts are to be sent as the very ids trained on."""
+    if model.chat:
+        return with_prompting(model, replace(prompting, chat="on")), None
+    if prompting.plain:
+        return model, None
+    return model, load_tokenizer(folder / "model")
 
 
 def load_scorer(spec: str, folder: Path = Path()) -> Score:

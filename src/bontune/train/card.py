@@ -28,6 +28,7 @@ def model_card(
     verifier: str | None,
     scorer: str | None,
     name: str,
+    prompting: str = "the text as it is",
     adapter: bool = False,
     held_out: Sequence[Metrics] = (),
 ) -> str:
@@ -35,6 +36,7 @@ def model_card(
 
     base: the model it was tuned from.  verifier: the truth that was trained for.  scorer: what chooses among the N.
     held_out: rows of what was measured while it was trained.
+    prompting: what the model read for a prompt, in words.
     adapter: the folder holds adapters for the base, not a whole model.
     """
     tail = max(1, round(_SEEN * len(history)))
@@ -43,6 +45,7 @@ def model_card(
         "N, responses drawn per prompt": str(strategy.budget),
         "what chooses among them": f"`{scorer}`" if scorer else "the reward itself",
         "temperature": _sampling(config.sampling),
+        "what it reads for a prompt": prompting.replace("|", "\\|").replace("\n", "\\n"),
         "trained from": f"`{base}`" + (", to which these adapters are added" if adapter else ""),
         "objective": f"`{objective}`",
         "task": f"`{task}`",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from bontune.models.prompting import shown
 from bontune.objectives.registry import served_strategy
 from bontune.records import Group, Prompt, Scored
 from bontune.store import Origin
@@ -42,7 +43,7 @@ def train(run: Run) -> list[Metrics]:
 
 def _train(run: Run, ahead: Ahead) -> list[Metrics]:
     config, learner = run.config, make_learner(run)
-    pool = training_prompts(run.task, config)
+    pool = shown(training_prompts(run.task, config), run.tokenizer, run.prompting)
     description = describe_run(run, pool) | parts(run.model, learner.accelerator)
     held_out = HeldOut(run, learner)
     history = resume(run, learner, description, held_out)

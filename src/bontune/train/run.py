@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bontune.config import EvalConfig, TrainConfig
+from bontune.config import EvalConfig, Prompting, TrainConfig
+from bontune.models.prompting import in_force
 from bontune.records import Graded, Prompt
 from bontune.rollout import Engine, sample_groups
 from bontune.store import NO_STORE, Origin, Store
@@ -35,6 +36,7 @@ class Run:
     engine: draws the responses of every step from the model as it then is.
     evaluation: what is measured on held-out prompts meanwhile, and which policy is saved by it.
     on_evaluation: told of each such measure.
+    prompting: what the model reads for a prompt.
     """
 
     config: TrainConfig
@@ -57,6 +59,7 @@ class Run:
     engine: Engine = sample_groups
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     on_evaluation: Callable[[Metrics], None] = field(default=lambda row: None)
+    prompting: Prompting = field(default_factory=Prompting)
 
 
 def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -65,7 +68,9 @@ def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
     data = "".join(f"{p.id}\0{p.text}\0{p.answer}\0{dict(p.meta)!r}\0" for p in prompts)
     first = "".join(f"{whole_tensor(p).double().sum().item()!r} {p.numel()} " for p in run.model.parameters())
     model = hashlib.blake2b(first.encode(), digest_size=8).hexdigest()
+    prompting = in_force(run.prompting, run.tokenizer)
     return config | {
+        **({} if prompting.plain else {"prompting": repr(prompting)}),
         "objective": repr(run.objective),
         "task": run.task.name,
         "data": hashlib.blake2b(data.encode(), digest_size=8).hexdigest(),

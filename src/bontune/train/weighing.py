@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bontune.config import TrainConfig
+from bontune.models.prompting import end_of_reply
 from bontune.records import Group, Scored
 from bontune.train.run import Run
 from bontune.train.update import Learner, log_probs
@@ -63,7 +64,7 @@ def _expert(run: Run, group: Group) -> Group:
             f"prompt {group.prompt.id!r}"
         )
     tokens = run.tokenizer(references[0], add_special_tokens=False)["input_ids"]
-    tokens = [*tokens, run.tokenizer.eos_token_id]
+    tokens = [*tokens, end_of_reply(run.tokenizer, run.prompting)]
     return replace(
         group,
         texts=(references[0],),

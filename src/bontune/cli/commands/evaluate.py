@@ -9,6 +9,7 @@ from typing import Any
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import check_folder, draws, load_source, named, total_of, write_config
+from bontune.cli.commands.prompting import warn_cut_of
 from bontune.cli.commands.terminal import bar, progress, say, show, stages, warn_undecided
 from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
@@ -23,8 +24,6 @@ from bontune.store import open_store
 def run(command: arguments.Evaluate) -> None:
     """Read or draw samples, measure them, and write the results and the page."""
     started = time.process_time()
-    if not command.samples and not command.model:
-        raise ValueError("give --samples FILE or --model MODEL, or several of either")
     strategy = build_strategy(command.strategy) if command.strategy else None
     files = named("--samples", command.samples)
     models = named("--model", command.model)
@@ -34,9 +33,10 @@ def run(command: arguments.Evaluate) -> None:
         )
     check_folder(command.output, command)
     found, grading = _read_files(command, files)
+    drawn: dict[str, Draw] = {}
     if models:
-        found |= _draw_models(command, models)
-    write_config(command.output, command)
+        found |= _draw_models(command, models, drawn)
+    write_config(command.output, command, **_in_force(drawn))
     with progress() as bars:
         results = evaluate(
             found,
@@ -46,11 +46,41 @@ def run(command: arguments.Evaluate) -> None:
             votes=command.votes,
             started=started,
             on_stage=stages(bars),
+            about=_about(command, files, models),
             **({"grading": grading} if grading else {}),
         )
     write_report(command.output)
-    show(results, command.output)
     _show_other_curves(results)
+    for name, draw in drawn.items():
+        warn_cut_of(draw, name)
+    show(results, command.output)
+
+
+def _about(command: arguments.Evaluate, files: dict[str, str], models: dict[str, str]) -> list[str]:
+    """What was measured, in a sentence or two for the page."""
+    source, told = command.source, []
+    if models:
+        named = " and ".join(f"{name} ({where})" for name, where in models.items())
+        told.append(
+            f"Prompts of {source.task} ({command.split}) were answered by {named} at temperature "
+            f"{command.sampling.temperature:g}."
+        )
+    if files:
+        told.append(
+            f"Responses of {' and '.join(f'{name} ({path})' for name, path in files.items())} were read."
+        )
+    by = f" What best-of-N serves is chosen by {source.scorer}." if source.scorer else ""
+    judged = f"{source.verifier or 'the verifier of ' + source.task} judges them." if source.task else ""
+    return [*told, *([judged + by] if judged else [])]
+
+
+def _in_force(drawn: dict[str, Draw]) -> dict[str, Any]:
+    """What each model read and how it was drawn from, for config.json."""
+    told = {
+        name: {"sampling": asdict(draw.sampling), "prompting": asdict(draw.prompting)}
+        for name, draw in drawn.items()
+    }
+    return {"in_force": told} if told else {}
 
 
 def _show_other_curves(results: dict[str, Any]) -> None:
@@ -63,7 +93,10 @@ def _show_other_curves(results: dict[str, Any]) -> None:
                 say(f"{name}: {title} is highest at N = {best}, {found[best]:.3f}{last}")
 
 
-def _draw_models(command: arguments.Evaluate, models: dict[str, str]) -> dict[str, SampleSet]:
+def _draw_models(
+    command: arguments.Evaluate, models: dict[str, str], drawn: dict[str, Draw]
+) -> dict[str, SampleSet]:
+    """The samples of each model; `drawn` gets what they were drawn with, less the models."""
     found = {}
     reasons: dict[str, dict[str, int]] = {}
     with progress() as bars, open_store(command.output / STORE, write=True) as store:
@@ -72,6 +105,7 @@ def _draw_models(command: arguments.Evaluate, models: dict[str, str]) -> dict[st
             advance = bar(bars, f"drawing from {name}", total_of(draw))
             reasons[name] = draw_samples(draw, path, advance, store)
             found[name] = _cut(read_samples(path, skip_torn_tail=True), draw)
+            drawn[name] = replace(draw, model=None, tokenizer=None)
     for undecided in reasons.values():
         warn_undecided(undecided)
     return found

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from bontune import __version__
 from bontune.cli import arguments
+from bontune.cli.commands.prompting import LEAST, Counting, settle
 from bontune.cli.commands.terminal import say, warn_undecided
-from bontune.config import load_object
+from bontune.config import Placement, Sampling, load_object
 from bontune.evaluate import write_json
 from bontune.evaluate.drawing import Draw
-from bontune.models.loading import load_policy, policy_path
+from bontune.models.loading import PACKAGED, as_device, as_dtype, load_policy, policy_path
 from bontune.records import Prompt, Verdict
 from bontune.rollout import Engine, endpoint, sample_groups
 from bontune.rollout.endpoint import connect, is_endpoint
 from bontune.serve.best import Server
-from bontune.tasks import Task, load_task
+from bontune.tasks import JsonlTask, Task, load_task
 from bontune.verifiers.grading import Score, Verify, judge_all, version_of
 from bontune.verifiers.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
 from bontune.verifiers.learned import LearnedVerifier, on_device
@@ -34,6 +35,10 @@ def warn_blind(server: Server) -> None:
 
 def load_source(source: arguments.Source) -> tuple[Task, Verify, Score | None]:
     """The task, what judges its responses, and what best-of-N selects by."""
+    if not source.task:
+        raise ValueError(
+            "--task is missing: responses without rewards, and those to be scored, need the task that they answer"
+        )
     task = load_task(source.task, answers_required=source.verifier is None)
     if source.verifier in JUDGES:
         verify = JUDGES[source.verifier](task)
@@ -131,8 +136,25 @@ class WatchedScore:
         return self._watched.score_version
 
 
-def prompts_of(task: Task, split: str, count: int, seed: int) -> list[Prompt]:
-    if count < 1:
+def say_divided(task: Task, split: str | None = None) -> None:
+    """Say so where a file names no splits, and its prompts were therefore divided by bontune.
+
+    split: the one that is drawn from, where there is an option to draw from all of them.
+    """
+    if split == "all" or not isinstance(task, JsonlTask) or not task.divided:
+        return
+    sizes = ", ".join(f"{name} {size:,}" for name, size in task.sizes.items())
+    say(
+        f"{task.path} names no splits: its {sum(task.sizes.values()):,} prompts were divided by their ids: {sizes}"
+        + ("" if split is None else f". Drawn from: {split}; --split all takes every one")
+    )
+
+
+def prompts_of(task: Task, split: str, count: int | None, seed: int) -> list[Prompt]:
+    """Prompts of a split; where no number is asked for, the usual one, or all of `all`."""
+    if count is None:
+        count = None if split == "all" else arguments.PROMPTS
+    elif count < 1:
         raise ValueError(f"--prompts must be at least 1, got {count}")
     found = list(task.prompts(split, count, seed))
     if not found:
@@ -195,32 +217,61 @@ def draws(
     """What to draw from each of the models {name: where}, with one model in memory at a time."""
     task, verify, score = load_source(command.source)
     prompts = prompts_of(task, command.split, command.prompts, command.seed)
-    for name, where in models.items():
-        model, tokenizer, engine = load_engine(where)
+    sampling = _shared_budget(command.sampling, models.values())
+    for number, (name, where) in enumerate(models.items()):
+        model, tokenizer, engine = load_engine(where, command.placement)
+        model, drawn, prompting = settle(
+            where, model, tokenizer, sampling, command.prompting, lambda: prompts, command.output
+        )
+        if not number:
+            say_divided(task, command.split)
+        sampling = replace(
+            sampling, max_new_tokens=drawn.max_new_tokens
+        )  # the same for all that are compared
         draw = Draw(
             name=model.fingerprint if is_endpoint(where) else where,
             model=model,
             tokenizer=tokenizer,
-            engine=engine,
+            engine=Counting(engine),
             prompts=prompts,
             group_size=command.group_size,
-            sampling=command.sampling,
+            sampling=drawn,
             verify=verify,
             score=score,
             seed=command.seed,
             judged={**asdict(command.source), "split": command.split},
             rows_per_batch=command.rows_per_batch,
+            prompting=prompting,
         )
         del model, tokenizer
         yield name, draw
         del draw
 
 
-def load_engine(where: str) -> tuple[Any, Any, Engine]:
-    """What to draw from, its tokenizer, and what draws: a policy here, or one behind a server."""
+def _shared_budget(sampling: Sampling, models: Iterable[str]) -> Sampling:
+    """Models in the package have 32 new tokens, and so have those that are compared with them."""
+    shared = not sampling.max_new_tokens and any(where in PACKAGED for where in models)
+    return replace(sampling, max_new_tokens=LEAST) if shared else sampling
+
+
+def load_engine(where: str, placement: Placement | None = None) -> tuple[Any, Any, Engine]:
+    """What to draw from, its tokenizer, and what draws: a policy here, or one behind a server.
+
+    Raises ValueError where a server is told how to hold its model.
+    """
+    placement = placement or Placement()
     if is_endpoint(where):
+        if placement != Placement():
+            raise ValueError(
+                "--dtype and --device are of a model that is loaded here, not of one behind a server"
+            )
         return connect(where), None, endpoint.sample_groups
-    return *load_policy(where), sample_groups
+    return *load_placed(where, placement), sample_groups
+
+
+def load_placed(where: str, placement: Placement) -> tuple[Any, Any]:
+    """A policy where and as precise as it is wanted."""
+    return load_policy(where, dtype=as_dtype(placement.dtype), device=as_device(placement.device))
 
 
 def total_of(draw: Draw) -> int:

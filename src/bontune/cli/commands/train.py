@@ -11,6 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,18 @@ import torch
 from accelerate import PartialState
 
 from bontune.cli import arguments
-from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, write_config
+from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, say_divided, write_config
+from bontune.cli.commands.prompting import as_options, settle, warn_cut
 from bontune.cli.commands.terminal import console, say
 from bontune.cli.commands.watching import Screen, screen
 from bontune.config import FitConfig, TrainConfig
 from bontune.evaluate import write_json
-from bontune.models.loading import load_trainable, policy_path
+from bontune.models.loading import gguf_of, load_trainable, policy_path
+from bontune.models.prompting import in_words
 from bontune.objectives.registry import build_objective, served_strategy
 from bontune.records import Scored
 from bontune.report import OUTCOME, write_report
-from bontune.report.run import flatten
+from bontune.report.run import flatten, undecided
 from bontune.rollout import Engine, sample_groups
 from bontune.rollout.endpoint import is_endpoint
 from bontune.rollout.vllm import Vllm
@@ -42,6 +45,7 @@ from bontune.train.diagnosis import remarks
 from bontune.train.held_out import FILE as EVALUATIONS
 from bontune.train.held_out import read_rows, saved_by
 from bontune.train.loop import train
+from bontune.train.prompts import training_prompts
 from bontune.train.run import Metrics, Run
 from bontune.train.shard import wants_shards
 from bontune.train.teach import Drift
@@ -62,6 +66,7 @@ def run(command: arguments.Train) -> None:
     _check_command(command)
     device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
+    given, (model, command) = command, _settled(command, task, model, tokenizer)
     engine = _engine(command, model)
     refreshed = _refreshed(score, command)
     budget = _budget(served_strategy(objective), command.config)
@@ -77,8 +82,9 @@ def run(command: arguments.Train) -> None:
         tracked(command.track if leads else (), command.output, plain(command)) as track,
     ):
         if leads:
+            say_divided(task)
             write_config(command.output, command, objective=repr(objective))
-        history = train(
+        train(
             Run(
                 config=command.config,
                 task=task,
@@ -99,13 +105,29 @@ def run(command: arguments.Train) -> None:
                 learns=drift,
                 card=partial(_card, command, objective),
                 engine=engine,
+                prompting=command.prompting,
                 **({"after_step": drift.observe} if drift else {}),
             )
         )
     if leads:
         _save_verifier(command, refreshed.verifier if refreshed else score, drift)
         _save_strategy(command, objective, task, score)
-        _conclude(command, history)
+        _conclude(command, given)
+
+
+def _settled(command: arguments.Train, task: Task, model: Any, tokenizer: Any) -> tuple[Any, arguments.Train]:
+    """The model and the command with what the model reads for a prompt, and how much it may write, decided."""
+    model, sampling, prompting = settle(
+        command.model,
+        model,
+        tokenizer,
+        command.config.sampling,
+        command.prompting,
+        lambda: training_prompts(task, command.config),
+        command.output,
+    )
+    config = replace(command.config, sampling=sampling)
+    return model, replace(command, config=config, prompting=prompting)
 
 
 def _check_command(command: arguments.Train) -> None:
@@ -132,16 +154,24 @@ def is_finished(command: arguments.Train, objective: Any) -> bool:
     outcome, config = command.output / OUTCOME, command.output / "config.json"
     if not (outcome.is_file() and config.is_file() and (command.output / "model").is_dir()):
         return False
-    known = json.loads(config.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(plain(command) | {"objective": repr(objective)}))
-    names = wanted.keys() - _AROUND
-    changed = differences(*(flatten({name: item.get(name) for name in names}) for item in (known, wanted)))
+    carried_out = json.loads(config.read_text(encoding="utf-8"))
+    typed = json.loads(outcome.read_text(encoding="utf-8"))["options"]
+    wanted = json.loads(json.dumps(plain(command)))
+    if not _unlike(carried_out, wanted | {"objective": repr(objective)}):
+        return True
+    changed = _unlike(typed, wanted)
     if changed:
         raise ValueError(
             f"{command.output} holds a training run already, which is finished: {'; '.join(sorted(changed))}. "
             "Choose another --output"
         )
     return True
+
+
+def _unlike(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What differs in the options that decide what comes out."""
+    names = wanted.keys() - _AROUND
+    return differences(*(flatten({name: item.get(name) for name in names}) for item in (known, wanted)))
 
 
 def _tell_again(command: arguments.Train) -> None:
@@ -155,24 +185,46 @@ def _tell_again(command: arguments.Train) -> None:
             _conclude(command, None)
 
 
-def _conclude(command: arguments.Train, history: Sequence[Metrics] | None) -> None:
-    """Write what came out and the report, drop the checkpoints, and say how to go on; history: None where it is written.
+def _conclude(command: arguments.Train, given: arguments.Train | None) -> None:
+    """Write what came out and the report, drop the checkpoints, and say how to go on.
+
+    command: as it was carried out.  given: as it was typed; None where the outcome is written already.
 
     The outcome is written first: from then on the run counts as finished and needs no checkpoint.
     """
-    outcome = command.output / OUTCOME
-    if history is not None:
-        said = remarks(history, command.config) + saved_by(read_rows(command.output))
-        write_json(outcome, {"steps": len(history), "remarks": said})
+    path = command.output / OUTCOME
+    rows = [json.loads(line) for line in (command.output / "metrics.jsonl").read_text().splitlines()]
+    if given is not None:
+        said = remarks(rows, command.config) + saved_by(read_rows(command.output))
+        outcome = {"steps": len(rows), "remarks": said, "compare": _compare(command), "options": plain(given)}
+        write_json(path, outcome)
+    outcome = json.loads(path.read_text(encoding="utf-8"))
     shutil.rmtree(command.output / "checkpoints", ignore_errors=True)
     page = write_report(command.output)
     say(f"model: {command.output / 'model'}   report: {page}")
+    say(f"compare: {outcome['compare']}")
+    for sentence in undecided_of(rows):
+        say(sentence)
+    if given is not None:
+        shares = [row["unfinished_share"] for row in rows]
+        warn_cut(sum(shares) / max(1, len(shares)), command.config.sampling.max_new_tokens)
+    for remark in outcome["remarks"]:
+        say(f"bontune: {remark}")
+
+
+def _compare(command: arguments.Train) -> str:
+    """The command that measures what came out against the base."""
     named = {"--task": command.source.task, "--verifier": command.source.verifier}
     options = "".join(f" {option} {value}" for option, value in named.items() if value is not None)
-    tuned = command.output / "model"
-    say(f"compare: bontune evaluate --model base={command.model} --model tuned={tuned}{options}")
-    for remark in json.loads(outcome.read_text(encoding="utf-8"))["remarks"]:
-        say(f"bontune: {remark}")
+    settled = as_options(command.config.sampling, command.prompting)
+    models = f"--model base={command.model} --model tuned={command.output / 'model'}"
+    return f"bontune evaluate {models}{options}{settled}"
+
+
+def undecided_of(rows: Sequence[Metrics]) -> list[str]:
+    """A sentence where more than 1 % of the responses of the run could not be decided."""
+    left = sum(row["undecided_share"] * row["responses"] for row in rows)
+    return undecided({"training": {"undecided": left, "responses": sum(row["responses"] for row in rows)}})
 
 
 def _save_verifier(command: arguments.Train, score: Score | None, drift: Drift | None) -> None:
@@ -191,6 +243,7 @@ def _save_strategy(command: arguments.Train, objective: Any, task: Task, score: 
         command.config.sampling,
         "verifier" if isinstance(score, LearnedVerifier) else command.source.scorer,
         answers_of(task, command.source.verifier),
+        command.prompting,
     )
 
 
@@ -211,6 +264,7 @@ def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], 
         verifier=command.source.verifier,
         scorer=command.source.scorer,
         name=command.output.resolve().name,
+        prompting=in_words(command.prompting),
         adapter=adapter,
         held_out=read_rows(command.output),
     )
@@ -293,6 +347,8 @@ def _engine(command: arguments.Train, model: Any) -> Engine:
         return sample_groups
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--engine vllm draws in one process; several need --engine hf")
+    if gguf_of(policy_path(command.model))[1]:
+        raise ValueError("--engine vllm needs a transformers folder, not a GGUF file; --engine hf takes both")
     dtype = str(model.dtype).removeprefix("torch.")
     return Vllm.load(policy_path(command.model), dtype=dtype).sample_groups
 
