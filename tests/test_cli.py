@@ -258,7 +258,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def flat(options: Any, prefix: str = "") -> dict[str, Any]:
     """{--option: value} of a parsed command. Source and config are no prefix of their options."""
     found: dict[str, Any] = {}
-    bare = ("source", "config", "loading", "fit", "prompting", "placement", "evaluation")
+    bare = ("source", "config", "loading", "fit", "evaluation", "prompting", "placement")
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):

@@ -35,8 +35,8 @@ def model_card(
     """Markdown with the header that model hubs read.
 
     base: the model it was tuned from.  verifier: the truth that was trained for.  scorer: what chooses among the N.
-    held_out: rows of what was measured while it was trained.
     prompting: what the model read for a prompt, in words.
+    held_out: rows of what was measured while it was trained.
     adapter: the folder holds adapters for the base, not a whole model.
     """
     tail = max(1, round(_SEEN * len(history)))

@@ -34,9 +34,9 @@ class Run:
     learns: what else learns during the run, such as a verifier that is refreshed: has `state_dict` and `load_state_dict`.
     card: makes of the metrics of all steps the model card, README.md in the saved model; told whether that is adapters.
     engine: draws the responses of every step from the model as it then is.
+    prompting: what the model reads for a prompt.
     evaluation: what is measured on held-out prompts meanwhile, and which policy is saved by it.
     on_evaluation: told of each such measure.
-    prompting: what the model reads for a prompt.
     """
 
     config: TrainConfig
@@ -57,9 +57,9 @@ class Run:
     learns: Any = None
     card: Callable[[Sequence[Metrics], bool], str] | None = None
     engine: Engine = sample_groups
+    prompting: Prompting = field(default_factory=Prompting)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
     on_evaluation: Callable[[Metrics], None] = field(default=lambda row: None)
-    prompting: Prompting = field(default_factory=Prompting)
 
 
 def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
