@@ -92,6 +92,11 @@ class Asked:
         """Responses to draw."""
         return len(self.prompts) * self.server.strategy.budget
 
+    @property
+    def early(self) -> bool:
+        """Whether fewer may be drawn."""
+        return self.server.decider().stops
+
 
 def make_app(service: Service) -> Any:
     """The application, for any ASGI server. Raises ValueError where starlette is not installed."""
@@ -288,6 +293,7 @@ def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Aske
         server=replace(
             server,
             strategy=server.strategy.with_budget(budget),
+            early_stop=server.early_stop and _switch(body, "early_stop", True),
             sampling=replace(server.sampling, max_new_tokens=tokens),
         ),
         seed=secrets.randbits(48) if seed is None else seed,
@@ -331,11 +337,11 @@ def _whole(body: Mapping[str, Any], name: str, default: int, most: int) -> int:
     return value
 
 
-def _switch(body: Mapping[str, Any], name: str) -> bool:
+def _switch(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
     value = body.get(name)
     if value not in (None, True, False):
         raise Refused(400, f"{name} must be true or false", name)
-    return bool(value)
+    return default if value is None else bool(value)
 
 
 def _texts(body: Mapping[str, Any]) -> list[Prompt]:
@@ -445,7 +451,8 @@ class Work:
     def _drawn(self, count: int) -> None:
         if self.left:
             raise Refused(499, "the client has left")
-        self._loop.call_soon_threadsafe(self.told.put_nowait, count * len(self._asked.prompts))
+        if count:
+            self._loop.call_soon_threadsafe(self.told.put_nowait, count)
 
 
 # What is answered.
@@ -469,7 +476,7 @@ async def stream(service: Service, asked: Asked, work: Work) -> AsyncIterator[st
     """Comments while responses are drawn, then the answers as chunks, as the official client reads them."""
     drawn = 0
     try:
-        yield f": drawing {asked.total} responses\n\n"
+        yield f": drawing {'up to ' * asked.early}{asked.total} responses\n\n"
         while (count := await _news(work)) is not None:
             drawn += count
             yield f": drawn {drawn} of {asked.total}\n\n"
@@ -516,7 +523,8 @@ def _ending(asked: Asked, answer: Answer) -> dict[str, Any]:
     more: dict[str, Any] = {
         "score": answer.score,
         "strategy": repr(asked.server.strategy),
-        "drawn": len(answer.alternatives),
+        "drawn": answer.drawn,
+        "tokens": None if answer.tokens is None else answer.tokens[1],
     }
     if asked.alternatives:
         both = zip(answer.alternatives, answer.scores, strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import warn_blind
@@ -16,6 +16,7 @@ def run(command: arguments.Best) -> None:
     server = load_server(
         command.run, budget=command.budget, temperature=command.temperature, scorer=command.scorer
     )
+    server = replace(server, early_stop=command.early_stop)
     warn_blind(server)
     prompts = command.prompts or tuple(line.rstrip("\n") for line in sys.stdin if line.strip())
     for answer in server.answer(prompts, seed=command.seed):

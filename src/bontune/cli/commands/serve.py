@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ def run(command: arguments.Serve) -> None:
     """Serve until interrupted."""
     key = _key(command.key_file)
     hosts = check_open(command.host, key, command.allow_anyone)
-    server = _server(command)
+    server = replace(_server(command), early_stop=command.early_stop)
     where = command.run or Path(urlsplit(command.backend or "").fragment or command.backend or "")
     name = command.name or where.resolve().name
     app = make_app(Service(server=server, name=name, limits=command.limits, key=key, hosts=hosts))
