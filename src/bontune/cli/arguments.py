@@ -180,6 +180,9 @@ class Serve:
     """A file that holds the API key."""
     allow_anyone: bool = False
     """Let other machines in without a key."""
+    lenient: bool = False
+    """Ignore `temperature`, `top_p`, `top_k` and a `max_tokens` above the limit, which many clients always send, rather
+    than refuse them; the answer says so."""
     limits: Limits = field(default_factory=Limits)
 
 

@@ -411,18 +411,30 @@ def _choices(model: Endpoint, answer: Any) -> list[_Choice]:
 
 
 def _choice(model: Endpoint, choice: Mapping[str, Any], prompt_tokens: Any) -> _Choice:
-    text = choice["message"].get("content") if model.chat else choice["text"]
+    text = _text(choice["message"].get("content") if model.chat else choice["text"])
     tokens = choice.get("token_ids") if model.native else None
     log_probs = _log_probs(choice.get("logprobs") or {}) if tokens else None
     if log_probs is None or len(log_probs) != len(tokens or ()):
         tokens = log_probs = None
     return _Choice(
-        text="" if text is None else str(text),
+        text=text,
         finished=choice.get("finish_reason") == "stop",
         tokens=None if tokens is None else tuple(map(int, tokens)),
         log_probs=log_probs,
         prompt_tokens=tuple(map(int, choice.get("prompt_token_ids") or prompt_tokens or ())),
     )
+
+
+def _text(content: Any) -> str:
+    """The text of a choice; of parts that of the texts, without what a model thought. ValueError for anything else."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = [part for part in content if part["type"] not in ("thinking", "reasoning")]
+    if any(part["type"] not in ("text", "output_text") for part in parts):
+        raise ValueError("a part of the content is no text")
+    return "".join(str(part["text"]) for part in parts)
 
 
 def _log_probs(told: Mapping[str, Any]) -> tuple[float, ...] | None:

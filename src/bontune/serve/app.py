@@ -24,30 +24,20 @@ from urllib.parse import urlsplit
 from bontune.config import Limits
 from bontune.records import Prompt
 from bontune.serve.best import Answer, Server
+from bontune.serve.fields import (
+    Refused,
+    check_known,
+    check_sampling,
+    message_of,
+    switch,
+    tokens_of,
+    whole_number,
+)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PARTS = 8  # in which the responses of a stream are drawn, for its progress
 HEARTBEAT = 10.0  # seconds after which a stream that has nothing to say says so
 _LOG = logging.getLogger(__name__)
-
-# Fields that would change the answer, and that nothing here can do, with the values that ask for nothing.
-_IDLE: dict[str, tuple[Any, ...]] = {
-    "logprobs": (None, False, 0),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "tools": (None, []),
-    "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
-    "logit_bias": (None, {}),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "min_p": (None, 0),
-    "min_tokens": (None, 0),
-    "ignore_eos": (None, False),
-    "stop_token_ids": (None, []),
-    "modalities": (None, ["text"]),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +47,7 @@ class Service:
     key: what clients must send as `Authorization: Bearer KEY`; None admits all.
     hosts: names of this machine that requests may use, so that no web page reaches a server on loopback by a name of
     its own; empty allows all.
+    lenient: ignore the sampling that clients always ask for, and say so, rather than refuse what is not served.
     """
 
     server: Server
@@ -64,20 +55,13 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     key: str | None = field(default=None, repr=False)
     hosts: tuple[str, ...] = ()
+    lenient: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
-
-
-class Refused(Exception):
-    """A request that is not answered: HTTP status, message, and the field it is about."""
-
-    def __init__(self, status: int, message: str, parameter: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.parameter = status, message, parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A request that can be answered."""
+    """A request that can be answered. ignored: the fields that ask for another sampling, and what they ask for."""
 
     prompts: tuple[Prompt, ...]
     server: Server
@@ -86,6 +70,7 @@ class Asked:
     stream: bool
     usage: bool
     alternatives: bool
+    ignored: dict[str, Any]
 
     @property
     def total(self) -> int:
@@ -247,7 +232,7 @@ async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], mo
         if len(data) > most:
             raise Refused(413, f"the request is longer than {most} bytes")
     try:
-        body = json.loads(data)
+        body = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as fault:
         raise Refused(400, "the body is not JSON") from fault
     if not isinstance(body, dict):
@@ -259,20 +244,20 @@ async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], mo
     return body
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Asked:
     """What a body asks for. Raises Refused, naming the field, for what cannot or may not be done."""
     limits, server = service.limits, service.server
     check_model(service, body.get("model"))
-    for name, idle in _IDLE.items():
-        if body.get(name) not in idle:
-            raise Refused(400, f"{name} is not supported", name)
-    _check_sampling(server, body)
-    budget = _whole(body, "best_of", server.strategy.budget, max(limits.budget, server.strategy.budget))
-    name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    most = server.sampling.max_new_tokens
-    tokens = _whole(body, name, most, most)
+    check_known(body, chat=chat)
+    ignored = check_sampling(server.sampling, body, lenient=service.lenient)
+    budget = whole_number(body, "best_of", server.strategy.budget, max(limits.budget, server.strategy.budget))
+    tokens = tokens_of(body, server.sampling.max_new_tokens, ignored)
     prompts = [_conversation(server, body)] if chat else _texts(body)
-    count = _whole(body, "n", 1, limits.answers)
+    count = whole_number(body, "n", 1, limits.answers)
     if len(prompts) * count > limits.answers:
         raise Refused(
             400, f"{len(prompts)} prompts times n = {count} is more than {limits.answers} answers", "n"
@@ -286,21 +271,21 @@ def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Aske
     seed = body.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise Refused(400, "seed must be a whole number", "seed")
-    options = body.get("stream_options") or {}
     repeated = [prompt for prompt in prompts for _ in range(count)]
     return Asked(
         prompts=tuple(replace(p, id=f"{i}: {p.text}") for i, p in enumerate(repeated)),
         server=replace(
             server,
             strategy=server.strategy.with_budget(budget),
-            early_stop=server.early_stop and _switch(body, "early_stop", True),
+            early_stop=server.early_stop and switch(body, "early_stop", True),
             sampling=replace(server.sampling, max_new_tokens=tokens),
         ),
         seed=secrets.randbits(48) if seed is None else seed,
         chat=chat,
-        stream=_switch(body, "stream"),
-        usage=isinstance(options, dict) and bool(options.get("include_usage")),
-        alternatives=_switch(body, "alternatives"),
+        stream=switch(body, "stream"),
+        usage=switch(body.get("stream_options") or {}, "include_usage"),
+        alternatives=switch(body, "alternatives"),
+        ignored=ignored,
     )
 
 
@@ -308,40 +293,6 @@ def check_model(service: Service, name: Any) -> None:
     """Raises Refused for the name of another model; None asks for the one there is."""
     if name not in (None, service.name):
         raise Refused(404, f"there is no model {str(name)[:100]!r}; this is {service.name!r}", "model")
-
-
-def _check_sampling(server: Server, body: Mapping[str, Any]) -> None:
-    """The distribution is the one trained for: a request may repeat it, and not change it."""
-    for name in ("temperature", "top_p"):
-        served = getattr(server.sampling, name)
-        if body.get(name) not in (None, served):
-            raise Refused(
-                400, f"{name} is fixed at {served}, which this model serves with; leave it out", name
-            )
-    if body.get("top_k") not in (None, server.sampling.top_k) and (
-        server.sampling.top_k or body["top_k"] != -1
-    ):
-        raise Refused(400, f"top_k is fixed at {server.sampling.top_k} (0: off); leave it out", "top_k")
-    stop = body.get("stop")
-    stop = [stop] if isinstance(stop, str) else stop
-    if stop not in (None, [], list(server.sampling.stop)):
-        raise Refused(400, f"stop is fixed at {list(server.sampling.stop)}; leave it out", "stop")
-
-
-def _whole(body: Mapping[str, Any], name: str, default: int, most: int) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise Refused(400, f"{name} must be a whole number from 1 to {most}, got {str(value)[:40]}", name)
-    return value
-
-
-def _switch(body: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    value = body.get(name)
-    if value not in (None, True, False):
-        raise Refused(400, f"{name} must be true or false", name)
-    return default if value is None else bool(value)
 
 
 def _texts(body: Mapping[str, Any]) -> list[Prompt]:
@@ -357,7 +308,7 @@ def _conversation(server: Server, body: Mapping[str, Any]) -> Prompt:
     given = body.get("messages")
     if not isinstance(given, list) or not given:
         raise Refused(400, "messages must be a list of at least one message", "messages")
-    messages = [_message(item) for item in given]
+    messages = [message_of(item) for item in given]
     alone = messages[0]["content"] if len(messages) == 1 and messages[0]["role"] == "user" else None
     if getattr(server.model, "chat", False):
         text = "\n".join(message["content"] for message in messages)
@@ -371,15 +322,6 @@ def _conversation(server: Server, body: Mapping[str, Any]) -> Prompt:
             "messages",
         )
     return Prompt(id=alone, text=alone)
-
-
-def _message(item: Any) -> dict[str, str]:
-    content = item.get("content") if isinstance(item, dict) else None
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        content = "".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str) or not isinstance(item.get("role"), str):
-        raise Refused(400, 'each message must have a "role" and a "content" of text', "messages")
-    return {"role": item["role"], "content": content}
 
 
 def _templated(tokenizer: Any, messages: list[dict[str, str]]) -> Prompt:
@@ -526,6 +468,8 @@ def _ending(asked: Asked, answer: Answer) -> dict[str, Any]:
         "drawn": answer.drawn,
         "tokens": None if answer.tokens is None else answer.tokens[1],
     }
+    if asked.ignored:
+        more["ignored"] = asked.ignored
     if asked.alternatives:
         both = zip(answer.alternatives, answer.scores, strict=True)
         more["alternatives"] = [{"text": text, "score": score} for text, score in both]

@@ -25,7 +25,10 @@ def run(command: arguments.Serve) -> None:
     server = replace(_server(command), early_stop=command.early_stop)
     where = command.run or Path(urlsplit(command.backend or "").fragment or command.backend or "")
     name = command.name or where.resolve().name
-    app = make_app(Service(server=server, name=name, limits=command.limits, key=key, hosts=hosts))
+    served = Service(
+        server=server, name=name, limits=command.limits, key=key, hosts=hosts, lenient=command.lenient
+    )
+    app = make_app(served)
     warn_blind(server)
     with bind(command.host, command.port) as place:
         host = f"[{command.host}]" if ":" in command.host else command.host
