@@ -6,6 +6,10 @@
      "differences": {name: {"32": {"value", "low", "high"}}},
      "prompts", "responses_per_prompt", "cpu_seconds"}
 
+A policy measured with a strategy has "strategy": {"value", "low", "high"}, and of one that stops by itself also
+"draws": {"value", "low", "high"}, the responses drawn, and "by_budget": {N: {"stops", "draws", "whole"}}, each with
+value, low and high: stopping early, what it draws, and the same strategy with all N.
+
 Budgets are keys, as decimal strings. A number that is not known (no prompt has N decided responses, no
 interval from a single prompt) is left out; `distinct` and `entropy` are null without texts and
 log-probabilities.

@@ -96,12 +96,17 @@ def show(results: dict[str, Any], output: Path, kind: str = "pass_at") -> None:
     for name, item in results["policies"].items():
         if "strategy" in item:
             found = item["strategy"]
-            value = f"{found['value']:.3f}" if "value" in found else "not known"
-            if "low" in found:
-                value += f" [{found['low']:.3f}, {found['high']:.3f}]"
-            out.print(f"{results['strategy']} on {name}: {value}", soft_wrap=True, markup=False)
+            draws = f", by {_interval(found['draws'], 1)} responses" if "draws" in found else ""
+            told = f"{results['strategy']} on {name}: {_interval(found, 3)}{draws}"
+            out.print(told, soft_wrap=True, markup=False)
     where = f"{results['cpu_seconds']:.0f} CPU seconds; report: {output / 'report.html'}"
     out.print(where, soft_wrap=True, markup=False)
+
+
+def _interval(found: Mapping[str, Any], digits: int) -> str:
+    """0.123 [0.100, 0.150], as far as it is known."""
+    value = f"{found['value']:.{digits}f}" if "value" in found else "not known"
+    return value + (f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]" if "low" in found else "")
 
 
 def warn_undecided(reasons: Mapping[str, int]) -> None:
