@@ -16,6 +16,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,6 +37,7 @@ from bontune.serve.fields import (
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PARTS = 8  # in which the responses of a stream are drawn, for its progress
+LOOK = 0.5  # seconds between two looks at whether the client of a request is still there
 HEARTBEAT = 10.0  # seconds after which a stream that has nothing to say says so
 _LOG = logging.getLogger(__name__)
 
@@ -151,7 +153,7 @@ class Routes:
             return StreamingResponse(
                 events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
             )
-        return _json(whole(self._service, asked, await work.result))
+        return _json(whole(self._service, asked, await attended(work, request)))
 
 
 def refusal(fault: Refused) -> Any:
@@ -181,11 +183,11 @@ def bind(host: str, port: int) -> socket.socket:
         raise ValueError(f"--host {host} --port {port} cannot be listened on: {fault}") from fault
 
 
-def listen(app: Any, place: socket.socket) -> None:
-    """Serve at a socket of `bind` until interrupted."""
+def listen(app: Any, place: socket.socket, drain: int) -> None:
+    """Serve at a socket of `bind` until interrupted; requests under way then have `drain` seconds to end."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=drain))
     with suppress(KeyboardInterrupt):
         server.run(sockets=[place])
 
@@ -342,8 +344,8 @@ class Seats:
     """How many requests are being answered or waiting; a request beyond the limit is refused at once."""
 
     def __init__(self, limits: Limits) -> None:
-        self._most, self.taken = limits.waiting, 0
-        self.turns = asyncio.Semaphore(limits.at_once)
+        self._most, self.seconds, self.taken = limits.waiting, limits.seconds, 0
+        self.threads = ThreadPoolExecutor(limits.at_once, thread_name_prefix="bontune-serve")
 
     def take(self) -> None:
         """Raises Refused where none is free."""
@@ -360,21 +362,34 @@ class Work:
     """The drawing of one request, in a thread: `result` gives its answers, `told` the numbers of responses drawn,
     and None at the end.
 
-    It holds its seat until the thread has ended, also where the client has left; `left` then ends it between parts.
+    It holds its seat until the thread has ended, also where the client has left or the time is up; both end it as soon
+    as the drawing looks up: between parts, and at any time where a server elsewhere draws.
     """
 
     def __init__(self, asked: Asked, seats: Seats) -> None:
         self.told: asyncio.Queue[int | None] = asyncio.Queue()
         self.left = False
         self._asked, self._seats = asked, seats
+        self._until = time.monotonic() + seats.seconds
         self._loop = asyncio.get_running_loop()
         self.result: asyncio.Task[list[Answer]] = asyncio.create_task(self._run())
         self.result.add_done_callback(lambda task: task.cancelled() or task.exception())  # though nobody asks
 
+    @property
+    def remaining(self) -> float:
+        """Seconds until the time is up, at least 0."""
+        return max(0.0, self._until - time.monotonic())
+
+    def check(self) -> None:
+        """Raises Refused where nobody waits for the answer any more."""
+        if self.left:
+            raise Refused(499, "the client has left")
+        if self.remaining == 0:
+            raise Refused(504, f"the request took longer than {self._seats.seconds} seconds")
+
     async def _run(self) -> list[Answer]:
         try:
-            async with self._seats.turns:
-                return await asyncio.to_thread(self._draw)
+            return await self._loop.run_in_executor(self._seats.threads, self._draw)
         except Refused:
             raise
         except ValueError as fault:
@@ -387,14 +402,26 @@ class Work:
             self.told.put_nowait(None)
 
     def _draw(self) -> list[Answer]:
+        self.check()
         asked, parts = self._asked, PARTS if self._asked.stream else 1
         return asked.server.answer(asked.prompts, seed=asked.seed, parts=parts, on_drawn=self._drawn)
 
     def _drawn(self, count: int) -> None:
-        if self.left:
-            raise Refused(499, "the client has left")
+        self.check()
         if count:
             self._loop.call_soon_threadsafe(self.told.put_nowait, count)
+
+
+async def attended(work: Work, request: Any) -> list[Answer]:
+    """The answers, as long as the client waits for them and within the time; Refused else."""
+    try:
+        while not (await asyncio.wait({work.result}, timeout=LOOK))[0]:
+            work.check()
+            if await request.is_disconnected():
+                raise Refused(499, "the client has left")
+        return work.result.result()
+    finally:
+        work.left = True
 
 
 # What is answered.
@@ -419,10 +446,11 @@ async def stream(service: Service, asked: Asked, work: Work) -> AsyncIterator[st
     drawn = 0
     try:
         yield f": drawing {'up to ' * asked.early}{asked.total} responses\n\n"
-        while (count := await _news(work)) is not None:
-            drawn += count
-            yield f": drawn {drawn} of {asked.total}\n\n"
         try:
+            while (count := await _news(work)) is not None:
+                work.check()
+                drawn += count
+                yield f": drawn {drawn} of {asked.total}\n\n"
             answers = await work.result
         except Refused as fault:
             kind = "server_error" if fault.status >= 500 else "invalid_request_error"
@@ -443,7 +471,7 @@ async def stream(service: Service, asked: Asked, work: Work) -> AsyncIterator[st
 async def _news(work: Work) -> int | None:
     """How many more responses have been drawn, 0 where nothing has happened for a while, None at the end."""
     try:
-        return await asyncio.wait_for(work.told.get(), HEARTBEAT)
+        return await asyncio.wait_for(work.told.get(), min(HEARTBEAT, work.remaining + 0.01))
     except TimeoutError:
         return 0
 

@@ -33,7 +33,7 @@ def run(command: arguments.Serve) -> None:
     with bind(command.host, command.port) as place:
         host = f"[{command.host}]" if ":" in command.host else command.host
         say(f"serving {name} by {server.strategy!r} at http://{host}:{place.getsockname()[1]}/v1")
-        listen(app, place)
+        listen(app, place, command.limits.drain)
 
 
 def _server(command: arguments.Serve) -> Server:
