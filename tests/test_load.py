@@ -5,6 +5,7 @@ BONTUNE_SOAK=600 goes on for so many seconds, as `make faults` does.
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import signal
@@ -71,8 +72,10 @@ def settled(client: Any, backend: load.Backend) -> bool:
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
 def test_every_request_ends_as_its_backend_does(
-    strategy: Strategy, backend: tuple[load.Backend, str]
+    strategy: Strategy, backend: tuple[load.Backend, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # pytest keeps every record with its traceback, and all that is in it.
+    monkeypatch.setattr(logging.getLogger("bontune.serve.app"), "disabled", True)
     made, address = backend
     prompts = [f"{kind} {i}" for i in range(CLIENTS // len(STATUS) + 1) for kind in STATUS]
     limits = Limits(waiting=len(prompts), at_once=CLIENTS, seconds=300)
