@@ -75,7 +75,7 @@ def test_every_request_ends_as_its_backend_does(
     strategy: Strategy, backend: tuple[load.Backend, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # pytest keeps every record with its traceback, and all that is in it.
-    monkeypatch.setattr(logging.getLogger("bontune.serve.app"), "disabled", True)
+    monkeypatch.setattr("bontune.serve.app._LOG", logging.Logger("quiet", logging.CRITICAL + 1))
     made, address = backend
     prompts = [f"{kind} {i}" for i in range(CLIENTS // len(STATUS) + 1) for kind in STATUS]
     limits = Limits(waiting=len(prompts), at_once=CLIENTS, seconds=300)
