@@ -20,10 +20,10 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "tasks": ("config", "records"),
     "models": ("config", "records"),
     "rollout": ("config", "records", "models"),
-    "verifiers": ("config", "records", "models", "tasks"),
+    "verifiers": ("config", "records", "models", "tasks", "rollout"),
     "store": ("config", "records", "models", "verifiers"),
     # -> update -> evaluate -> report
-    "evaluate": ("config", "records", "strategies", "tasks", "rollout", "verifiers", "store"),
+    "evaluate": ("config", "records", "strategies", "tasks", "models", "rollout", "verifiers", "store"),
     "train": (
         "config", "records", "strategies", "objectives", "tasks", "models", "rollout", "verifiers", "store", "evaluate",
     ),

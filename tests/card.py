@@ -53,7 +53,10 @@ class Check:
 
 def model_of(family: str, device: str, dtype: torch.dtype = torch.float32) -> Any:
     more = {"initializer_range": 0.1} | SIZES
-    return tiny_model(family, words=WORDS, **more).to(device=device, dtype=dtype)
+    model = tiny_model(family, words=WORDS, **more).to(device=device, dtype=dtype)
+    if getattr(model.config, "attn_logit_softcapping", None):
+        model.set_attn_implementation("eager")  # before 5.24, transformers' default forgets the cap
+    return model
 
 
 def drawn(model: Any, prompts: Sequence[Prompt] = PROMPTS, size: int = 16, **more: Any) -> list[Group]:

@@ -220,6 +220,21 @@ def test_a_torn_write_leaves_the_earlier_ones(tmp_path: Path, monkeypatch: pytes
     assert len(list(tmp_path.iterdir())) == KEPT
 
 
+def test_few_checkpoints_stay_and_of_a_finished_run_the_last(tmp_path: Path) -> None:
+    def names() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+
+    seen, told = [], []
+    run_in(tmp_path, every=1, keep_checkpoints=3, on_step=lambda metrics: seen.append(names()))
+    assert [len(found) for found in seen] == [1, 2, 3, 3, 3, 3, 3, 3]
+    assert names() == [f"step-{STEPS:08d}.ckpt"]
+    before = result(tmp_path)
+    settings = {"keep_checkpoints": 3, "on_step": told.append}
+    _, history = run_in(tmp_path, every=1, on_resume=lambda found: told.append(len(found)), **settings)
+    assert told == [len(history)] == [STEPS]  # where it goes on, and no step is taken again
+    assert result(tmp_path) == before
+
+
 # Another run, another process, a signal.
 
 
@@ -393,7 +408,8 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on_later(tmp_path: Path) 
 @pytest.mark.slow
 def test_sigterm_stops_the_command_and_a_second_one_is_refused(tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "bontune.cli", "train", "--output", str(tmp_path / "run"), "--steps", "400",
+        sys.executable, "-m", "bontune.cli", "train", "--task", "countdown", "--output", str(tmp_path / "run"),
+        "--steps", "400",
         "--prompts-per-step", "2", "--group-size", "8", "--objective", "RLOO", "--sampling.max-new-tokens", "10",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

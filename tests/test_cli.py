@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -17,21 +18,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_models import saved
 
 from bontune import BestOfN, cli
+from bontune.cli import arguments
+from bontune.cli.commands.prompting import unescaped
+from bontune.cli.help import GROUPS
+from bontune.cli.usage import completed
+from bontune.models import loading
 from bontune.models.loading import load_policy, save_policy
 from bontune.records import Sampling
 from bontune.serve.best import save_served
+from bontune.tasks import TASKS, JsonlTask
 
-SOURCE = {"--task": "countdown", "--verifier": None, "--scorer": None}
+SOURCE = {"--task": "", "--verifier": None, "--scorer": None}
 CONFIG = {"--config": None}
+PROMPTING = {
+    "--chat": "auto",
+    "--system": None,
+    "--prompt-template": None,
+    "--template-args": (),
+    "--reply-start": None,
+}
 SAMPLING = {
+    **PROMPTING,
     "--sampling.temperature": 1.0,
     "--sampling.top-p": 1.0,
     "--sampling.top-k": 0,
-    "--sampling.max-new-tokens": 32,
+    "--sampling.max-new-tokens": 0,  # what the model and the prompts allow
     "--sampling.stop": (),
 }
+PLACEMENT = {"--dtype": "auto", "--device": None}
 # Every option and its default. A change here is a change of what users type.
 SURFACE: dict[str, dict[str, Any]] = {
     "demo": {
@@ -44,12 +61,13 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "verifier": {
         **CONFIG,
-        "--model": "countdown-base",
+        "--model": "",
         "--body": None,
         **SOURCE,
         "--prompts": 2000,
         "--group-size": 32,
         **SAMPLING,
+        **PLACEMENT,
         "--rows-per-batch": 4096,
         "--steps": 300,
         "--prompts-per-step": 32,
@@ -66,6 +84,7 @@ SURFACE: dict[str, dict[str, Any]] = {
     "best": {
         "--budget": None,
         "--temperature": None,
+        **PROMPTING,
         "--scorer": None,
         "--early-stop": True,
         "--all": False,
@@ -96,19 +115,20 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "sample": {
         **CONFIG,
-        "--model": "countdown-base",
+        "--model": "",
         **SOURCE,
         "--split": "test",
-        "--prompts": 400,
+        "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
+        **PLACEMENT,
         "--rows-per-batch": 4096,
         "--seed": 0,
         "--output": "runs/sample",
     },
     "train": {
         **CONFIG,
-        "--model": "countdown-base",
+        "--model": "",
         **SOURCE,
         "--objective": "LogPassAtN(budget=32)",
         "--steps": 48,
@@ -140,8 +160,13 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--lora-targets": (),
         "--load-in-4bit": False,
         "--gradient-checkpointing": False,
+        "--eval-every": None,
+        "--eval-prompts": 64,
+        "--eval-group-size": None,
+        "--keep": "last",
         "--engine": "hf",
         "--checkpoint-every": 10,
+        "--keep-checkpoints": 2,
         "--refresh-every": None,
         "--store": "responses.sqlite",
         "--track": (),
@@ -153,9 +178,10 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--model": (),
         **SOURCE,
         "--split": "test",
-        "--prompts": 400,
+        "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
+        **PLACEMENT,
         "--regrade": False,
         "--rows-per-batch": 4096,
         "--samples-temperature": None,
@@ -170,9 +196,10 @@ SURFACE: dict[str, dict[str, Any]] = {
         **SOURCE,
         "--temperature": (0.2, 0.6, 1.0, 1.4),
         "--split": "tune",
-        "--prompts": 400,
+        "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
+        **PLACEMENT,
         "--cut": None,
         "--tokenizer": None,
         "--votes": True,
@@ -184,7 +211,18 @@ SURFACE: dict[str, dict[str, Any]] = {
 }
 POSITIONAL = {"report": ["some-run"], "export": ["some-run"], "best": ["some-run"]}
 
-TINY = ["--steps", "2", "--prompts-per-step", "4", "--group-size", "8", "--sampling.max-new-tokens", "8"]
+BASE, TASK = ["--model", "countdown-base"], ["--task", "countdown"]
+TINY = [
+    *BASE,
+    "--steps",
+    "2",
+    "--prompts-per-step",
+    "4",
+    "--group-size",
+    "8",
+    "--sampling.max-new-tokens",
+    "8",
+]
 FEW = ["--prompts", "4", "--group-size", "4", "--sampling.max-new-tokens", "8"]
 
 Run = Callable[..., "Done"]
@@ -225,13 +263,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def flat(options: Any, prefix: str = "") -> dict[str, Any]:
     """{--option: value} of a parsed command. Source and config are no prefix of their options."""
     found: dict[str, Any] = {}
+    bare = ("source", "config", "loading", "fit", "evaluation", "prompting", "placement")
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
-            found |= flat(
-                value,
-                prefix if field.name in ("source", "config", "loading", "fit") else f"{prefix}{field.name}.",
-            )
+            found |= flat(value, prefix if field.name in bare else f"{prefix}{field.name}.")
         else:
             name = "config" if field.name == "config_file" else field.name
             found["--" + (prefix + name).replace("_", "-")] = str(value) if isinstance(value, Path) else value
@@ -332,7 +368,7 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
         ("train --output finished", "finished holds a training run already"),
         ("evaluate", "give --samples FILE or --model MODEL"),
         ("evaluate --samples missing.jsonl", "missing.jsonl: cannot be read"),
-        ("evaluate --samples torn.jsonl", "torn.jsonl, line 1: key 'prompt_id'"),
+        ("evaluate --samples torn.jsonl", "torn.jsonl, line 1: needs a text or a list of texts"),
         ("evaluate --samples bad.jsonl", "bad.jsonl, line 2: key 'reward'"),
         ("evaluate --samples good.jsonl --samples good.jsonl", "two policies are named 'good'"),
         ("evaluate --samples a=good.jsonl --model a=countdown-base", "both name a policy 'a'"),
@@ -371,7 +407,10 @@ def test_wrong_usage_says_so_in_a_line_or_two(arguments: str, said: str, run: Ru
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
     kept = {path: path.read_bytes() for path in Path("finished").iterdir()}
-    done = run(*arguments.split(), status=2)
+    words = arguments.split()
+    if words[:1] in (["sample"], ["train"]):  # which need both
+        words += [word for pair in (BASE, TASK) if pair[0] not in words for word in pair]
+    done = run(*words, status=2)
     plain = " ".join(re.sub(r"[│╭╮╰╯─|]", " ", done.err).split())  # boxes wrap
     assert said in plain
     assert done.out == ""
@@ -403,7 +442,7 @@ def test_exit_status(
         raise fault
 
     monkeypatch.setattr("bontune.cli.commands.run", broken)
-    done = run("sample", status=status)
+    done = run("sample", *BASE, status=status)
     assert done.err.strip().splitlines()[0] == said
     assert ("BONTUNE_TRACEBACK=1" in done.err) == (status == 1)
 
@@ -453,25 +492,25 @@ def by_prompt(path: str) -> dict[str, list[str]]:
 
 
 def test_sample_again_top_up_mend_and_refuse(run: Run) -> None:
-    done = run("sample", *FEW, "--output", "s")
+    done = run("sample", *BASE, *FEW, "--output", "s")
     path = Path("s/samples.jsonl")
     assert "samples: s/samples.jsonl " in done.err
     assert json.loads(Path("s/config.json").read_text())["command"] == "sample"
     first, before = path.read_bytes(), by_prompt("s/samples.jsonl")
     assert [len(group) for group in before.values()] == [4] * 4
     stamp = path.stat().st_mtime_ns
-    run("sample", *FEW, "--output", "s")
+    run("sample", *BASE, *FEW, "--output", "s")
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, stamp)
-    run("sample", *FEW, "--group-size", 6, "--output", "s")
+    run("sample", *BASE, *FEW, "--group-size", 6, "--output", "s")
     assert path.read_bytes().startswith(first)
     after = by_prompt("s/samples.jsonl")
     assert {name: group[:4] for name, group in after.items()} == before
     assert [len(group) for group in after.values()] == [6] * 4
     path.write_bytes(path.read_bytes()[:-30])
-    run("sample", *FEW, "--group-size", 6, "--output", "s")
+    run("sample", *BASE, *FEW, "--group-size", 6, "--output", "s")
     assert by_prompt("s/samples.jsonl") == after
     held, config = path.read_bytes(), Path("s/config.json").read_bytes()
-    refused = run("sample", *FEW, "--seed", 1, "--output", "s", status=2)
+    refused = run("sample", *BASE, *FEW, "--seed", 1, "--output", "s", status=2)
     assert "was drawn with seed 0 (now 1)" in refused.err
     assert (path.read_bytes(), Path("s/config.json").read_bytes()) == (held, config)
 
@@ -487,8 +526,18 @@ def test_train_on_a_users_task_and_verifier(run: Run, mine: None) -> None:
     assert config["source"] == {"task": "sums.jsonl", "verifier": "mine_for_cli:digits", "scorer": None}
     assert Path("t/report.html").exists()
     assert "--model tuned=t/model --task sums.jsonl --verifier mine_for_cli:digits" in done.err
-    again = run("train", *source, *TINY, "--objective", "BestOfN(budget=4)", "--output", "t", status=2)
-    assert "t holds a training run already" in again.err
+    saved = Path("t/model/model.safetensors").stat().st_mtime_ns
+    assert not Path("t/checkpoints").exists()
+    Path("t/report.html").unlink()  # as if killed in the last moment
+    again = run("train", *source, *TINY, "--objective", "BestOfN(budget=4)", "--output", "t")
+    assert "t holds this very run, finished after 2 steps: there is nothing left to do" in again.err
+    assert "compare: bontune evaluate" in again.err
+    assert Path("t/report.html").exists()
+    assert Path("t/model/model.safetensors").stat().st_mtime_ns == saved
+    other = run(
+        "train", *source, *TINY, "--seed", 1, "--objective", "BestOfN(budget=4)", "--output", "t", status=2
+    )
+    assert "t holds a training run already, which is finished: config.seed: 0 then, 1 now" in other.err
     tuned = run(
         *("evaluate", "--model", "base=countdown-base", "--model", "tuned=t/model", *source, *FEW),
         *("--scorer", "mine_for_cli:length", "--strategy", "mine_for_cli:Twice", "--output", "e"),
@@ -498,10 +547,46 @@ def test_train_on_a_users_task_and_verifier(run: Run, mine: None) -> None:
     assert set(results["differences"]) == {"tuned"}
     assert set(results["differences"]["tuned"]["4"]) == {"value", "low", "high"}
     assert {"pass_at", "best_of", "vote", "strategy"} <= set(results["policies"]["tuned"])
-    assert re.search(r"Twice\(.*\) on tuned: \d\.\d{3} \[", tuned.out)
+    assert re.search(r"mine_for_cli:Twice on tuned: \d\.\d{3} \[", tuned.out)
     assert "drawing from tuned" in tuned.err
     assert "measuring votes of N of tuned (--no-votes leaves them out)" in tuned.err
     assert {path.name for path in Path("e/samples").glob("*.jsonl")} == {"base.jsonl", "tuned.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("more", "reward", "said"),
+    [
+        (
+            "--sampling.max-new-tokens 3",
+            0,
+            "all 128 responses were cut at 3 tokens, and none was right: --sampling.max",
+        ),
+        (
+            "--sampling.max-new-tokens 32",
+            0,
+            "no response was right in 4 steps: the model solves none of these prompts",
+        ),
+        ("--sampling.max-new-tokens 8", 1, "every response is right in 4 steps"),
+        (
+            "--sampling.temperature 0.001",
+            "len(text) % 2",
+            "all responses of a group were the same: a higher --samp",
+        ),
+        (
+            "--group-size 1 --report-budgets 1",
+            "len(text) % 2",
+            "a group of one has nothing to be compared with",
+        ),
+    ],
+)
+def test_a_run_that_learned_nothing_ends_with_the_cause(more: str, reward: Any, said: str, run: Run) -> None:
+    Path("judge_for_cli.py").write_text(f"def judge(prompt, text): return {reward}\n")
+    options = [*TINY, "--steps", 4, *more.split(), "--objective", "RLOO", "--verifier", "judge_for_cli:judge"]
+    done = run("train", *options, "--output", "t")
+    last = done.err.strip().splitlines()[-1]
+    assert last.startswith("bontune: nothing was learned: ")
+    assert said in last
+    assert "Nothing was learned: " + said[:20] in Path("t/report.html").read_text()
 
 
 SEQUENTIAL = "Sequential(BestOfN(budget=3), accept=1.0, price=0.01)"
@@ -519,8 +604,8 @@ def test_train_on_other_kinds_of_objectives(objective: str, run: Run, mine: None
 
 
 def test_evaluate_one_file_and_two(run: Run) -> None:
-    run("sample", *FEW, "--output", "a")
-    run("sample", *FEW, "--sampling.temperature", 1.5, "--output", "b")
+    run("sample", *BASE, *FEW, "--output", "a")
+    run("sample", *BASE, *FEW, "--sampling.temperature", 1.5, "--output", "b")
     done = run("evaluate", "--samples", "a/samples.jsonl", "--output", "one", "--no-votes")
     assert list(results_of("one")["policies"]) == ["samples"]
     assert "vote" not in results_of("one")["policies"]["samples"]
@@ -551,7 +636,7 @@ def test_evaluating_fewer_responses_than_were_drawn_measures_those(run: Run) -> 
 
 def test_a_verifier_that_fails_at_times(run: Run, mine: None) -> None:
     source = ["--verifier", "mine_for_cli:flaky"]
-    done = run("sample", *FEW, "--group-size", 8, *source, "--output", "s")
+    done = run("sample", *BASE, *FEW, "--group-size", 8, *source, "--output", "s")
     undecided = [row for row in rows_of("s/samples.jsonl") if row["reward"] is None]
     counted = [int(count) for count in re.findall(r"bontune: (\d+) responses undecided: ", done.err)]
     assert 0 < len(undecided) == sum(counted) < 32
@@ -566,7 +651,7 @@ def test_a_verifier_that_fails_at_times(run: Run, mine: None) -> None:
 
 def test_a_verifier_that_always_fails(run: Run, mine: None) -> None:
     source = ["--verifier", "mine_for_cli:never"]
-    done = run("sample", *FEW, *source, "--output", "s")
+    done = run("sample", *BASE, *FEW, *source, "--output", "s")
     assert "bontune: 16 responses undecided: verifier raised OSError: down" in done.err
     done = run("evaluate", "--model", "base=countdown-base", *FEW, *source, "--output", "e", status=2)
     assert "policy 'base': none of its 16 responses could be decided" in done.err
@@ -578,7 +663,7 @@ def test_a_verifier_that_always_fails(run: Run, mine: None) -> None:
 
 
 def test_a_scorer_that_fails(run: Run, mine: None) -> None:
-    done = run("sample", *FEW, "--scorer", "mine_for_cli:short", "--output", "s")
+    done = run("sample", *BASE, *FEW, "--scorer", "mine_for_cli:short", "--output", "s")
     rows = rows_of("s/samples.jsonl")
     assert "scorer returned 1 scores for" in done.err
     assert all(row["reward"] is not None for row in rows)
@@ -603,7 +688,7 @@ def test_demo_in_small(run: Run) -> None:
 
 def test_what_was_drawn_is_exported_and_measured(run: Run) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    run("sample", *FEW, "--output", "s")
+    run("sample", *BASE, *FEW, "--output", "s")
     run("evaluate", "--samples", "s/responses.sqlite", "--output", "one", "--no-votes")
     run("evaluate", "--samples", "s/samples.jsonl", "--output", "two", "--no-votes")
     one, two = results_of("one")["policies"]["responses"], results_of("two")["policies"]["samples"]
@@ -656,7 +741,7 @@ def heed_interrupts() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_interrupted_and_run_again(tmp_path: Path) -> None:
     """A real process, a real Ctrl-C in the middle of drawing, and the same command again."""
-    arguments = ["sample", "--prompts", 8, "--group-size", 4, "--output", tmp_path]
+    arguments = ["sample", *BASE, "--prompts", 8, "--group-size", 4, "--output", tmp_path]
     (tmp_path / "waits.py").write_text(
         "import time\nfrom pathlib import Path\nfrom bontune.tasks import Countdown\n"
         "def verify(prompt, text):\n"
@@ -694,6 +779,7 @@ def test_interrupted_and_run_again(tmp_path: Path) -> None:
 
 def test_a_verifier_is_taught_trained_for_and_served(run: Run) -> None:
     lesson = [
+        *BASE,
         "--prompts",
         40,
         "--group-size",
@@ -762,10 +848,297 @@ def test_best_says_where_nothing_chooses_and_takes_a_scorer(run: Run) -> None:
     ("arguments", "said"),
     [
         ("best nowhere x", "holds no served.json"),
-        ("train --scorer ./nowhere --output t", "'./nowhere' does not exist"),
-        ("train --refresh-every 2 --output t", "--refresh-every needs --scorer"),
-        ("verifier --prompts 2 --held-out 2 --output v", "held_out must lie between 0 and 1"),
+        ("train --model countdown-base --scorer ./nowhere --output t", "'./nowhere' does not exist"),
+        ("train --model countdown-base --refresh-every 2 --output t", "--refresh-every needs --scorer"),
+        (
+            "verifier --model countdown-base --prompts 2 --held-out 2 --output v",
+            "held_out must lie between 0 and 1",
+        ),
     ],
 )
 def test_wrong_usage_of_verifiers(arguments: str, said: str, run: Run) -> None:
     assert said in " ".join(re.sub(r"[│╭╮╰╯─|]", " ", run(*arguments.split(), status=2).err).split())
+
+
+# What is named, and what follows from it
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "task"),
+    [
+        ("train --model countdown-base", "countdown-base", "countdown"),
+        ("train --task countdown", "countdown-base", "countdown"),
+        ("sample --task programs-4", "programs-base", "programs-4"),
+        ("verifier --model programs-base", "programs-base", "programs"),
+        ("sample --model programs-base --task countdown", "programs-base", "countdown"),
+        (
+            "sample --model http://127.0.0.1:8000/v1#x --task countdown",
+            "http://127.0.0.1:8000/v1#x",
+            "countdown",
+        ),
+    ],
+)
+def test_models_and_tasks_of_the_package_name_each_other(words: str, model: str, task: str) -> None:
+    found = completed(cli.parse(words.split()))
+    assert (found.model, found.source.task) == (model, task)
+
+
+def test_evaluate_and_coscale_take_the_task_of_a_model_in_the_package() -> None:
+    words = "evaluate --model base=countdown-base --model tuned=runs/x/model"
+    assert completed(cli.parse(words.split())).source.task == "countdown"
+    assert completed(cli.parse(["coscale", "--model", "programs-base"])).source.task == "programs"
+
+
+def test_models_and_tasks_of_the_package_are_these() -> None:
+    assert set(arguments.PACKAGED) == set(loading.PACKAGED)
+    assert {task for tasks in arguments.PACKAGED.values() for task in tasks} == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "right"),
+    [
+        (
+            "train",
+            "--model and --task are missing",
+            "bontune train --model ./my-model --task train.jsonl --objective",
+        ),
+        (
+            "sample",
+            "--model and --task are missing",
+            "bontune sample --model ./my-model --task questions.jsonl",
+        ),
+        (
+            "verifier",
+            "--model and --task are missing",
+            "bontune verifier --model ./my-model --task train.jsonl",
+        ),
+        (
+            "train --model ./mine",
+            "--task is missing",
+            "bontune train --model ./mine --task train.jsonl --objective",
+        ),
+        (
+            "train --task sums.jsonl",
+            "--model is missing",
+            "bontune train --model ./my-model --task train.jsonl",
+        ),
+        ("coscale --model ./mine", "--task is missing", "bontune coscale --model ./mine --task test.jsonl"),
+        (
+            "evaluate --model ./mine",
+            "--task is missing",
+            "bontune evaluate --model ./my-model --task test.jsonl",
+        ),
+        (
+            "evaluate --model countdown-base --model programs-base",
+            "--task is missing",
+            "were made for different ones",
+        ),
+        ("evaluate", "give --samples FILE or --model MODEL", "bontune evaluate --model"),
+        ("coscale", "give either --samples FILE", "bontune coscale --model"),
+    ],
+)
+def test_what_is_missing_is_a_question_of_usage(words: str, missing: str, right: str, run: Run) -> None:
+    said = run(*words.split(), status=2).err
+    assert missing in said
+    assert right in said
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train",
+        "train --model ./mine",
+        "sample --task missing.jsonl --model x",
+        "evaluate --samples missing.jsonl",
+    ],
+)
+def test_wrong_usage_is_said_before_anything_heavy_is_loaded(words: str) -> None:
+    script = (
+        "import sys\nfrom bontune import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as left: print(left.code, sorted({'torch', 'transformers'} & set(sys.modules)))\n"
+    )
+    line = [sys.executable, "-c", script, *words.split()]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == "2 []\n"
+
+
+def test_help_of_train_begins_with_what_everyone_needs(run: Run) -> None:
+    said = run("train", "--help").out
+    titles = re.findall(r"(?m)^\W+ (\w+) options \W", said)
+    assert titles == list(GROUPS[arguments.Train])
+    first = said.partition(" common options ")[2].partition(" options ")[0]
+    assert re.findall(r"(?m)^\W+ (--[\w-]+)", first) == [
+        f"--{name.replace('_', '-')}" for name in GROUPS[arguments.Train]["common"]
+    ]
+    assert len(GROUPS[arguments.Train]["common"]) == 10
+
+
+def test_a_file_without_splits_is_divided_aloud_and_used_whole_by_one_option(run: Run) -> None:
+    lines = [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(420)]
+    Path("official_test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    few = [*BASE, "--task", "official_test.jsonl", "--group-size", 1, "--sampling.max-new-tokens", 2]
+    cut = run("sample", *few, "--output", "cut")
+    sizes = re.search(
+        r"official_test\.jsonl names no splits: its 420 prompts were divided by their ids: train (\d+), tune (\d+), "
+        r"test (\d+)\. Drawn from: test; --split all takes every one",
+        cut.err,
+    )
+    assert sizes is not None
+    assert sum(map(int, sizes.groups())) == 420
+    assert len(rows_of("cut/samples.jsonl")) == int(sizes[3]) < 420
+    whole = run("sample", *few, "--split", "all", "--output", "whole")
+    assert "names no splits" not in whole.err
+    assert {row["prompt_id"] for row in rows_of("whole/samples.jsonl")} == {
+        prompt.id for prompt in JsonlTask("official_test.jsonl").prompts("all")
+    }
+    assert len(rows_of("whole/samples.jsonl")) == 420
+    some = run("evaluate", *few, "--split", "all", "--prompts", 3, "--no-votes", "--output", "some")
+    assert "on 3 prompts" in some.out
+    assert "split must be one of" in run("sample", *BASE, "--split", "all", "--output", "x", status=2).err
+
+
+def test_files_that_name_splits_say_nothing_of_them(run: Run, mine: None) -> None:
+    assert "names no splits" not in run("sample", *BASE, "--task", "sums.jsonl", *FEW, "--output", "s").err
+    Path("one.jsonl").write_text("".join(f'{{"prompt": "{i}", "answer": "{i}"}}\n' for i in range(40)))
+    done = run("train", *TINY, "--task", "one.jsonl", "--output", "t")
+    assert "one.jsonl names no splits: its 40 prompts were divided by their ids: train" in done.err
+    assert "--split" not in done.err
+
+
+def test_training_says_at_its_end_what_could_not_be_decided(run: Run, mine: None) -> None:
+    done = run("train", *TINY, "--verifier", "mine_for_cli:flaky", "--output", "t")
+    rows = rows_of("t/metrics.jsonl")
+    share = sum(row["undecided_share"] for row in rows) / len(rows)
+    said = done.err.replace("\u00a0", " ")
+    assert f"{100 * share:.1f} % of the responses of training could not be decided." in said
+
+
+# What models read, and how much they may write.
+
+QUESTIONS = "".join(json.dumps({"prompt": f"{i} + 1?", "answer": str(i + 1)}) + "\n" for i in range(40))
+ASKED = ["--task", "sums.jsonl", "--verifier", "length:odd", "--prompts", "3", "--group-size", "8"]
+
+
+@pytest.fixture
+def chatty(tmp_path: Path) -> Path:
+    """A folder with a chat model, questions, and a verifier that is easily pleased."""
+    (tmp_path / "sums.jsonl").write_text(QUESTIONS)
+    (tmp_path / "length.py").write_text("def odd(prompt, response):\n    return len(response) % 2 == 1\n")
+    return saved(tmp_path / "talker", context=256)
+
+
+def test_a_chat_model_is_trained_measured_and_served_by_what_was_said_once(run: Run, chatty: Path) -> None:
+    told = ["--system", "Be brief.", "--prompt-template", r"Q: {prompt}\nA:", "--reply-start", "It is "]
+    said = run(
+        "train", "--model", "talker", *ASKED[:4], "--steps", 1, "--prompts-per-step", 2, "--group-size", 8,
+        "--objective", "BestOfN(budget=2)", *told, "--sampling.max-new-tokens", 6, "--sampling.stop", r"\n", ".",
+        "--output", "run",
+    ).err  # fmt: skip
+    first, *_ = said.splitlines()
+    assert first == (
+        "talker reads each prompt within the chat template, system message 'Be brief.', put into "
+        r"'Q: {prompt}\nA:', the reply begun with 'It is '; at most 6 new tokens, temperature 1, stop at '\n', '.'"
+    )
+    settings = {
+        "chat": "on", "system": "Be brief.", "prompt_template": "Q: {prompt}\nA:", "template_args": [],
+        "reply_start": "It is ",
+    }  # fmt: skip
+    for name in ("config.json", "served.json"):
+        assert json.loads(Path("run", name).read_text())["prompting"] == settings
+    assert "within the chat template, system message 'Be brief.'" in Path("run/model/README.md").read_text()
+    (compare,) = [line for line in said.splitlines() if line.startswith("compare: ")]
+    words = shlex.split(compare.removeprefix("compare: bontune "))
+    command: Any = cli.parse([*words, "--prompts", "2", "--group-size", "4"])
+    assert command.sampling == Sampling(max_new_tokens=6, stop=(r"\n", "."))
+    assert dataclasses.asdict(unescaped(command.prompting)) == settings | {"template_args": ()}
+    assert (
+        said.splitlines()[-1]
+        .split(" % ")[1]
+        .startswith("of the responses were cut at 6 new tokens: raise --sampling.max-new-tokens")
+    )
+    drawn = run(*words, "--prompts", "2", "--group-size", "4", "--output", "measured").err
+    assert drawn.count("reads each prompt within the chat template, system message 'Be brief.'") == 2
+    known = json.loads(Path("measured/config.json").read_text())["in_force"]["tuned"]
+    assert known["prompting"] == settings
+    assert first.partition(" reads ")[2] in run("best", "run", "3 + 1?").err
+    assert "within the chat template; " in run("best", "run", "3 + 1?", "--chat", "on").err
+    alone = run("sample", "--model", "run/model", *ASKED, "--output", "again").err
+    assert alone.splitlines()[0].partition(" reads ")[2] == first.partition(" reads ")[2]
+
+
+def test_the_template_of_the_tokenizer_is_used_unless_told_otherwise(run: Run, chatty: Path) -> None:
+    said = run("sample", "--model", "talker", *ASKED, "--sampling.max-new-tokens", 4, "--output", "a").err
+    assert said.startswith("talker reads each prompt within the chat template; at most 4 new tokens")
+    off = ("sample", "--model", "talker", *ASKED, "--sampling.max-new-tokens", 4, "--chat", "off")
+    assert run(*off, "--output", "b").err.startswith(
+        "talker reads each prompt as it is; at most 4 new tokens"
+    )
+    kept = Path("b/samples.jsonl").read_text()
+    refused = run(*off[:-2], "--output", "a", "--chat", "off", status=2).err
+    assert "was drawn with prompting" in refused
+    assert run("sample", "--config", "b/config.json", "--output", "c").status == 0
+    assert Path("c/samples.jsonl").read_text() == kept
+    Path("off.yaml").write_text("chat: off\nsampling: {max-new-tokens: 4}\n")  # which YAML reads as false
+    few = [*ASKED, "--config", "off.yaml"]
+    run("sample", "--model", "talker", *few, "--output", "d")
+    assert Path("d/samples.jsonl").read_text() == kept
+
+
+def test_a_run_of_0_1_goes_on_as_it_began(run: Run, chatty: Path) -> None:
+    """Its folder says nothing of prompting: the text as it is, and 32 new tokens."""
+    asked = ("sample", "--model", "talker", *ASKED, "--output", "old")
+    run(*asked, "--chat", "off", "--sampling.max-new-tokens", 32)
+    kept = Path("old/samples.jsonl").read_text()
+    known = json.loads(Path("old/config.json").read_text())
+    for name in ("prompting", "placement"):
+        del known[name]
+    Path("old/config.json").write_text(json.dumps(known))
+    assert run(*asked).err.startswith("talker reads each prompt as it is; at most 32 new tokens")
+    Path("old/config.json").write_text(json.dumps(known))
+    run("sample", "--config", "old/config.json", "--output", "new")
+    assert Path("old/samples.jsonl").read_text() == kept == Path("new/samples.jsonl").read_text()
+
+
+def test_how_much_a_model_may_write_is_what_its_context_leaves(run: Run, chatty: Path) -> None:
+    few = [*ASKED[:4], "--prompts", "2", "--group-size", "2"]
+    said = run("sample", "--model", "talker", *few, "--output", "a").err
+    longest = 256 - int(re.findall(r"at most (\d+) new tokens", said)[0])
+    assert 40 < longest < 60  # the template around "39 + 1?", in bytes
+    assert (
+        "at most 32 new tokens"
+        in run("sample", "--task", "countdown", "--prompts", "1", "--group-size", "2", "--output", "b").err
+    )
+    refused = run(
+        "sample", "--model", "talker", *few, "--sampling.max-new-tokens", "250", "--output", "c", status=2
+    ).err
+    assert re.search(
+        r"prompt '\w+' has \d+ tokens; with max_new_tokens = 250 .*--sampling.max-new-tokens", refused
+    )
+    assert not Path("c/samples.jsonl").exists()
+
+
+def test_precision_and_device_are_options(run: Run, chatty: Path) -> None:
+    few = ["--model", "talker", *ASKED, "--sampling.max-new-tokens", "3"]
+    run("sample", *few, "--dtype", "bfloat16", "--device", "cpu", "--output", "a")
+    assert json.loads(Path("a/config.json").read_text())["placement"] == {
+        "dtype": "bfloat16",
+        "device": "cpu",
+    }
+    assert Path("a/samples.jsonl").read_text() != ""
+    assert "device 'nowhere' cannot be used here" in run("sample", *few, "--device", "nowhere", status=2).err
+    assert (
+        "--dtype and --device are of a model that is loaded here"
+        in run("sample", "--model", "http://127.0.0.1:9/v1#m", *ASKED, "--dtype", "float32", status=2).err
+    )
+
+
+def test_a_gguf_file_needs_its_library(run: Run, chatty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bontune.models.loading.find_spec", lambda name: None)
+    Path("broken.gguf").write_bytes(b"GGUF")
+    said = run("sample", "--model", "broken.gguf", *ASKED, status=2).err
+    assert "is a GGUF file, which needs gguf: pip install 'bontune[gguf]'" in said
+    Path("several").mkdir()
+    for name in "ab":
+        Path("several", f"{name}.gguf").write_bytes(b"GGUF")
+    assert "has 2 GGUF files; name one" in run("sample", "--model", "./several", *ASKED, status=2).err

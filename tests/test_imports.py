@@ -20,7 +20,19 @@ from rooms import PAGE, ROOMS, page_with_picture  # noqa: E402
 PACKAGE = ROOT / "src" / "bontune"
 MOST_ROOMS = 16
 OFTEN = {"config", "records"}  # which any room may use
-OPTIONAL = ("trl", "verl", "vllm", "ray", "peft", "datasets", "openai", "starlette", "uvicorn", "triton")
+OPTIONAL = (
+    "trl",
+    "verl",
+    "vllm",
+    "ray",
+    "peft",
+    "datasets",
+    "openai",
+    "httpx",
+    "starlette",
+    "uvicorn",
+    "triton",
+)
 
 
 def modules_of(room: str, package: Path = PACKAGE) -> list[Path]:
@@ -102,11 +114,14 @@ def test_the_rule_sees_every_way_to_import(tmp_path: Path) -> None:
 
 
 def test_optional_libraries_are_each_imported_in_at_most_one_file() -> None:
+    """But for Triton: each room with kernels has them in `kernels.py`."""
     users: dict[str, set[str]] = {name: set() for name in OPTIONAL}
     for path in PACKAGE.rglob("*.py"):
         for name in imported(path):
             if name.split(".")[0] in users:
                 users[name.split(".")[0]].add(str(path.relative_to(PACKAGE)))
+    kernels = users.pop("triton")
+    assert {Path(file).name for file in kernels} == {"kernels.py"}
     assert {name: files for name, files in users.items() if len(files) > 1} == {}
 
 

@@ -11,7 +11,7 @@ from test_verifier_code import needs_isolation
 from bontune.records import Prompt, Verdict
 from bontune.tasks import JsonlTask
 from bontune.verifiers.grading import judge_all
-from bontune.verifiers.judges import code_item, code_judge, math_judge
+from bontune.verifiers.judges import Judge, code_item, code_judge, math_judge
 
 pytest.importorskip("math_verify")
 
@@ -66,6 +66,23 @@ def test_code_in_the_form_of_humaneval(tmp_path: Path) -> None:
         assert [v.status for v in judge.many(prompt, responses)] == ["pass", "fail", "pass", "timeout"]
     with pytest.raises(ValueError, match=r'needs "test" and "entry_point"'):
         code_judge(task(tmp_path, {"prompt": "a", "answer": "b"}))
+
+
+@needs_isolation
+def test_one_response_that_cannot_be_read_is_undecided_alone(tmp_path: Path) -> None:
+    judge = code_judge(task(tmp_path, ADD))
+    (prompt,) = task(tmp_path, ADD).prompts("train")
+    real = judge.item
+
+    def item(prompt: Prompt, text: str) -> object:
+        if text == "odd":
+            raise UnicodeError("odd")
+        return real(prompt, text)
+
+    with judge.verifier:
+        found = Judge(judge.verifier, item).many(prompt, ["    return a + b\n", "odd", "    return b\n"])  # pyright: ignore
+    assert [v.reward for v in found] == [1.0, None, 0.0]
+    assert "UnicodeError: odd" in found[1].reason
 
 
 def test_the_block_that_defines_the_function_is_taken() -> None:

@@ -483,7 +483,9 @@ def test_a_chat_template_makes_the_prompt() -> None:
     with running(made) as client:
         messages = [{"role": "system", "content": "w1 w2"}, {"role": "user", "content": "w3"}]
         found = client.chat.completions.create(model="tuned", messages=messages, seed=4)
-    assert found.choices[0].message.content == made.answer(["w1 w2 w3 "], seed=4)[0].text
+    conversation = Prompt(id="0: w1 w2\nw3", text="w1 w2\nw3", meta={"messages": messages})
+    assert found.choices[0].message.content == made.answer([conversation], seed=4)[0].text
+    assert made.shown([conversation])[0].tokens == tuple(tokenizer("w1 w2 w3")["input_ids"])
 
 
 @pytest.mark.parametrize("options", ["", "?chat"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from test_update import ascended, assert_close, drawn, some_weights
 from torch import Tensor
 
 from bontune.models import spans
-from bontune.models.spans import Spans, fused_norms, has_kernel
+from bontune.models.spans import Spans, fused_gates, fused_norms, fused_turns, has_kernel
 from bontune.train import update
 
 FAMILIES = ("llama", "qwen2", "qwen3", "gemma3", "mistral")  # gemma2 caps scores, which the kernel does not
@@ -78,6 +80,7 @@ def test_gradients_by_the_kernel_are_those_in_blocks(family: str, monkeypatch: p
     assert_close(ascended(model, groups, weights), expected)
     assert len(seen) == model.config.num_hidden_layers
     assert "forward" not in vars(model.model.norm)
+    assert "forward" not in vars(model.model.layers[0].mlp)
 
 
 def test_responses_of_one_token_ask_nothing() -> None:
@@ -108,3 +111,50 @@ def test_fused_norms_are_the_models_own(cast: bool) -> None:
             fused = model(input_ids=ids).logits
     assert torch.allclose(plain, fused, atol=0.05 * float(plain.detach().abs().max()) if cast else 1e-5)
     assert "forward" not in vars(model.model.norm)
+
+
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral"])
+@pytest.mark.parametrize("way", [fused_gates, fused_turns])
+def test_fused_gates_and_rotations_are_the_models_own(way: Any, family: str, cast: bool) -> None:
+    """Value and gradients, of all layers."""
+    model = tiny_model(family)
+    home = sys.modules[type(model).__module__]
+    plain_turn = home.apply_rotary_pos_emb
+    ids = torch.arange(3, 9).unsqueeze(0)
+    weights = list(model.parameters())
+    found = []
+    for context in (lambda model: nullcontext(), way):
+        with context(model), torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            logits = model(input_ids=ids).logits
+            inside = "forward" in vars(model.model.layers[1].mlp) or home.apply_rotary_pos_emb != plain_turn
+        assert inside == (context is way)
+        found.append([logits.detach(), *torch.autograd.grad(logits.float().square().sum(), weights)])
+    for plain, fused in zip(*found, strict=True):
+        assert (plain - fused).norm() <= (0.05 if cast else 1e-5) * plain.norm() + 1e-6
+    assert "forward" not in vars(model.model.layers[1].mlp)
+    assert home.apply_rotary_pos_emb is plain_turn
+
+
+def test_gates_that_are_watched_or_not_silu_stay_as_they_are() -> None:
+    model, other = tiny_model("llama"), tiny_model("gemma3")
+    model.model.layers[0].mlp.act_fn.register_forward_hook(lambda *_: None)
+    with fused_gates(model), fused_gates(other):
+        assert [("forward" in vars(layer.mlp)) for layer in model.model.layers] == [False, True]
+        assert "forward" not in vars(other.model.layers[0].mlp)
+
+
+def test_adapters_and_hooks_within_a_gated_mlp_keep_working() -> None:
+    peft = pytest.importorskip("peft")
+    settings = peft.LoraConfig(r=2, target_modules=["gate_proj", "down_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(tiny_model("llama"), settings).eval()
+    seen: list[int] = []
+    mlp = model.get_base_model().model.layers[0].mlp
+    mlp.up_proj.register_forward_hook(lambda *_: seen.append(1))
+    ids = torch.arange(3, 9).unsqueeze(0)
+    plain = model(input_ids=ids).logits
+    with fused_gates(model):
+        assert "forward" in vars(mlp)
+        fused = model(input_ids=ids).logits
+    assert torch.allclose(plain, fused, atol=1e-5)
+    assert len(seen) == 2

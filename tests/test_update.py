@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from models import FAMILIES, tiny_model, word_tokenizer
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.optimization import get_scheduler
 
 import bontune.train.update
@@ -607,3 +610,37 @@ def test_layers_that_are_computed_again_need_no_logits_either(
     monkeypatch.setattr(bontune.train.update.chosen, "LOGITS", 100)
     monkeypatch.setattr(bontune.train.update, "predictions", None)
     assert_close(ascended(model, groups, weights), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_autocast_casts_weights_once_for_all_micro_batches(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not once for each, with the same gradients."""
+    model = tiny_model(family)
+    groups = drawn(model)
+    weights = some_weights(groups)
+    name = {"llama": "model.layers.1.mlp.down_proj.weight", "gpt2": "transformer.h.1.mlp.c_proj.weight"}
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            cast = func is torch.ops.aten._to_copy.default
+            self.count += cast and args[0].data_ptr() == other.get_parameter(name[family]).data_ptr()
+            return func(*args, **(kwargs or {}))
+
+    counts, found = [], []
+    for kept in (True, False):
+        if not kept:
+            monkeypatch.setattr(bontune.train.update, "_casts_kept", lambda learner: nullcontext())
+        AcceleratorState._reset_state(reset_partial_state=True)
+        other = copy.deepcopy(model)
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        with Casts() as seen:
+            found.append(ascended(other, groups, weights, accelerator=accelerator, tokens_per_batch=20))
+        counts.append(seen.count)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    assert counts[0] == 1
+    assert counts[1] > 3
+    assert_close(found[0], found[1], 1e-6)

@@ -16,6 +16,7 @@ import pytest
 
 from bontune.verifiers import CodeVerifier, SandboxUnavailable
 from bontune.verifiers.code import codec, probe
+from bontune.verifiers.code.pair import library_paths
 from bontune.verifiers.code.probe import BACKENDS, weakness
 
 DATA = Path(os.environ.get("BONTUNE_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -177,12 +178,6 @@ def test_benign_programs_work(name: str, verifier: CodeVerifier) -> None:
     assert judge(verifier, BENIGN[name]) == ("pass", "")
 
 
-@needs_isolation
-def test_numpy_works(verifier: CodeVerifier) -> None:
-    program = "import numpy as np\ndef f(x): return np.float64(x) * np.ones(2)"
-    assert judge(verifier, program, "def check(c):\n    assert c(3) == [3.0, 3.0]") == ("pass", "")
-
-
 VALUES = [
     "None", "True", "0", "-5", "10**5000", "1.5", "float('inf')", "-0.0", "'text\\ud800 é'", "b'bytes'", "1+2j",
     "[1, [2, (3,)]]",
@@ -245,6 +240,13 @@ def test_verdicts(program: str, tests: str, expected: str, said: str, verifier: 
     status, reason = judge(verifier, program, tests)
     assert status == expected, reason
     assert said in reason
+
+
+@needs_isolation
+def test_a_function_that_is_called_check(verifier: CodeVerifier) -> None:
+    tests = "def check(candidate):\n    assert check(3) == candidate(3) == 9"
+    assert judge(verifier, "def check(x): return x * x", tests, "check") == ("pass", "")
+    assert judge(verifier, "def check(x): return x", tests, "check")[0] == "fail"
 
 
 DYING = "os.close({}); time.sleep(0.5); os._exit(3)"
@@ -314,6 +316,32 @@ def test_where_nothing_holds_it_refuses_with_reasons(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(probe, "weakness", lambda backend, drop: f"no {backend} here")
     with pytest.raises(SandboxUnavailable, match=r"no namespaces here.*no landlock here.*sysctl"):
         CodeVerifier()
+
+
+@needs_isolation
+def test_workers_are_proven_and_their_words_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with CodeVerifier(workers=1) as verifier:
+        verifier.prove()
+        monkeypatch.setattr(verifier, "_judge", lambda *_: verifier._made(1.0, "pass", ""))
+        verifier._known.clear()
+        with pytest.raises(SandboxUnavailable, match="a wrong program should fail, and the verdict is pass"):
+            verifier.prove()
+        verifier._drop_pair(0)
+        verifier._known.clear()
+        monkeypatch.setattr("bontune.verifiers.code.pair.SERVER", tmp_path / "missing.py")
+        with pytest.raises(
+            SandboxUnavailable, match=r"(?s)a right program should pass.*undecided.*missing\.py"
+        ):
+            verifier.prove()
+
+
+def test_packages_installed_elsewhere_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, own = tmp_path / "target", tmp_path / "own"
+    for folder in (target / "thing-1.0.dist-info", own):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(sys, "path", [*sys.path, str(target), str(own)])
+    assert str(target.resolve()) in library_paths()
+    assert str(own.resolve()) not in library_paths()
 
 
 @needs_isolation

@@ -6,28 +6,36 @@ Nothing heavy is imported here: the command line is parsed with these.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import inspect
+import json
 import math
 import os
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How responses are drawn. Log-probabilities everywhere are those of this very distribution.
-
-    temperature: > 0, divides the logits.  top_p in (0, 1]; top_k >= 0, 0 switches it off.
-    stop: strings that end a response; they are not part of its text.
-    """
+    """How responses are drawn. Log-probabilities everywhere are those of this very distribution."""
 
     temperature: float = 1.0
+    """Above 0; divides the logits."""
     top_p: float = 1.0
+    """In (0, 1]: draw from the most probable tokens that together reach this probability."""
     top_k: int = 0
+    """Draw from so many of the most probable tokens; 0 switches it off."""
     max_new_tokens: int = 32
+    """Tokens of a response at most. 0: what the model's context leaves after the longest prompt, at most 512; 32 for the
+    models in the package and what is compared with them; as many as it was trained with for the model of a run."""
     stop: tuple[str, ...] = ()
+    """Strings that end a response; they are not part of its text."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -36,8 +44,75 @@ class Sampling:
             raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
         if self.top_k < 0:
             raise ValueError(f"top_k must be 0 (off) or positive, got {self.top_k}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.max_new_tokens < 0:
+            raise ValueError(
+                f"max_new_tokens must be at least 1, or 0 for what the model allows; got {self.max_new_tokens}"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompting:
+    """What the model reads for a prompt. `bontune.models.prompting` makes token ids of it, the same ones everywhere."""
+
+    chat: Literal["auto", "on", "off"] = "auto"
+    """Whether the tokenizer's chat template is put around the prompt; auto: where it has one."""
+    system: str | None = None
+    """The system message of each conversation that has none of its own. Needs a chat template."""
+    prompt_template: str | None = None
+    """What the prompt, or the last message of the user, is put into, e.g. "Question: {prompt}\\nAnswer:"."""
+    template_args: tuple[str, ...] = ()
+    """What the chat template is told besides: KEY=VALUE, the value as in JSON, such as enable_thinking=false; or one
+    JSON object."""
+    reply_start: str | None = None
+    """How each response begins: the model goes on from it, e.g. "The answer is ". It belongs to the prompt, and is not
+    part of the response."""
+
+    def __post_init__(self) -> None:
+        if self.chat not in ("auto", "on", "off"):
+            raise ValueError(f"chat must be auto, on or off, got {self.chat!r}")
+        if self.prompt_template is not None and "{prompt}" not in self.prompt_template:
+            raise ValueError(
+                f"prompt_template must hold {{prompt}} where the prompt goes, got {self.prompt_template!r}"
+            )
+        object.__setattr__(self, "template_args", tuple(self.template_args))  # a list, where read from JSON
+        self.arguments()
+        for name in ("system", "template_args"):
+            if self.chat == "off" and getattr(self, name):
+                raise ValueError(
+                    f"{name} = {getattr(self, name)!r} goes into a chat template, and chat is off"
+                )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the model reads the text of a prompt as it is."""
+        return self == PLAIN
+
+    def arguments(self) -> dict[str, Any]:
+        """What the chat template is told besides."""
+        found: dict[str, Any] = {}
+        for text in self.template_args:
+            name, equals, value = text.partition("=")
+            if text.lstrip().startswith("{"):
+                given = _json(text, None)
+                if not isinstance(given, dict):
+                    raise ValueError(f"template_args must be KEY=VALUE or a JSON object, got {text!r}")
+                found |= given
+            elif not name or not equals:
+                raise ValueError(f"template_args must be KEY=VALUE or a JSON object, got {text!r}")
+            else:
+                found[name] = _json(value, value)
+        return found
+
+
+PLAIN = Prompting(chat="off")
+"""The text as it is; what runs of bontune 0.1 mean, which say nothing of prompting."""
+
+
+def _json(text: str, default: Any) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return default
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,8 +123,11 @@ class KLSchedule:
     """
 
     start: float = 0.0
+    """Coefficient of KL(policy || reference) at the first step; 0 switches it off."""
     end: float = 0.0
+    """Coefficient at the last step; it decays geometrically."""
     responses: int = 1
+    """Random responses of each group that the KL is estimated on."""
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.end < 0:
@@ -64,6 +142,16 @@ class KLSchedule:
         if self.start == 0:
             return 0.0
         return self.start * (self.end / self.start) ** (step / max(1, steps - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a model that is drawn from is held, and in which precision."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the model's weights; auto: as they were saved, but float32 where there is no GPU."""
+    device: str | None = None
+    """Where the model is held, such as cuda:1 or cpu; by default this process's GPU where there is one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +202,7 @@ class TrainConfig:
     optimizer: str = "AdamW"
     """The name of a class in torch.optim."""
     weight_decay: float = 0.0
+    """Of the optimizer, where it has one."""
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are scaled down to it."""
     updates_per_rollout: int = 1
@@ -154,6 +243,29 @@ class TrainConfig:
             raise ValueError(f"undecided_limit must be above 0 and at most 1, got {self.undecided_limit}")
         if self.off_policy not in ("exact", "clipped"):
             raise ValueError(f"off_policy must be 'exact' or 'clipped', got {self.off_policy!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """What is measured on held-out prompts while a policy trains, and which policy is saved by it."""
+
+    eval_every: int | None = None
+    """Measure on held-out prompts before the first step, after every so many, and after the last: eval.jsonl, and the
+    report. The difference to the start is paired by prompt."""
+    eval_prompts: int = 64
+    """How many of the task's tune split, always the same ones."""
+    eval_group_size: int | None = None
+    """Responses to each of them; --group-size by default."""
+    keep: Literal["last", "best"] = "last"
+    """Which policy is saved: the last, or the one whose strategy had the highest value on the held-out prompts. That
+    value then flatters it: compare on the test split."""
+
+    def __post_init__(self) -> None:
+        for name in ("eval_every", "eval_prompts", "eval_group_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.keep == "best" and self.eval_every is None:
+            raise ValueError("keep = 'best' is chosen by what is measured: set eval_every, too")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,3 +350,75 @@ def load_object(spec: str, what: str) -> Any:
         near = difflib.get_close_matches(attribute, vars(module))
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{what}: module {module_name!r} has no {attribute!r}{hint}") from fault
+
+
+_NAMED: dict[
+    int, tuple[Any, str]
+] = {}  # by id; the object beside its name lives as long, so no id comes again
+
+
+def remember(found: Any, spec: str) -> None:
+    """From now on `spec_of(found)` is this spec, by which it is found again in another process."""
+    _NAMED[id(found)] = found, spec
+
+
+def spec_of(found: Any) -> str:
+    """What is written of an objective or a strategy: the name it was given by, else its repr, which is Python again.
+
+    A function, or an object without a repr of its own, is module:name, with the plain values it holds.
+    """
+    if id(found) in _NAMED:
+        return _NAMED[id(found)][1]
+    if hasattr(found, "__qualname__"):
+        return f"{found.__module__}:{found.__qualname__}"
+    kind = type(found)
+    if kind.__repr__ is not object.__repr__:
+        return repr(found)
+    plain = (bool, int, float, str, tuple, type(None))
+    held = [f"{name}={value!r}" for name, value in vars(found).items() if isinstance(value, plain)]
+    return f"{kind.__module__}:{kind.__qualname__}" + (f"({', '.join(held)})" if held else "")
+
+
+def named_in(found: Any) -> ModuleType | None:
+    """The module that something was named by, which may be another than the one that defines its class."""
+    return sys.modules.get(_NAMED[id(found)][1].partition(":")[0]) if id(found) in _NAMED else None
+
+
+def source_of(found: Any) -> bytes:
+    """The file of a module, or that defines a function, a class, or the class of an object.
+
+    The code alone of a function that is in no file.
+    """
+    known = found if hasattr(found, "__qualname__") or inspect.ismodule(found) else type(found)
+    try:
+        return Path(inspect.getsourcefile(known) or "").read_bytes()
+    except (OSError, TypeError):
+        code = getattr(known, "__code__", None)
+        return b"" if code is None else code.co_code + repr(code.co_consts).encode()
+
+
+def sources_of(found: Any) -> dict[str, str]:
+    """{module: hash of its source} of all that an objective, strategy or task is made of and that is not bontune's.
+
+    That are the module it was named by, its class, and those of what it holds. What they import is not seen.
+    """
+    known: dict[str, Any] = {}
+    for module, item in _parts(found):
+        if module.partition(".")[0] not in ("bontune", "builtins", "torch"):
+            known.setdefault(module, item)
+    return {name: hashlib.sha256(source_of(item)).hexdigest()[:12] for name, item in sorted(known.items())}
+
+
+def _parts(found: Any) -> Iterator[tuple[str, Any]]:
+    """(module, what is defined there) of an object and of what it holds."""
+    if isinstance(found, tuple | list):
+        for item in found:
+            yield from _parts(item)
+        return
+    if (module := named_in(found)) is not None:
+        yield module.__name__, module
+    known = found if hasattr(found, "__qualname__") else type(found)
+    yield known.__module__, known
+    if is_dataclass(found) and not isinstance(found, type):
+        for each in fields(found):
+            yield from _parts(getattr(found, each.name))

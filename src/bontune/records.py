@@ -22,6 +22,8 @@ class Prompt:
     """One question of a task.
 
     `id` names it across runs: random streams, resampling and pairing all go by it, so it must be unique and stable.
+    `text` is what verifiers, scorers and reports see, also where the model reads it within a chat template. A
+    conversation has its messages in `meta["messages"]`, as {"role", "content"}; its text is what they say.
     """
 
     id: str
@@ -29,6 +31,9 @@ class Prompt:
     answer: str | None = None  # the reference answer, where the task has one
     level: str | None = None  # difficulty, for break-downs in reports
     meta: Mapping[str, Any] = field(default_factory=dict)
+    tokens: tuple[int, ...] | None = (
+        None  # what a model reads where that is not the text: `models.prompting.shown`
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,21 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bontune.config import FitConfig, Limits, ModelConfig, Sampling, TrainConfig
+from bontune.config import (
+    EvalConfig,
+    FitConfig,
+    Limits,
+    ModelConfig,
+    Placement,
+    Prompting,
+    Sampling,
+    TrainConfig,
+)
 
 Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
+Model = Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a task in the package)")]
+Shown = Annotated[Prompting, tyro.conf.arg(name="")]
+Placed = Annotated[Placement, tyro.conf.arg(name="")]
 
 # Named here, as asking the registry would load PyTorch for every line of help; a test holds the two together.
 STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
@@ -19,28 +31,51 @@ OBJECTIVES = (
     "RLOO", "SFT", "STaR", "StrategyObjective",
 )  # fmt: skip
 
+# Models in the package with the tasks they were made for, their own first; tests hold them to what there is.
+PACKAGED = {"countdown-base": ("countdown", "countdown-6"), "programs-base": ("programs", "programs-4")}
+
+SPLIT = Literal["test", "tune", "train", "all"]
+PROMPTS = 400  # that are measured on, by default
+Prompts = Annotated[
+    int | None, tyro.conf.arg(help_behavior_hint=f"(default: {PROMPTS}, or all with --split all)")
+]
+
 _OBJECTIVE_HELP = (
     f"What to train for: a strategy ({', '.join(STRATEGIES)}), one of {', '.join(sorted(OBJECTIVES))}, or "
     "module:attribute of your own. Written as in Python, case aside."
 )
 
 
+def as_allowed() -> Sampling:
+    """As many new tokens as the model and the prompts allow; a library's default is a fixed number."""
+    return Sampling(max_new_tokens=0)
+
+
+def training() -> TrainConfig:
+    """The defaults of training, with as many new tokens as are allowed."""
+    return TrainConfig(sampling=as_allowed())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """What to draw from and how it is judged."""
 
-    task: str = "countdown"
-    """`countdown`, a JSONL file of {"prompt", "answer"} lines or of GSM8K, MATH, MathOdyssey, HumanEval or MBPP as
-    published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task of
-    your own."""
+    task: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a model in the package)")] = ""
+    """`countdown`, `programs`, a JSONL file of {"prompt", "answer"} lines or of GSM8K, MATH, MathOdyssey, HumanEval or
+    MBPP as published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task
+    of your own."""
     verifier: str | None = None
-    """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), or module:function of (prompt,
-    response) -> reward, bool, Verdict, or None where it cannot decide. Replaces the task's own verifier: this is the
-    truth that is trained for and measured."""
+    """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), `judge:URL?threshold=.5#MODEL`
+    (a language model behind a server says), or module:function of (prompt, response) -> reward, bool, Verdict, or None
+    where it cannot decide. Replaces the task's own verifier: this is the truth that is trained for and measured."""
     scorer: str | None = None
     """What best-of-N selects by: the folder of a learned verifier (see `bontune verifier`) or a reward model; `tests` or
-    `tests:FILE`, tests that a model wrote, which also tell what programs do, for votes; or module:function of (prompt,
-    responses) -> one score per response. Without it, best-of-N selects by the reward itself."""
+    `tests:FILE`, tests that a model wrote, which also tell what programs do, for votes; a reward model behind HTTP,
+    `http://HOST:PORT/score` (vLLM; also /classify and /pooling), any other path for OpenRLHF-like servers;
+    `judge:URL#MODEL`, a language model that is asked, by P("Yes") or `?votes=K`, with `?template=FILE`;
+    `CHEAP > COSTLY @ 0.2`, two of these, the second for the best fifth of each group by the first; `log-prob` or
+    `mean-log-prob`, without a verifier (for WeightedVote `prob`, `mean-prob`, `vote-then-prob`); or module:function of
+    (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +123,7 @@ class Verifier(FromFile):
     BestOfN(budget=8), and serve both with `bontune best`.
     """
 
-    model: str = "countdown-base"
+    model: Model = ""
     """The policy whose responses are scored: a transformers folder, a hub name, `countdown-base` or
     `programs-base`."""
     body: str | None = None
@@ -98,7 +133,9 @@ class Verifier(FromFile):
     """Training prompts to draw from."""
     group_size: int = 32
     """Responses per training prompt."""
-    sampling: Sampling = field(default_factory=Sampling)
+    prompting: Shown = field(default_factory=Prompting)
+    sampling: Sampling = field(default_factory=as_allowed)
+    placement: Placed = field(default_factory=Placement)
     rows_per_batch: int = 4096
     """Responses decoded at once: bounds the memory of keys and values."""
     fit: Annotated[FitConfig, tyro.conf.arg(name="")] = field(default_factory=FitConfig)
@@ -129,9 +166,11 @@ class Best:
     """N, where it should differ from the one trained for."""
     temperature: float | None = None
     """Where it should differ from the one trained for."""
+    prompting: Shown = field(default_factory=Prompting)
+    """Where it should differ from the one trained for."""
     scorer: str | None = None
-    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, or
-    module:function of (prompt, responses) -> one score per response."""
+    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, the
+    address of a reward model, or module:function of (prompt, responses) -> one score per response."""
     early_stop: bool = True
     """Draw no more once a strategy that stops by itself, a `Sequential`, is decided. The answers are the same without."""
     all: bool = False
@@ -163,11 +202,12 @@ class Serve:
     answers: str | None = None
     """What votes count, of a backend without a run: `math` (the final answer), `number` (the last one), `countdown`, or
     module:function of (prompt, response) -> text or None. By default the whole response."""
-    sampling: Sampling = field(default_factory=Sampling)
+    prompting: Shown = field(default_factory=Prompting)
+    sampling: Sampling = field(default_factory=as_allowed)
     """Of a backend without a run."""
     scorer: str | None = None
-    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, or
-    module:function of (prompt, responses) -> one score per response."""
+    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, the
+    address of a reward model, or module:function of (prompt, responses) -> one score per response."""
     early_stop: bool = True
     """Draw no more once a strategy that stops by itself, a `Sequential`, is decided. The answers are the same without."""
     name: str | None = None
@@ -195,17 +235,19 @@ class Sample(FromFile):
         bontune sample --model ./my-model --task questions.jsonl --group-size 64 --output runs/base
     """
 
-    model: str = "countdown-base"
-    """A transformers folder, a hub name, `countdown-base` or `programs-base` (in the package), or a model behind an
-    OpenAI-compatible server: `http://127.0.0.1:8000/v1#NAME`, with `?chat` before the # for chat models."""
+    model: Model = ""
+    """A transformers folder, a GGUF file, a hub name, `countdown-base` or `programs-base` (in the package), or a model
+    behind an OpenAI-compatible server: `http://127.0.0.1:8000/v1#NAME`, with `?chat` before the # for chat models."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
-    split: Literal["test", "tune", "train"] = "test"
-    """Which prompts of the task."""
-    prompts: int = 400
+    split: SPLIT = "test"
+    """Which prompts of the task; `all`: of a file or data set every one."""
+    prompts: Prompts = None
     """How many prompts; fewer where the task has fewer."""
     group_size: int = 64
     """M, responses per prompt. Curves reach up to N = M."""
-    sampling: Sampling = field(default_factory=Sampling)
+    prompting: Shown = field(default_factory=Prompting)
+    sampling: Sampling = field(default_factory=as_allowed)
+    placement: Placed = field(default_factory=Placement)
     rows_per_batch: int = 4096
     """Responses decoded at once: bounds the memory of keys and values."""
     seed: int = 0
@@ -228,17 +270,21 @@ class Train(FromFile):
     On several GPUs: `accelerate launch -m bontune.cli train ...`; groups are never split.
     """
 
-    model: str = "countdown-base"
-    """A transformers folder, a hub name, or `countdown-base` or `programs-base`, in the package."""
+    model: Model = ""
+    """A transformers folder, a GGUF file, a hub name, or `countdown-base` or `programs-base`, in the package."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
-    config: Config = field(default_factory=TrainConfig)
+    prompting: Shown = field(default_factory=Prompting)
+    config: Config = field(default_factory=training)
     loading: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
+    evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
     engine: Literal["hf", "vllm"] = "hf"
     """What draws responses: transformers, or vLLM in this process, into which the weights are pushed before each step.
     vLLM's log-probabilities are compared with the model's own, and training is refused where they differ."""
     checkpoint_every: int | None = 10
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
+    keep_checkpoints: int = 2
+    """How many of the newest stay while it trains; at the end, when the model is saved, all go."""
     refresh_every: int | None = None
     """Train the learned verifier further on the policy's own judged responses, every so many steps; refreshes.json
     says how far it then differs from the first one."""
@@ -275,15 +321,17 @@ class Evaluate(FromFile):
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A model to draw from, MODEL or NAME=MODEL; may be repeated. MODEL may be a server, as in `bontune sample`."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
-    split: Literal["test", "tune", "train"] = "test"
-    """Which prompts of the task, where models are drawn from."""
-    prompts: int = 400
+    split: SPLIT = "test"
+    """Which prompts of the task, where models are drawn from; `all`: of a file or data set every one."""
+    prompts: Prompts = None
     """How many prompts, where models are drawn from."""
     group_size: int = 64
     """M, responses per prompt, where models are drawn from."""
-    sampling: Sampling = field(default_factory=Sampling)
+    prompting: Shown = field(default_factory=Prompting)
+    sampling: Sampling = field(default_factory=as_allowed)
     regrade: bool = False
     """Judge the responses of samples files again, though they hold rewards."""
+    placement: Placed = field(default_factory=Placement)
     rows_per_batch: int = 4096
     """Responses decoded at once: bounds the memory of keys and values."""
     samples_temperature: float | None = None
@@ -322,14 +370,17 @@ class Coscale:
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     temperature: tuple[float, ...] = (0.2, 0.6, 1.0, 1.4)
     """Temperatures to draw at."""
-    split: Literal["test", "tune", "train"] = "tune"
-    """Which prompts of the task, where a model is drawn from: a choice made on them should not be reported on them."""
-    prompts: int = 400
+    split: SPLIT = "tune"
+    """Which prompts of the task, where a model is drawn from: a choice made on them should not be reported on them.
+    `all`: of a file or data set every one."""
+    prompts: Prompts = None
     """How many prompts, where a model is drawn from."""
     group_size: int = 64
     """M, responses per prompt and temperature, where a model is drawn from."""
-    sampling: Sampling = field(default_factory=Sampling)
+    prompting: Shown = field(default_factory=Prompting)
+    sampling: Sampling = field(default_factory=as_allowed)
     """Its temperature is replaced by those of --temperature."""
+    placement: Placed = field(default_factory=Placement)
     cut: int | None = None
     """Responses of each prompt that the fits may see when they are compared on larger N; a quarter by default."""
     tokenizer: str | None = None

@@ -10,7 +10,10 @@ from typing import Any, get_type_hints
 
 import tyro
 
-_ABOUT_A_RUN = ("bontune", "config_file")  # in config.json of a run, and no options
+from bontune.config import Prompting
+
+_ABOUT_A_RUN = ("bontune", "config_file", "in_force")  # in config.json of a run, and no options
+_PROMPTING = tuple(field.name for field in dataclasses.fields(Prompting))
 
 
 def with_file(arguments: list[str], command: type) -> list[str]:
@@ -65,6 +68,13 @@ def _read(path: Path, command: type) -> dict[str, Any]:
     name, other = command.__name__.lower(), found.pop("command", None)
     if other not in (None, name):
         raise ValueError(f"--config: {path} is for `bontune {other}`, not `bontune {name}`")
+    told = any(key in found for key in ("prompting", *_PROMPTING))
+    if (
+        "bontune" in found
+        and not told
+        and any(field.name == "prompting" for field in dataclasses.fields(command))
+    ):
+        found["chat"] = "off"  # config.json of a run of 0.1, which read prompts as they are
     return {key: value for key, value in found.items() if key not in _ABOUT_A_RUN}
 
 
@@ -83,6 +93,8 @@ def _flat(options: Mapping[str, Any], kind: Any, prefix: str = "") -> Iterator[t
 
 
 def _words(option: str, value: Any, hint: Any) -> list[str]:
+    if option == "--chat" and isinstance(value, bool):  # YAML reads on and off as true and false
+        value = "on" if value else "off"
     if isinstance(value, bool):
         return [option if value else option.replace("--", "--no-", 1)]
     if isinstance(value, list | tuple):

@@ -17,7 +17,7 @@ from bontune.evaluate.curves import (
     measure,
 )
 from bontune.evaluate.meta import meta_of, meta_strategy
-from bontune.evaluate.responses import Responses, is_judged, read_responses
+from bontune.evaluate.responses import Responses, is_judged, read_judged, read_responses
 from bontune.evaluate.results import (
     differences,
     example,
@@ -70,6 +70,7 @@ __all__ = [
     "peak",
     "policy_curves",
     "policy_results",
+    "read_judged",
     "read_responses",
     "read_samples",
     "run_results",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bontune.config import Prompting
 from bontune.evaluate import (
     SampleGroup,
     SampleSet,
@@ -20,6 +21,7 @@ from bontune.evaluate import (
     read_samples,
     write_json,
 )
+from bontune.models.prompting import in_force, shown
 from bontune.records import Graded, Group, Prompt, Sampling
 from bontune.rollout import Engine, sample_groups
 from bontune.store import NO_STORE, Origin, Store, policy_hash
@@ -36,6 +38,7 @@ class Draw:
 
     name: what the policy is, for the record.  judged: what names the task and the verifier, for the record.
     engine: draws from `model`, which for a server is an `Endpoint`.
+    prompting: what the model reads for a prompt; `prompts` get their token ids by it. A server's is the endpoint's own.
     """
 
     name: str
@@ -50,10 +53,14 @@ class Draw:
     judged: Mapping[str, Any] = field(default_factory=dict)
     rows_per_batch: int = 4096
     engine: Engine = sample_groups
+    prompting: Prompting = field(default_factory=Prompting)
 
     def __post_init__(self) -> None:
         if self.group_size < 1:
             raise ValueError(f"group_size must be at least 1, got {self.group_size}")
+        if self.tokenizer is not None:
+            object.__setattr__(self, "prompting", in_force(self.prompting, self.tokenizer))
+            object.__setattr__(self, "prompts", shown(self.prompts, self.tokenizer, self.prompting))
 
     def origin(self, store: Store) -> Origin:
         """What the responses are drawn from, as the store knows it."""
@@ -67,8 +74,17 @@ class Draw:
             "weights": weights_of(self.model, self.tokenizer),
             "sampling": {**asdict(self.sampling), "stop": list(self.sampling.stop)},
             "seed": self.seed,
+            **(
+                {}
+                if self.tokenizer is None or self.prompting.plain
+                else {"prompting": _plain(self.prompting)}
+            ),
             **self.judged,
         }
+
+
+def _plain(prompting: Prompting) -> dict[str, Any]:
+    return {**asdict(prompting), "template_args": list(prompting.template_args)}
 
 
 def draw_samples(

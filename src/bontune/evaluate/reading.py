@@ -10,18 +10,18 @@ from typing import Any
 from bontune.evaluate import (
     SampleGroup,
     SampleSet,
-    read_samples,
+    read_judged,
 )
 from bontune.store import COLUMNS, is_store, open_store
 
 
 def read_any(path: str | Path) -> SampleSet:
-    """The samples of a JSONL file, or of a store of responses, by the verifier that judged last.
+    """The samples of a file, ours or another tool's, or of a store of responses, by the verifier that judged last.
 
-    Raises ValueError as `read_samples` does, and for a store with the responses of several policies.
+    Raises ValueError as `read_judged` does, and for a store with the responses of several policies.
     """
     if not is_store(path):
-        return read_samples(path, skip_torn_tail=True)
+        return read_judged(path)
     with open_store(path) as store:
         origins = store.origins()
         if len({(origin.policy, origin.step, origin.seed) for origin, _ in origins}) != 1:

@@ -21,6 +21,13 @@ def left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple
     return ids.to(device), mask.to(device)
 
 
+def sent(x: Tensor, device: torch.device | str) -> Tensor:
+    """x on the device. A GPU is sent it from pinned memory: else the host may wait until all given before is done."""
+    if torch.device(device).type != "cuda" or x.device.type != "cpu":
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
 def positions(mask: Tensor) -> Tensor:
     """int64 of the mask's shape: the place of each token among those that stand."""
     return (mask.cumsum(-1) - 1).clamp(min=0)

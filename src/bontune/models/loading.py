@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext, redirect_stderr
 from importlib.resources import files
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -34,42 +36,38 @@ def load_policy(
 ) -> tuple[Any, Any]:
     """(model in evaluation mode, tokenizer) of a transformers folder, a hub name, or a model in the package.
 
-    A folder of PEFT adapters is loaded with the weights it names, and merged. quantization: as transformers takes it.
+    A folder of PEFT adapters is loaded with the weights it names, and merged; the weights of a GGUF file are put back
+    into numbers. quantization: as transformers takes it.
     Raises ValueError that says what is missing.
     """
     where = policy_path(name)
     if (Path(where) / ADAPTER_CONFIG).is_file():
         return _load_adapted(where, dtype=dtype, device=device, quantization=quantization)
-    try:
-        config = AutoConfig.from_pretrained(where)
-    except Exception as fault:  # transformers raises many kinds
-        if where == str(name) and not Path(where).exists():
-            raise ValueError(
-                f"model {str(name)!r} is neither a local folder nor to be had from the hub: {_first_line(fault)}"
-            ) from fault
-        raise ValueError(
-            f"model {str(name)!r}: its config.json cannot be read: {_first_line(fault)}"
-        ) from fault
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
-    except Exception as fault:  # as above
-        raise ValueError(
-            f"model {str(name)!r}: no tokenizer could be loaded: {_first_line(fault)}"
-        ) from fault
+    folder, gguf = gguf_of(where)
+    config, tokenizer = _config_of(name, folder, gguf), load_tokenizer(name)
     if type(config) not in AutoModelForCausalLM._model_mapping or not getattr(config, "is_decoder", True):  # pyright: ignore
         raise ValueError(
             f"model {str(name)!r} is not a causal language model but of type {config.model_type!r}, "
             f"saved as {', '.join(config.architectures or ['nothing in particular'])}"
         )
+    how = {} if quantization is None else {"quantization_config": quantization}
+    model = _weights_of(name, folder, gguf or {"config": config}, dtype=dtype or "auto", **how)
+    if dtype is None and model.dtype in (torch.float16, torch.bfloat16):
+        model = model.float() if not torch.cuda.is_available() else model
+    if quantization is None:  # otherwise it is where it must be
+        model = model.to(torch.device(device or own_device()))  # pyright: ignore
+    return model.eval(), tokenizer
+
+
+def _weights_of(name: str | Path, folder: str, named: dict[str, Any], **how: Any) -> Any:
+    """The causal language model of a folder, or of the GGUF file in it that `named` names, with all of its weights."""
+    gguf = "gguf_file" in named
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
-            where,
-            config=config,
-            dtype=dtype or "auto",
-            output_loading_info=True,
-            **({} if quantization is None else {"quantization_config": quantization}),
-        )
-    except Exception as fault:  # as above
+        with redirect_stderr(StringIO()) if gguf else nullcontext():  # bars of tensors that are de-quantised
+            model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
+                folder, **named, **how, output_loading_info=True
+            )
+    except Exception as fault:  # transformers raises many kinds
         raise ValueError(
             f"model {str(name)!r}: the model could not be loaded: {_first_line(fault)}"
         ) from fault
@@ -78,11 +76,68 @@ def load_policy(
         raise ValueError(
             f"model {str(name)!r} lacks {len(missing)} of the weights of a causal language model, such as {missing[0]!r}"
         )
-    if dtype is None and model.dtype in (torch.float16, torch.bfloat16):
-        model = model.float() if not torch.cuda.is_available() else model
-    if quantization is None:  # otherwise it is where it must be
-        model = model.to(torch.device(device or own_device()))  # pyright: ignore
-    return model.eval(), tokenizer
+    if gguf:
+        forget_quantization(model)
+    return model
+
+
+def forget_quantization(model: Any) -> None:
+    """The weights of a GGUF file are plain numbers once they are loaded, and must be saved as such."""
+    for owner, name in ((model.config, "quantization_config"), (model, "hf_quantizer")):
+        if hasattr(owner, name):
+            delattr(owner, name)
+    model.is_quantized = False
+
+
+def load_tokenizer(name: str | Path) -> Any:
+    """The tokenizer of a model, as `load_policy`. Raises ValueError where there is none."""
+    folder, gguf = gguf_of(policy_path(name))
+    try:
+        return AutoTokenizer.from_pretrained(folder, **gguf)
+    except Exception as fault:  # transformers raises many kinds
+        raise ValueError(
+            f"model {str(name)!r}: no tokenizer could be loaded: {_first_line(fault)}"
+        ) from fault
+
+
+def _config_of(name: str | Path, folder: str, gguf: dict[str, str]) -> Any:
+    try:
+        return AutoConfig.from_pretrained(folder, **gguf)
+    except Exception as fault:  # transformers raises many kinds
+        if folder == str(name) and not Path(folder).exists():
+            raise ValueError(
+                f"model {str(name)!r} is neither a local folder nor to be had from the hub: {_first_line(fault)}"
+            ) from fault
+        if gguf and find_spec("gguf") is None:
+            raise ValueError(
+                f"model {str(name)!r} is a GGUF file, which needs gguf: pip install 'bontune[gguf]'"
+            ) from fault
+        what = "this GGUF file cannot be read by transformers" if gguf else "its config.json cannot be read"
+        raise ValueError(f"model {str(name)!r}: {what}: {_first_line(fault)}") from fault
+
+
+def gguf_of(where: str) -> tuple[str, dict[str, str]]:
+    """(folder or hub name, {"gguf_file": its name} of a GGUF file, else nothing), as `from_pretrained` takes them."""
+    path = Path(where)
+    return (str(path.parent), {"gguf_file": path.name}) if path.suffix.lower() == ".gguf" else (where, {})
+
+
+def as_dtype(name: str) -> torch.dtype | None:
+    """What `load_policy` takes for a precision by its name; None for "auto"."""
+    return None if name == "auto" else getattr(torch, name)
+
+
+def as_device(name: str | None) -> torch.device | None:
+    """The device of a name such as "cuda:1" or "cpu"; None for this process's own.
+
+    Raises ValueError where it cannot be used.
+    """
+    if name is None:
+        return None
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as fault:
+        raise ValueError(f"device {name!r} cannot be used here: {_first_line(fault)}") from fault
 
 
 def own_device() -> torch.device:
@@ -101,8 +156,9 @@ def load_trainable(
     Raises ValueError where a library that `config` needs is not installed.
     """
     quantization = _four_bits() if config.load_in_4bit else None
-    dtype = None if config.dtype == "auto" else getattr(torch, config.dtype)
-    model, tokenizer = load_policy(name, dtype=dtype, device=device, quantization=quantization)
+    model, tokenizer = load_policy(
+        name, dtype=as_dtype(config.dtype), device=device, quantization=quantization
+    )
     if config.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ValueError(f"gradient_checkpointing: models of type {model.config.model_type!r} have none")
@@ -135,7 +191,7 @@ def _load_adapted(where: str, **how: Any) -> tuple[Any, Any]:
     model, tokenizer = load_policy(base_of(where), **how)
     if (Path(where) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(where)
-    return with_adapters(model, where).eval(), tokenizer
+    return with_adapters(model, tokenizer, where).eval(), tokenizer
 
 
 def _four_bits() -> BitsAndBytesConfig:
@@ -153,7 +209,7 @@ def _four_bits() -> BitsAndBytesConfig:
 
 
 def policy_path(name: str | Path) -> str:
-    """The folder of a model in the package, the path of a local one, or the hub name as it is.
+    """The folder of a model in the package, the path of a local one or of its GGUF file, or the hub name as it is.
 
     Raises ValueError where a local folder is named that does not exist or holds no model.
     """
@@ -166,9 +222,18 @@ def policy_path(name: str | Path) -> str:
         return name
     if not path.exists():
         raise ValueError(f"model folder {name!r} does not exist")
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return str(path)
     if not path.is_dir():
-        raise ValueError(f"model {name!r} is not a folder")
+        raise ValueError(f"model {name!r} is not a folder, and no GGUF file")
     if not (path / "config.json").exists() and not (path / ADAPTER_CONFIG).exists():
+        found = sorted(path.glob("*.gguf"))
+        if len(found) == 1:
+            return str(found[0])
+        if found:
+            raise ValueError(
+                f"model folder {name!r} has {len(found)} GGUF files; name one, such as {found[0]}"
+            )
         hint = (
             " (it has a model/ folder: did you mean that?)"
             if (path / "model" / "config.json").exists()

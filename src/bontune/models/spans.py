@@ -6,6 +6,7 @@ Elsewhere `attention.Packed` computes the same in blocks.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +18,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import rms_norm
 
 from bontune.models.attention import Layer, ranges
+from bontune.models.fused import parts_for
+from bontune.models.inputs import sent
 
 _WIDEST = 256  # heads that the kernel takes
+_GATED = frozenset({"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP"})
+_TURNING = frozenset({"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"})
 _PLAIN_NORMS = frozenset({"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm"})
 
 
@@ -85,20 +90,14 @@ def lay_spans(
     keys = torch.cat([sizes, seen])
     before_own = along < before.repeat_interleave(seen)
     places = torch.cat([torch.arange(int(sizes.sum())), torch.where(before_own, shared, own)])
-
-    def there(x: Tensor) -> Tensor:
-        return x.to(
-            device, non_blocking=True
-        )  # else the host waits until the device has done all it was given
-
     return Spans(
-        ids=there(ids.unsqueeze(0)),
-        positions=there(positions.unsqueeze(0)),
-        ends=there(starts + sizes - 1),
+        ids=sent(ids.unsqueeze(0), device),
+        positions=sent(positions.unsqueeze(0), device),
+        ends=sent(starts + sizes - 1, device),
         prompt_tokens=int(sizes.sum()),
-        keys=there(places),
-        query_ends=there(_ends(queries)),
-        key_ends=there(_ends(keys)),
+        keys=sent(places, device),
+        query_ends=sent(_ends(queries), device),
+        key_ends=sent(_ends(keys), device),
         longest=(int(queries.max()), int(keys.max())),
     )
 
@@ -169,6 +168,96 @@ def kernel_backward(
         d_out, q, keys, values, out, mass, spans.query_ends, spans.key_ends, *spans.longest, 0.0, True, state, unused,
         scale=scale, window_size_left=left, window_size_right=right,
     )  # fmt: skip
+
+
+@contextmanager
+def fused_gates(model: Any) -> Iterator[None]:
+    """Inside, the gate of MLPs like Llama's is one kernel, and what it is made of is not kept for the backward pass.
+
+    The products are the MLP's own modules, with adapters and hooks on them. The same to rounding.
+    """
+    mlps = [m for m in model.modules() if type(m).__name__ in _GATED and _is_plain(m)]
+    for mlp in mlps:
+        mlp.forward = _with_gate(mlp)
+    try:
+        yield
+    finally:
+        for mlp in mlps:
+            del mlp.forward
+
+
+def _is_plain(mlp: Any) -> bool:
+    """Whether nothing stands in place of its forward or watches its activation, which is SiLU."""
+    active = mlp.act_fn
+    watched = active._forward_hooks or active._forward_pre_hooks or active._backward_hooks
+    return type(active).__name__ in ("SiLU", "SiLUActivation") and not watched and "forward" not in vars(mlp)
+
+
+def _with_gate(mlp: Any) -> Any:
+    def forward(x: Tensor) -> Tensor:
+        return mlp.down_proj(_Gated.apply(mlp.gate_proj(x), mlp.up_proj(x)))
+
+    return forward
+
+
+class _Gated(torch.autograd.Function):
+    """silu(gate) * up."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return parts_for(gate).gated(gate, up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore
+        gate, up = ctx.saved_tensors
+        return parts_for(gate).gated_backward(grads[0], gate, up)
+
+
+@contextmanager
+def fused_turns(model: Any) -> Iterator[None]:
+    """Inside, rotary positions are applied to the queries of a layer by one kernel, and by one to its keys.
+
+    The same to rounding. transformers has a function for it in each family's module, which is replaced.
+    """
+    homes: set[Any] = {
+        sys.modules[type(m).__module__] for m in model.modules() if type(m).__name__ in _TURNING
+    }
+    plain = {home: home.apply_rotary_pos_emb for home in homes}
+    for home, of_home in plain.items():
+        home.apply_rotary_pos_emb = _with_turns(of_home)
+    try:
+        yield
+    finally:
+        for home, of_home in plain.items():
+            home.apply_rotary_pos_emb = of_home
+
+
+def _with_turns(plain: Any) -> Any:
+    def apply(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *more: Any, **named: Any) -> Any:
+        single = len(q) == len(cos) == 1 and q.shape[-1] == cos.shape[-1]
+        if more or named or not single:
+            return plain(q, k, cos, sin, *more, **named)
+        return _Turned.apply(q, cos[0], sin[0]), _Turned.apply(k, cos[0], sin[0])
+
+    return apply
+
+
+class _Turned(torch.autograd.Function):
+    """Of x [1, H, N, D], which lies in memory as [1, N, H, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return parts_for(x).turned(x[0].transpose(0, 1), cos, sin).transpose(0, 1).unsqueeze(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Any:  # pyright: ignore
+        d_out = grads[0][0].transpose(0, 1)
+        d_x = parts_for(d_out).turned_back(d_out, *ctx.saved_tensors)
+        return d_x.transpose(0, 1).unsqueeze(0), None, None
 
 
 @contextmanager

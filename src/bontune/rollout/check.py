@@ -22,6 +22,11 @@ def check_request(
             f"group_size and rows_per_batch must be at least 1 and first_index at least 0, got {group_size}, "
             f"{rows_per_batch} and {first_index}"
         )
+    if sampling.max_new_tokens < 1:
+        raise ValueError(
+            f"sampling.max_new_tokens must be at least 1 here, got {sampling.max_new_tokens}; "
+            "bontune.models.prompting.budget_of says what the model allows"
+        )
     repeated = [name for name, count in Counter(prompt.id for prompt in prompts).items() if count > 1]
     if repeated:
         raise ValueError(f"prompts must have unique ids, since streams go by them; {repeated[0]!r} repeats")

@@ -22,6 +22,8 @@ from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import torch
 
+from bontune.config import PLAIN, Prompting
+from bontune.models.prompting import conversation, rendered
 from bontune.models.sampling import stream_key
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
@@ -29,6 +31,7 @@ from bontune.rollout.check import check_request
 KEY = "OPENAI_API_KEY"  # the variable of the environment that the official client reads, too
 _SEEDS = 2**52  # exact in every JSON reader, and room for the responses of a group behind it
 _LOOK = 0.2  # seconds between two looks at whether what is being drawn is still wanted
+_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before a body that is no JSON is asked for again
 _PROBES = 8  # tokens drawn to learn what a server's log-probabilities are of
 
 
@@ -37,12 +40,14 @@ class Endpoint:
     """A model behind a server; it stands in the place of `model` in `sample_groups`.
 
     url: where the API begins, usually ending in /v1.  model: its name there.
-    chat: ask /chat/completions, with the prompt as the user's message, instead of /completions with the prompt as it is.
+    chat: ask /chat/completions, with the prompt as the user's message or as the conversation it is,
+        instead of /completions with the prompt as it is.
     n: responses of one request.  concurrency: requests at once.  timeout: seconds of one request.
     retries: of one request, where the server is busy, fails, or cannot be reached.
     seeds: whether to send seeds: response j of a group gets seed s + j on a server that counts up from the request's.
     native: the server is vLLM, whose own fields are used.
     processed: its log-probabilities are of the distribution sampled from, after temperature and truncation.
+    prompting: what prompts are put into before they are sent; a chat template is the server's own.
     """
 
     url: str
@@ -55,6 +60,7 @@ class Endpoint:
     seeds: bool = True
     native: bool = False
     processed: bool = False
+    prompting: Prompting = PLAIN
     key: str | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +75,8 @@ class Endpoint:
     @property
     def fingerprint(self) -> str:
         """What stands for its weights, which cannot be seen, in records of what was drawn."""
-        return f"{self.model} at {self.url}{', chat' if self.chat else ''}"
+        told = "" if self.prompting.plain else f", {self.prompting!r}"
+        return f"{self.model} at {self.url}{', chat' if self.chat else ''}{told}"
 
 
 _FLAGS = {"": True, "1": True, "true": True, "0": False, "false": False}
@@ -150,7 +157,8 @@ def sample_groups(
 ) -> list[Group]:
     """Draw `group_size` responses for every prompt; groups come back in the order of the prompts.
 
-    tokenizer: where given, prompts are sent as its token ids, special tokens included; not for chat.
+    tokenizer: where given, prompts are sent as its token ids, special tokens included; not for chat. So are prompts that
+    have their token ids.
     rows_per_batch: responses of one request at most; `model.n` bounds them, too.
     on_group: called with each group as soon as it is complete, also while an error is waiting to be raised.
     The rest as in `bontune.rollout.hf`; whether a seed gives the same responses again is up to the server. A prompt's
@@ -282,9 +290,43 @@ def _body(model: Endpoint, tokenizer: Any, prompt: Prompt, sampling: Sampling) -
         body |= {"min_p": 0.0, "repetition_penalty": 1.0, "return_token_ids": True}
         body |= {"logprobs": True} if model.chat else {"logprobs": 0}
     if model.chat:
-        messages = prompt.meta.get("messages") or [{"role": "user", "content": prompt.text}]
-        return body | {"messages": list(messages)}
-    return body | {"prompt": prompt.text if tokenizer is None else list(tokenizer(prompt.text)["input_ids"])}
+        return body | _chat_body(model, conversation(prompt, model.prompting))
+    if prompt.tokens is not None:
+        return body | {"prompt": list(prompt.tokens)}
+    text = rendered(prompt, None, model.prompting)
+    return body | {"prompt": text if tokenizer is None else list(tokenizer(text)["input_ids"])}
+
+
+def _chat_body(model: Endpoint, messages: list[dict[str, str]]) -> dict[str, Any]:
+    """A conversation as a chat server takes it. Template arguments and a begun reply are fields of vLLM's own."""
+    body: dict[str, Any] = {"messages": messages}
+    if arguments := model.prompting.arguments():
+        body["chat_template_kwargs"] = arguments
+    if begun := model.prompting.reply_start:
+        messages.append({"role": "assistant", "content": begun})
+        body |= {"continue_final_message": True, "add_generation_prompt": False}
+    return body
+
+
+def with_prompting(model: Endpoint, prompting: Prompting) -> Endpoint:
+    """The endpoint that puts prompts into this. chat "auto" is what its address says, with ?chat or without.
+
+    Raises ValueError on what the server could not do.
+    """
+    chat = model.chat if prompting.chat == "auto" else prompting.chat == "on"
+    if model.chat and not chat:
+        raise ValueError("--chat off, but the endpoint's address says ?chat: leave one of them out")
+    for name in ("system", "template_args"):
+        if not chat and getattr(prompting, name):
+            raise ValueError(
+                f"--{name.replace('_', '-')} needs a chat endpoint: write ?chat before the # of its address"
+            )
+    for name in ("reply_start", "template_args"):
+        if chat and getattr(prompting, name) and not model.native:
+            raise ValueError(
+                f"--{name.replace('_', '-')} needs a chat endpoint of vLLM, and {model.url} is another server"
+            )
+    return replace(model, chat=chat, prompting=replace(prompting, chat="on" if chat else "off"))
 
 
 def _answers(
@@ -360,6 +402,66 @@ class _Waiting:
             except Empty:
                 continue
             return future, self.parts.pop(future)
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why a request has no answer.  status: of HTTP, None where none came."""
+
+    reason: str
+    status: int | None = None
+
+
+def post_all(
+    model: Endpoint, path: str, bodies: Sequence[Mapping[str, Any]], key: str = KEY
+) -> list[dict[str, Any] | Failed]:
+    """The JSON object that each request is answered with, or why there is none, in the order of the requests.
+
+    path: below `model.url`, or a whole address.  key: the variable of the environment to be named where it is refused.
+    `model.concurrency` requests are under way at once. One is repeated with growing pauses, or as `Retry-After` says,
+    where it fails for a passing reason or the body is no JSON object; with all its repetitions it has
+    (retries + 1) x timeout seconds. Nothing is raised but ValueError where the openai package is missing.
+    """
+    import anyio
+    from anyio.from_thread import start_blocking_portal
+
+    longest = (model.retries + 1) * model.timeout
+
+    async def ask(body: Mapping[str, Any]) -> dict[str, Any] | Failed:
+        async with limit:
+            try:
+                with anyio.fail_after(longest):
+                    return await _object(client, model, path, body)
+            except TimeoutError:
+                return Failed(f"{model.url} gave no whole answer in {longest:g} s")
+            except Exception as fault:  # of several libraries
+                return Failed(str(_explained(model, fault, key)), getattr(fault, "status_code", None))
+
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(_client(model)) as client,
+    ):
+        limit = anyio.Semaphore(model.concurrency)
+        waiting = [portal.start_task_soon(ask, body) for body in bodies]
+        return [future.result() for future in waiting]
+
+
+async def _object(client: Any, model: Endpoint, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of the answer. Raises _Unreadable where it is no JSON object however often it is asked for."""
+    import anyio
+
+    shown = ""
+    for tried in range(model.retries + 1):
+        try:
+            answer = await client.post(path, body=body, cast_to=object)
+            shown = str(answer)[:200]
+            if isinstance(answer, dict):
+                return answer
+        except (JSONDecodeError, RecursionError) as fault:
+            shown = str(fault)
+        if tried < model.retries:
+            await anyio.sleep(min(_PAUSE * 2**tried, _LONGEST_PAUSE))
+    raise _Unreadable(f"the answer is no JSON object: {shown!r}")
 
 
 def _client(model: Endpoint) -> Any:
@@ -502,12 +604,12 @@ def _is_processed(model: Endpoint) -> bool:
     return choice.log_probs is not None and min(choice.log_probs) > -1e-6
 
 
-def _explained(model: Endpoint, fault: Exception) -> Exception:
+def _explained(model: Endpoint, fault: Exception, key: str = KEY) -> Exception:
     """ValueError for what the server will refuse again, RuntimeError for what it may not."""
     status = getattr(fault, "status_code", None)
     said = " ".join(str(fault).split())[:500]
     if status is not None and 400 <= status < 500 and status not in (408, 409, 429):
-        hint = f" (its key is read from {KEY})" if status in (401, 403) else ""
+        hint = f" (its key is read from {key})" if status in (401, 403) else ""
         return ValueError(f"{model.url} refused the request for model {model.model!r}: {said}{hint}")
     cause = fault.__cause__
     more = f" ({type(cause).__name__}: {cause})" if cause is not None and str(cause) else ""

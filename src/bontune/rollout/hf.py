@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bontune.models.attention import forward, pack, supported, tell_fallback
 from bontune.models.inputs import cache_argument, left_padded, positions
+from bontune.models.prompting import encode, end_tokens
 from bontune.models.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.check import check_request
@@ -65,7 +66,7 @@ def sample_groups(
         sampling=sampling,
     )
     encoded = encode(model, tokenizer, prompts, sampling)
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer, sampling)
     if not ends and not sampling.stop:
         raise ValueError(
             "the tokenizer and the model name no end token, so no response could end: set tokenizer.eos_token, "
@@ -113,44 +114,6 @@ def in_turns(device: torch.device) -> bool:
     """Whether `turns` draws: on an accelerator, where launches decide; a CPU gains more from computing once what is
     alike."""
     return device.type == "cuda"
-
-
-def encode(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], sampling: Sampling
-) -> list[tuple[int, ...]]:
-    """Token ids of each prompt, with the tokenizer's own special tokens but no end token.
-
-    Raises ValueError on an empty prompt, and on one that with its response exceeds the model's context.
-    """
-    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
-    limit = getattr(config, "max_position_embeddings", None)
-    ends = end_tokens(model, tokenizer)
-    encoded = []
-    given = tokenizer([prompt.text for prompt in prompts])["input_ids"] if prompts else []
-    for prompt, whole in zip(prompts, given, strict=True):
-        ids = list(whole)
-        while ids and ids[-1] in ends:
-            ids.pop()
-        if (
-            prompt.text.strip() and not ids
-        ):  # the text is the end token, which also begins texts for some models
-            ids = list(whole[:1])
-        if not ids:
-            raise ValueError(f"prompt {prompt.id[:100]!r} has no tokens: {prompt.text[:100]!r}")
-        if limit is not None and len(ids) + sampling.max_new_tokens > limit:
-            raise ValueError(
-                f"prompt {prompt.id[:100]!r} has {len(ids)} tokens; with max_new_tokens = {sampling.max_new_tokens} "
-                f"that exceeds the model's context of {limit}. Shorten the prompt or lower max_new_tokens"
-            )
-        encoded.append(tuple(ids))
-    return encoded
-
-
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Tokens that end a response: those of the generation config, and the tokenizer's."""
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    found = set(named) if isinstance(named, list | tuple) else {named}
-    return frozenset(int(t) for t in found | {tokenizer.eos_token_id} if t is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false, reportIndexIssue=false
-"""Triton kernels for a decoder's token step on a GPU, each the equal of a function in `plain.py`. The only file that
-imports Triton."""
+"""Triton kernels for a decoder's token step on a GPU, each the equal of a function in `plain.py`. Triton is
+imported here and in `models/kernels.py` alone."""
 
 from __future__ import annotations
 

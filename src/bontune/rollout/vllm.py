@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bontune.models.prompting import encode, end_tokens
 from bontune.models.sampling import stream_key, token_log_probs
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import hf
@@ -88,7 +89,7 @@ class Vllm:
             rows_per_batch=rows_per_batch,
             sampling=sampling,
         )
-        encoded = hf.encode(model, tokenizer, prompts, sampling)
+        encoded = encode(model, tokenizer, prompts, sampling)
         if not encoded:
             return []
         if self._step is None:
@@ -97,9 +98,10 @@ class Vllm:
             self._push(model)
             self._step = policy_step
         seeds = [stream_key(seed, policy_step, p.id) % _SEEDS + first_index for p in prompts]
-        outputs = self._generate(encoded, group_size, sampling, seeds, hf.end_tokens(model, tokenizer))
+        ends = end_tokens(model, tokenizer, sampling)
+        outputs = self._generate(encoded, group_size, sampling, seeds, ends)
         groups = [
-            _group(prompt, ids, output, tokenizer, hf.end_tokens(model, tokenizer), policy_step, sampling)
+            _group(prompt, ids, output, tokenizer, ends, policy_step, sampling)
             for prompt, ids, output in zip(prompts, encoded, outputs, strict=True)
         ]
         self._check(model, groups[:CHECKED], "after its weights were pushed")
@@ -143,7 +145,7 @@ class Vllm:
         """Change all weights, push them, compare, and put them back. The next push is that of the right ones."""
         parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
         kept = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
-        ends = hf.end_tokens(model, tokenizer)
+        ends = end_tokens(model, tokenizer, sampling)
         try:
             with torch.no_grad():
                 for parameter in parameters:

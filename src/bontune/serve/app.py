@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from bontune.config import Limits
+from bontune.config import Limits, spec_of
 from bontune.records import Prompt
 from bontune.serve.best import Answer, Server
 from bontune.serve.fields import (
@@ -258,7 +258,7 @@ def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Aske
     ignored = check_sampling(server.sampling, body, lenient=service.lenient)
     budget = whole_number(body, "best_of", server.strategy.budget, max(limits.budget, server.strategy.budget))
     tokens = tokens_of(body, server.sampling.max_new_tokens, ignored)
-    prompts = [_conversation(server, body)] if chat else _texts(body)
+    prompts = [_conversation(body)] if chat else _texts(body)
     count = whole_number(body, "n", 1, limits.answers)
     if len(prompts) * count > limits.answers:
         raise Refused(
@@ -273,6 +273,10 @@ def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Aske
     seed = body.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise Refused(400, "seed must be a whole number", "seed")
+    try:
+        prompts = server.shown(prompts)
+    except ValueError as fault:
+        raise Refused(400, str(fault), "messages" if chat else "prompt") from fault
     repeated = [prompt for prompt in prompts for _ in range(count)]
     return Asked(
         prompts=tuple(replace(p, id=f"{i}: {p.text}") for i, p in enumerate(repeated)),
@@ -305,36 +309,16 @@ def _texts(body: Mapping[str, Any]) -> list[Prompt]:
     return [Prompt(id=text, text=text) for text in texts]
 
 
-def _conversation(server: Server, body: Mapping[str, Any]) -> Prompt:
-    """Messages as the prompt of a model: by its chat template, by its chat server, or one user's message as it is."""
+def _conversation(body: Mapping[str, Any]) -> Prompt:
+    """Messages as a prompt. What the model reads of them is decided where all prompts are: `Server.shown`."""
     given = body.get("messages")
     if not isinstance(given, list) or not given:
         raise Refused(400, "messages must be a list of at least one message", "messages")
     messages = [message_of(item) for item in given]
-    alone = messages[0]["content"] if len(messages) == 1 and messages[0]["role"] == "user" else None
-    if getattr(server.model, "chat", False):
-        text = "\n".join(message["content"] for message in messages)
-        return Prompt(id=text, text=text, meta={"messages": messages})
-    if getattr(server.tokenizer, "chat_template", None):
-        return _templated(server.tokenizer, messages)
-    if not alone:
-        raise Refused(
-            400,
-            "the model has no chat template: send one message of the user, which is the prompt",
-            "messages",
-        )
-    return Prompt(id=alone, text=alone)
-
-
-def _templated(tokenizer: Any, messages: list[dict[str, str]]) -> Prompt:
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as fault:  # templates refuse what they do not know, each by errors of its own
-        raise Refused(400, f"the model's chat template refuses the messages: {fault}", "messages") from fault
-    begin = tokenizer.bos_token
-    if begin and text.startswith(begin) and list(tokenizer("")["input_ids"])[:1] == [tokenizer.bos_token_id]:
-        text = text.removeprefix(begin)  # the tokenizer puts it there again
-    return Prompt(id=text, text=text)
+    text = "\n".join(message["content"] for message in messages)
+    if not text:
+        raise Refused(400, "messages must say something", "messages")
+    return Prompt(id=text[:100], text=text, meta={"messages": messages})
 
 
 # Drawing.
@@ -492,7 +476,7 @@ def _pieces(asked: Asked, answers: list[Answer]) -> list[list[dict[str, Any]]]:
 def _ending(asked: Asked, answer: Answer) -> dict[str, Any]:
     more: dict[str, Any] = {
         "score": answer.score,
-        "strategy": repr(asked.server.strategy),
+        "strategy": spec_of(asked.server.strategy),
         "drawn": answer.drawn,
         "tokens": None if answer.tokens is None else answer.tokens[1],
     }

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bontune.config import load_object
+from bontune.config import PLAIN, Prompting, load_object, spec_of
 from bontune.evaluate import write_json
-from bontune.models.loading import load_policy
+from bontune.models.loading import load_policy, load_tokenizer
+from bontune.models.prompting import in_force, shown
 from bontune.objectives.registry import build_strategy
-from bontune.records import Prompt, Sampling
+from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import Engine, sample_groups
-from bontune.rollout.endpoint import Endpoint, draw_until
-from bontune.serve.candidates import Candidates, FromEndpoint, draw_by_engine
+from bontune.rollout.endpoint import Endpoint, draw_until, with_prompting
+from bontune.serve.candidates import Candidates, FromEndpoint, Judge, draw_by_engine
 from bontune.strategies import BestOfN, Decider, MajorityVote, MaxAtK, PassAtK, Sequential, Strategy
-from bontune.verifiers.grading import Score
+from bontune.verifiers.grading import Score, compares, score_group
 from bontune.verifiers.judges import Answers, load_answers
 from bontune.verifiers.learned import LearnedVerifier, on_device
+from bontune.verifiers.scorers import named_scorer
 
 SERVED = "served.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +53,7 @@ class Server:
     answers: finds the final answer of a response, for votes; its whole text where None.
     engine: draws from `model`. A server elsewhere, an `Endpoint`, is asked without it.
     early_stop: draw no more once a strategy that stops by itself is decided; the same response is served without.
+    prompting: what the model reads for a prompt; of a server elsewhere without a tokenizer here, the endpoint's own.
     """
 
     model: Any
@@ -60,6 +64,11 @@ class Server:
     answers: Answers | None = None
     engine: Engine = sample_groups
     early_stop: bool = True
+    prompting: Prompting = field(default_factory=Prompting)
+
+    def shown(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The prompts as the model reads them. Raises ValueError where the chat template refuses one."""
+        return list(prompts) if self.tokenizer is None else shown(prompts, self.tokenizer, self.prompting)
 
     @property
     def blind(self) -> bool:
@@ -84,13 +93,15 @@ class Server:
         """
         if not prompts:
             raise ValueError("prompts must hold at least one prompt")
-        named = [
-            Prompt(id=f"{i}: {prompt}", text=prompt) if isinstance(prompt, str) else prompt
-            for i, prompt in enumerate(prompts)
-        ]
+        named = self.shown(
+            [
+                Prompt(id=f"{i}: {prompt}", text=prompt) if isinstance(prompt, str) else prompt
+                for i, prompt in enumerate(prompts)
+            ]
+        )
         early = self.decider().stops
         size = 1 if early else -(-self.strategy.budget // parts)
-        held = [Candidates(prompt, self.decider(), self._judged, size) for prompt in named]
+        held = [Candidates(prompt, self.decider(), self._judge(), size) for prompt in named]
         if isinstance(self.model, Endpoint):
             drawer = FromEndpoint(held, 1 if early else min(size, self.model.n), on_drawn)
             draw_until(self.model, self.tokenizer, named, drawer, sampling=self.sampling, seed=seed)
@@ -100,16 +111,38 @@ class Server:
         return [_answer(each, scored=self.score is not None) for each in held]
 
     def decider(self) -> Decider:
-        """What decides when to stop: the strategy's own, or one that waits for all N."""
+        """What decides when to stop: the strategy's own, or one that waits for all N, as scores of whole groups do."""
         strategy = _by_score(self.strategy)
-        return strategy.decider() if self.early_stop else Decider(strategy)
+        return strategy.decider() if self.early_stop and not compares(self.score) else Decider(strategy)
 
-    def _judged(self, prompt: Prompt, texts: Sequence[str]) -> list[tuple[float | None, str | None]]:
-        """The score and the answer of different texts; scores are 0 where nothing scores."""
+    def _judge(self) -> Judge:
+        """What judges the responses to one prompt; equal texts once, but by a scorer that reads groups."""
+        answers = _once(self._answers_of)
+        scores = self._of_group if hasattr(self.score, "of_group") else _once(self._scores_of)
+        return lambda group: list(zip(scores(group), answers(group), strict=True))
+
+    def _of_group(self, group: Group) -> list[float | None]:
+        return [verdict.reward for verdict in score_group(group, self.score)]
+
+    def _scores_of(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
+        """Of different texts; 0 where nothing scores."""
         scores = [0.0] * len(texts) if self.score is None else self.score(prompt, texts)
-        answers = [text if self.answers is None else self.answers(prompt, text) for text in texts]
-        numbers = [None if score is None else float(score) for score in scores]
-        return list(zip(numbers, answers, strict=True))
+        return [None if score is None else float(score) for score in scores]
+
+    def _answers_of(self, prompt: Prompt, texts: Sequence[str]) -> list[str | None]:
+        return [text if self.answers is None else self.answers(prompt, text) for text in texts]
+
+
+def _once(judge: Callable[[Prompt, list[str]], list[T]]) -> Callable[[Group], list[T]]:
+    """A judge of different texts, for all responses to one prompt, which may come in several groups."""
+    known: dict[str, T] = {}
+
+    def judged(group: Group) -> list[T]:
+        if unknown := [text for text in dict.fromkeys(group.texts) if text not in known]:
+            known.update(zip(unknown, judge(group.prompt, unknown), strict=True))
+        return [known[text] for text in group.texts]
+
+    return judged
 
 
 def _by_score(strategy: Strategy) -> Strategy:
@@ -136,9 +169,14 @@ def _answer(held: Candidates, scored: bool) -> Answer:
 
 
 def save_served(
-    folder: Path, strategy: Strategy, sampling: Sampling, scorer: str | None, answers: str | None = None
+    folder: Path,
+    strategy: Strategy,
+    sampling: Sampling,
+    scorer: str | None,
+    answers: str | None = None,
+    prompting: Prompting = PLAIN,
 ) -> None:
-    """Write `served.json`: the strategy, how responses are drawn, the scorer, and what finds answers for votes.
+    """Write `served.json`: the strategy, how prompts are shown and responses drawn, the scorer, and what finds answers.
 
     scorer: a folder of a learned verifier, relative to this one, or module:function.
     answers: see `bontune.verifiers.judges.load_answers`.
@@ -146,10 +184,11 @@ def save_served(
     write_json(
         folder / SERVED,
         {
-            "strategy": repr(strategy),
+            "strategy": spec_of(strategy),
             "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
             "scorer": scorer,
             "answers": answers,
+            "prompting": asdict(prompting),
         },
     )
 
@@ -161,52 +200,86 @@ def load_server(
     temperature: float | None = None,
     scorer: str | None = None,
     backend: tuple[Any, Any, Engine] | None = None,
+    prompting: Prompting | None = None,
 ) -> Server:
-    """The policy, strategy, sampling and verifier of a training run's folder, ready to answer.
+    """The policy, strategy, prompting, sampling and verifier of a training run's folder, ready to answer.
 
-    budget, temperature, scorer: other than those it was trained for.
+    budget, temperature, scorer, prompting: other than those it was trained for.
     backend: what draws instead of the folder's model: a model, its tokenizer, and the engine.
     Raises ValueError where the folder lacks something.
     """
     folder = Path(folder)
+    settings = read_served(folder)
+    strategy = build_strategy(settings["strategy"])
+    sampling = trained_sampling(settings)
+    if temperature is not None:
+        sampling = replace(sampling, temperature=temperature)
+    if scorer is None and settings["scorer"] is not None:
+        scorer, where = settings["scorer"], folder
+    else:
+        where = Path()
+    model, tokenizer, engine = backend or (*load_policy(folder / "model"), sample_groups)
+    prompting = prompting or trained_prompting(settings)
+    if isinstance(model, Endpoint):
+        model, tokenizer = _asked_as_trained(model, folder, prompting)
+    return Server(
+        model=model,
+        tokenizer=tokenizer,
+        strategy=strategy if budget is None else strategy.with_budget(budget),
+        sampling=sampling,
+        score=None if scorer is None else load_scorer(scorer, where),
+        answers=load_answers(settings.get("answers")),
+        engine=engine,
+        prompting=prompting if tokenizer is None else in_force(prompting, tokenizer),
+    )
+
+
+def read_served(folder: Path) -> dict[str, Any]:
+    """What `save_served` wrote. Raises ValueError where it is not there or cannot be read."""
     try:
-        settings = json.loads((folder / SERVED).read_text())
+        return json.loads((folder / SERVED).read_text())
     except OSError as fault:
         raise ValueError(
             f"{folder} holds no {SERVED}, so it is not the folder of a `bontune train` run"
         ) from fault
     except ValueError as fault:
         raise ValueError(f"{folder / SERVED} cannot be read: {fault}") from fault
-    strategy = build_strategy(settings["strategy"])
-    sampling = dict(settings["sampling"], stop=tuple(settings["sampling"]["stop"]))
-    if temperature is not None:
-        sampling["temperature"] = temperature
-    if scorer is None and settings["scorer"] is not None:
-        scorer, where = settings["scorer"], folder
-    else:
-        where = Path()
-    model, tokenizer, engine = backend or (*load_policy(folder / "model"), sample_groups)
-    return Server(
-        model=model,
-        tokenizer=tokenizer,
-        strategy=strategy if budget is None else strategy.with_budget(budget),
-        sampling=Sampling(**sampling),
-        score=None if scorer is None else load_scorer(scorer, where),
-        answers=load_answers(settings.get("answers")),
-        engine=engine,
-    )
+
+
+def trained_prompting(settings: Mapping[str, Any]) -> Prompting:
+    """What prompts were shown as in training; the text as it is for runs of bontune 0.1, which say nothing of it."""
+    return Prompting(**settings["prompting"]) if "prompting" in settings else PLAIN
+
+
+def trained_sampling(settings: Mapping[str, Any]) -> Sampling:
+    """How responses were drawn in training."""
+    return Sampling(**{**settings["sampling"], "stop": tuple(settings["sampling"]["stop"])})
+
+
+def _asked_as_trained(model: Endpoint, folder: Path, prompting: Prompting) -> tuple[Endpoint, Any]:
+    """A server elsewhere, and the run's own tokenizer where prompts are to be sent as the very ids trained on."""
+    if model.chat:
+        return with_prompting(model, replace(prompting, chat="on")), None
+    if prompting.plain:
+        return model, None
+    return model, load_tokenizer(folder / "model")
 
 
 def load_scorer(spec: str, folder: Path = Path()) -> Score:
-    """A scorer from module:function, or a learned verifier from its folder, which may be relative to `folder`.
+    """A scorer as `named_scorer` names it, from module:function, or a learned verifier from its folder.
 
-    Raises ValueError where it is neither.
+    folder: what the folder of a learned verifier is relative to. Raises ValueError where it is none of these.
     """
-    if (folder / spec).is_dir():
-        return on_device(LearnedVerifier.load(folder / spec))
+    return named_scorer(spec, lambda other: _learned_or_own(other, folder))
+
+
+def _learned_or_own(spec: str, folder: Path) -> Score:
+    for path in (folder / spec, Path(spec)):
+        if path.is_dir():
+            return on_device(LearnedVerifier.load(path))
     if ":" not in spec:
         raise ValueError(
-            f"--scorer must be the folder of a learned verifier or module:function, got {spec!r}; there is no folder "
-            f"{folder / spec}"
+            f"--scorer must be the folder of a learned verifier, an address or module:function, got {spec!r}; there is "
+            f"no folder {folder / spec}"
         )
     return load_object(spec, "--scorer")

@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from bontune.records import Group, Prompt
 from bontune.rollout.endpoint import Span
 from bontune.strategies import Decider
 
-Judged = Callable[[Prompt, list[str]], list[tuple[float | None, str | None]]]
-"""(prompt, different texts) -> the score and the answer of each."""
+Judge = Callable[[Group], list[tuple[float | None, str | None]]]
+"""The next responses to a prompt -> the score and the answer of each."""
 Draw = Callable[..., list[Group]]
 """An engine whose model, sampling and seed are settled: (prompts, group_size=, first_index=) -> groups."""
 
 
 class Response(NamedTuple):
-    """One response; tokens are 0 where a server does not tell."""
+    """One response: a row of the group it was drawn in."""
 
-    text: str
-    finished: bool
-    tokens: int
+    group: Group
+    row: int
+
+    @property
+    def text(self) -> str:
+        return self.group.texts[self.row]
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.group.finished[self.row])
+
+    @property
+    def tokens(self) -> int:
+        """How many; 0 where a server does not tell."""
+        return int(self.group.lengths[self.row])
 
 
 class Candidates:
@@ -30,12 +46,11 @@ class Candidates:
     or as many as it takes at least to settle the choice.
     """
 
-    def __init__(self, prompt: Prompt, decider: Decider, judged: Judged, size: int) -> None:
+    def __init__(self, prompt: Prompt, decider: Decider, judge: Judge, size: int) -> None:
         self.prompt, self.prompt_tokens = prompt, 0
         self.came: dict[int, Response] = {}
         self.scores: list[float | None] = []
-        self._decider, self._judged, self._size = decider, judged, size
-        self._known: dict[str, tuple[float | None, str | None]] = {}
+        self._decider, self._judge, self._size = decider, judge, size
         self._asked = self._parts = 0
 
     @property
@@ -68,19 +83,34 @@ class Candidates:
         """Responses first, first + 1, ...; all that follow those judged before are judged."""
         self.prompt_tokens = len(group.prompt_tokens)
         for i in range(group.size):
-            self.came[first + i] = Response(group.texts[i], bool(group.finished[i]), int(group.lengths[i]))
+            self.came[first + i] = Response(group, i)
         if not self._decider.stops and len(self.came) < self._decider.budget:
             return
         new = []
         while (number := len(self.scores) + len(new)) in self.came:
-            new.append(self.came[number].text)
-        if unknown := [text for text in dict.fromkeys(new) if text not in self._known]:
-            self._known |= zip(unknown, self._judged(self.prompt, unknown), strict=True)
-        for text in new:
-            score, answer = self._known[text]
+            new.append(self.came[number])
+        if not new:
+            return
+        for score, answer in self._judge(_joined(new)):
             self.scores.append(score)
             if not self.decided:
                 self._decider.add(score, answer)
+
+
+def _joined(responses: Sequence[Response]) -> Group:
+    """Responses to one prompt as one group, whichever they were drawn in."""
+
+    def rows(name: str) -> list[torch.Tensor]:
+        return [getattr(each.group, name)[each.row] for each in responses]
+
+    return replace(
+        responses[0].group,
+        texts=tuple(each.text for each in responses),
+        tokens=pad_sequence(rows("tokens"), batch_first=True),
+        lengths=torch.stack(rows("lengths")),
+        log_probs=pad_sequence(rows("log_probs"), batch_first=True),
+        finished=torch.stack(rows("finished")),
+    )
 
 
 def draw_by_engine(held: Sequence[Candidates], draw: Draw, on_drawn: Callable[[int], None]) -> None:

@@ -288,11 +288,11 @@ class Store:
     def prompts(self, origin: Origin) -> list[Prompt]:
         """The prompts that have responses of one origin, in the order they were first drawn for."""
         query = (
-            "SELECT id, text, level FROM prompts WHERE prompt IN "
+            "SELECT prompt, id, text, level, tokens FROM prompts WHERE prompt IN "
             "(SELECT DISTINCT prompt FROM responses WHERE policy = ? AND params = ?) ORDER BY rowid"
         )
         rows = self._rows(query, (bytes.fromhex(origin.policy), _hash(origin.params)))
-        return [Prompt(id=name, text=text, level=level) for name, text, level in rows]
+        return [_prompt(*row) for row in rows]
 
     def verifiers(self) -> list[str]:
         """Descriptions of all that have judged, in the order they first did."""
@@ -543,7 +543,16 @@ def _hash(text: str) -> bytes:
 
 
 def _prompt_hash(prompt: Prompt) -> bytes:
-    return _hash(f"{prompt.id}\0{prompt.text}")
+    shown = "" if prompt.tokens is None else f"\0{list(prompt.tokens)}"
+    return _hash(f"{prompt.id}\0{prompt.text}{shown}")
+
+
+def _prompt(key: bytes, name: str, text: str, level: str | None, tokens: bytes) -> Prompt:
+    """A prompt of the store, with its token ids where the model read another text than the prompt's own."""
+    plain = Prompt(id=name, text=text, level=level)
+    if _prompt_hash(plain) == key:
+        return plain
+    return Prompt(id=name, text=text, level=level, tokens=tuple(_unpack(tokens, None).tolist()))
 
 
 def _reference(prompt: Prompt) -> bytes:

@@ -1,4 +1,5 @@
-"""Public formats of prompts and answers, row by row: GSM8K, MATH, MathOdyssey, HumanEval, MBPP, and our own.
+"""Public formats of prompts and answers, row by row: GSM8K, MATH, MathOdyssey, HumanEval, MBPP, conversations as of TRL
+and verl, and our own.
 
 Every fault of a row is found here, when it is loaded, and is a fault of the data, not of the responses.
 """
@@ -93,6 +94,37 @@ def text_of(fields: Fields, key: str) -> str | None:
 # Each of these gives the fields under the names used here, or unchanged where they are of another format.
 
 
+def _conversation(fields: Fields) -> Fields:
+    """{"messages" or "prompt": [{"role", "content"}, ...]}, as TRL and verl have them.
+
+    A last message of the assistant is the answer, where there is no other; verl's is reward_model.ground_truth.
+    """
+    text = fields.get("prompt")
+    given = text if isinstance(text, list) else fields.get("messages")
+    if given is None:
+        return fields
+    messages = [_message(item) for item in given] if isinstance(given, list) else []
+    found = {key: value for key, value in fields.items() if key not in ("prompt", "messages")}
+    if messages and messages[-1]["role"] == "assistant":
+        found = {"answer": messages.pop()["content"], **found}
+    judged = found.get("reward_model")
+    if isinstance(judged, dict) and judged.get("ground_truth") is not None:
+        found = {"answer": judged["ground_truth"], **found}
+    if not messages or messages[-1]["role"] == "assistant":
+        raise Wrong('"messages" must be a list of {"role", "content"} with a message to be answered')
+    said = "\n".join(message["content"] for message in messages)
+    return {**found, "prompt": text if isinstance(text, str) else said, "messages": messages}
+
+
+def _message(item: Any) -> dict[str, str]:
+    if not isinstance(item, dict) or not isinstance(item.get("role"), str):
+        raise Wrong(f'each message must have a "role" and a "content" of text, got {json.dumps(item)[:80]}')
+    content = text_of(item, "content")
+    if content is None:
+        raise Wrong(f'each message must have a "role" and a "content" of text, got {json.dumps(item)[:80]}')
+    return {"role": item["role"], "content": content}
+
+
 def _math_odyssey(fields: Fields) -> Fields:
     """{"Problem_1": {"question", "answer", ...}}"""
     names = [name for name in fields if name != "split"]
@@ -172,7 +204,9 @@ def _humaneval(fields: Fields) -> Fields:
     return {"answer": solution, **fields}
 
 
-_FORMATS: tuple[Callable[[Fields], Fields], ...] = (_math_odyssey, _math, _gsm8k, _mbpp, _humaneval)
+_FORMATS: tuple[Callable[[Fields], Fields], ...] = (
+    _conversation, _math_odyssey, _math, _gsm8k, _mbpp, _humaneval,
+)  # fmt: skip
 
 
 def _parsed(source: str, what: str) -> ast.Module:

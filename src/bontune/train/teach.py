@@ -6,16 +6,17 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bontune.config import FitConfig
+from bontune.config import FitConfig, Prompting
 from bontune.evaluate import auc_within, calibration, measure, peak
 from bontune.models.loading import policy_path
+from bontune.models.prompting import shown
 from bontune.records import Graded, Group, Prompt, Sampling, Scored
 from bontune.rollout import sample_groups
 from bontune.strategies import BestOfN, curve
@@ -28,7 +29,10 @@ Stage = Callable[[str, int], Callable[[int], None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lesson:
-    """What a verifier is taught from: responses of a policy to `prompts`, judged by `verify`."""
+    """What a verifier is taught from: responses of a policy to `prompts`, judged by `verify`.
+
+    prompting: what the policy reads for a prompt, and the verifier, too.
+    """
 
     model: Any
     tokenizer: Any
@@ -38,6 +42,7 @@ class Lesson:
     sampling: Sampling
     seed: int = 0
     rows_per_batch: int = 4096
+    prompting: Prompting = field(default_factory=Prompting)
 
     def draw(self, advance: Callable[[int], None], score: Score | None = None) -> list[Graded]:
         """Judged groups, with scores where there is a scorer."""
@@ -48,7 +53,7 @@ class Lesson:
         groups = sample_groups(
             self.model,
             self.tokenizer,
-            self.prompts,
+            shown(self.prompts, self.tokenizer, self.prompting),
             group_size=self.group_size,
             sampling=self.sampling,
             seed=self.seed,
@@ -63,7 +68,7 @@ def teach(lesson: Lesson, body: str | Path, config: FitConfig, stage: Stage) -> 
     graded = lesson.draw(stage("drawing responses to learn from", len(lesson.prompts) * lesson.group_size))
     advance = stage("training the verifier", config.steps)
     return fit(
-        on_device(scorer_from(policy_path(body), seed=config.seed)),
+        on_device(scorer_from(policy_path(body), seed=config.seed, prompting=lesson.prompting)),
         [Labelled.of(item) for item in graded],
         config,
         on_step=lambda loss: advance(1),

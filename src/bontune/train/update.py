@@ -8,7 +8,7 @@ large vocabulary are never held as a whole; where they must be, they bound micro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from bontune.models.attention import forward, hidden_states, supported, tell_fallback
 from bontune.models.attention import pack as pack_tokens
-from bontune.models.inputs import cache_argument, left_padded, positions
+from bontune.models.inputs import cache_argument, left_padded, positions, sent
 from bontune.models.sampling import token_log_probs
-from bontune.models.spans import fused_norms, has_kernel, lay_spans
+from bontune.models.spans import fused_gates, fused_norms, fused_turns, has_kernel, lay_spans
 from bontune.records import Group, Sampling
 from bontune.train import chosen
 from bontune.train.chosen import Head, chosen_log_probs, head_of
@@ -221,7 +221,7 @@ def _laid(model: Any, rows: Rows) -> Iterator[Any]:
     if not has_kernel(model):
         yield pack_tokens(rows.prompts, rows.owner, rows.tokens, rows.lengths, device=device)
         return
-    with fused_norms(model):
+    with fused_norms(model), fused_gates(model), fused_turns(model):
         yield lay_spans(rows.prompts, rows.owner, rows.tokens, rows.lengths, device=device)
 
 
@@ -232,7 +232,7 @@ def token_log_probs_in_blocks(
     states = _packed_states(model, rows) if packs(model) else _padded_states(model, rows)
     within = _within(rows)
     row = torch.arange(len(rows)).unsqueeze(-1).expand_as(within)[within]
-    tokens, row = (x.to(states.device, non_blocking=True) for x in (rows.tokens[within], row))
+    tokens, row = (sent(x, states.device) for x in (rows.tokens[within], row))
     return chosen_log_probs(head, states, tokens, temperature), row
 
 
@@ -250,7 +250,7 @@ def _packed_states(model: Any, rows: Rows) -> Tensor:
     starts = int(sizes.sum()) + inputs.cumsum(0) - inputs
     before = starts.unsqueeze(-1) + torch.arange(rows.tokens.shape[1]) - 1
     before[:, 0] = (sizes.cumsum(0) - 1)[rows.owner]
-    return states.index_select(0, before[_within(rows)].to(states.device, non_blocking=True))
+    return states.index_select(0, sent(before[_within(rows)], states.device))
 
 
 def _padded_states(model: Any, rows: Rows) -> Tensor:
@@ -378,10 +378,12 @@ def update(
         refer = in_step(refer)
         parts += [_nothing(groups[0])] * (len(refer) - len(parts))
     told: list[Tensor] = []  # of the KL and of the ratios; read once at the end, as the host waits for that
-    for part, with_reference in zip(parts, refer, strict=True):
-        loss, sums = _loss(learner, part, with_reference)
-        learner.accelerator.backward(loss / total)
-        told.append(sums)
+    with _casts_kept(learner):
+        for part, with_reference in zip(parts, refer, strict=True):
+            loss, sums = _loss(learner, part, with_reference)
+            with torch.autocast(loss.device.type, enabled=False):
+                learner.accelerator.backward(loss / total)
+            told.append(sums)
     _sum_over_processes(learner)
     found = learner.accelerator.clip_grad_norm_(learner.model.parameters(), learner.max_grad_norm)
     norm = 0.0 if found is None else float(whole_tensor(found))
@@ -399,6 +401,17 @@ def update(
         applied=applied,
         apart=OnPolicy(mean=apart_sum / max(1, len(rows)), largest=float(sums[:, 3].max())),
     )
+
+
+def _casts_kept(learner: Learner) -> AbstractContextManager[Any]:
+    """Inside, weights that autocast casts are cast once, and not again for each micro-batch.
+
+    Not where weights come and go, as parts of a split model do, nor where layers are computed again: autocast would give
+    them what it cast without a gradient.
+    """
+    if is_sharded(learner.model) or recomputes(learner.model):
+        return nullcontext()
+    return learner.accelerator.autocast()
 
 
 def recomputes(model: Any) -> bool:
@@ -448,7 +461,7 @@ def _loss(learner: Learner, rows: Rows, with_reference: bool) -> tuple[Tensor, T
     """The loss, and float64 [4]: sums of the rows' KL, ratios and |log ratio|, and the largest of the last."""
     with learner.accelerator.autocast():
         new, predicted = _row_log_probs(learner, rows, held=with_reference)
-    old, weight = (x.to(new, non_blocking=True) for x in (rows.old, rows.weight))
+    old, weight = (sent(x.to(new.dtype), new.device) for x in (rows.old, rows.weight))
     log_ratio = new.detach() - old
     apart = log_ratio.abs().nan_to_num(posinf=0.0).double()  # a row that is no response has an infinite one
     ratios = (log_ratio.exp().sum().double(), apart.sum(), apart.max())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from bontune.tasks import Countdown, Task
 from bontune.tasks.final import final_part
 from bontune.tasks.formats import parse_object, read_lines
 from bontune.tasks.jsonl import last_number
-from bontune.verifiers import CodeVerifier, MathVerifier
+from bontune.verifiers import CodeVerifier, MathVerifier, program_of
 from bontune.verifiers.code.written import READER, Case, Tried, read_cases, try_cases
 from bontune.verifiers.grading import Verify, judge_all
 from bontune.verifiers.math import written_answer
@@ -27,7 +26,7 @@ CPU_SECONDS = (
 )
 WRITTEN = "model_written_tests"  # where the meta of a prompt keeps them
 _MOST_KNOWN = 200_000  # programs whose behaviour is remembered
-_FENCE = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
+_LONGEST_REASON = 500  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +50,18 @@ class Judge:
         return self.many(prompt, [response])[0]
 
     def many(self, prompt: Prompt, responses: Sequence[str]) -> list[Verdict]:
-        """One verdict per response, on all workers."""
-        return self.verifier.verify([self.item(prompt, response) for response in responses])
+        """One verdict per response, on all workers. A response of which no item can be made is undecided alone."""
+        found: list[Verdict | None] = []
+        items: list[Mapping[str, Any]] = []
+        for response in responses:
+            try:
+                items.append(self.item(prompt, response))
+                found.append(None)
+            except Exception as fault:  # an odd response must not cost the others their verdicts
+                reason = f"the response could not be read: {type(fault).__name__}: {fault}"[:_LONGEST_REASON]
+                found.append(Verdict(reward=None, status="undecided", reason=reason))
+        verdicts = iter(self.verifier.verify(items))
+        return [next(verdicts) if verdict is None else verdict for verdict in found]
 
 
 def math_judge(task: Task) -> Judge:
@@ -79,7 +88,8 @@ def math_item(prompt: Prompt, response: str) -> dict[str, str]:
 def code_judge(task: Task) -> Judge:
     """Runs prompt and response against the prompt's tests, `test` and `entry_point` of its line, in isolation.
 
-    Raises ValueError where a prompt has none, and SandboxUnavailable where nothing isolates.
+    Raises ValueError where a prompt has none, and SandboxUnavailable where nothing isolates, or where the workers do not
+    tell a right program from a wrong and a hostile one.
     """
     for split in ("train", "tune", "test"):
         for prompt in _prompts(task, split):
@@ -87,7 +97,9 @@ def code_judge(task: Task) -> Judge:
                 raise ValueError(
                     f'the code verifier needs "test" and "entry_point"; prompt {prompt.id!r} lacks them'
                 )
-    return Judge(CodeVerifier(workers=_workers()), code_item)
+    verifier = CodeVerifier(workers=_workers())
+    verifier.prove()
+    return Judge(verifier, code_item)
 
 
 def code_item(prompt: Prompt, response: str) -> dict[str, str]:
@@ -97,14 +109,8 @@ def code_item(prompt: Prompt, response: str) -> dict[str, str]:
 
 
 def whole_program(prompt: Prompt, response: str) -> str:
-    """A fenced block that defines the function, else the response as the prompt's continuation."""
-    entry = str(prompt.meta["entry_point"])
-    blocks = [
-        block
-        for block in _FENCE.findall(response)
-        if re.search(rf"^\s*def {re.escape(entry)}\b", block, re.MULTILINE)
-    ]
-    return blocks[-1] if blocks else prompt.text + response
+    """What `program_of` finds in the response."""
+    return program_of(prompt.text, response, str(prompt.meta["entry_point"]))
 
 
 class WrittenTests:
@@ -175,7 +181,9 @@ def written_tests(spec: str, task: Task) -> WrittenTests:
             f'--scorer {spec}: no prompt of the task has "{WRITTEN}", a list of texts, in {where}; name a file that '
             "has them: --scorer tests:FILE"
         )
-    return WrittenTests(tests)
+    verifier = CodeVerifier(_workers(), CPU_SECONDS)
+    verifier.prove()
+    return WrittenTests(tests, verifier)
 
 
 def _read_written(path: Path) -> dict[str, Any]:

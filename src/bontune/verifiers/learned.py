@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
 
-from bontune.config import FitConfig
+from bontune.config import PLAIN, FitConfig, Prompting
 from bontune.models.attention import pack, shared_attention, supported
 from bontune.models.inputs import cache_argument
-from bontune.models.loading import own_device
+from bontune.models.loading import forget_quantization, gguf_of, own_device
+from bontune.models.prompting import conversation, end_of_reply, in_force, shown, token_ids
 from bontune.records import Graded, Prompt
 from bontune.tasks.final import final_part
 
@@ -38,6 +39,7 @@ class LearnedVerifier:
 
     model: a sequence-classification model of one label.  scale, offset: of its logit, set by calibration.
     chat: whether prompt and response are put into the tokenizer's chat template, as reward models expect.
+    prompting: what the prompt alone is put into, the response behind it as the policy wrote it. Not with `chat`.
     """
 
     model: Any
@@ -46,6 +48,7 @@ class LearnedVerifier:
     offset: float = 0.0
     chat: bool = False
     rows_per_batch: int = 512
+    prompting: Prompting = PLAIN
 
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """One score per text: None where its final part is too long for the model, 0 where its reasoning never ends."""
@@ -68,31 +71,38 @@ class LearnedVerifier:
         texts = [final_part(text, prompt=prompt.text) or "" for text in texts]
         if self.chat:
             return [self._turns(prompt, text) for text in texts]
-        end = self.tokenizer.eos_token_id
-        ids = [*self.tokenizer(prompt.text)["input_ids"]]
-        while ids and ids[-1] == end:
-            ids.pop()
+        meta = prompt.meta if self.prompting.chat == "on" else {}  # a conversation is read as its text
+        asked = shown([replace(prompt, tokens=None, meta=meta)], self.tokenizer, self.prompting)
+        (ids,) = token_ids(self.tokenizer, asked)
+        end = end_of_reply(self.tokenizer, self.prompting)
         tail = [] if end is None else [end]
         given = self.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
         return [[*ids, *response, *tail] for response in given]
 
     def _turns(self, prompt: Prompt, text: str) -> list[int]:
-        turns = [{"role": "user", "content": prompt.text}, {"role": "assistant", "content": text}]
+        turns = [*conversation(prompt, self.prompting), {"role": "assistant", "content": text}]
         return list(self.tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False))
 
     @property
     def version(self) -> str:
         """Changes with the parameters and the calibration: scores of two versions are two measurements."""
-        found = hashlib.blake2b(f"{self.scale} {self.offset} {self.chat}".encode(), digest_size=8)
+        found = hashlib.blake2b(self._settings.encode(), digest_size=8)
         for parameter in self.model.parameters():
             found.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
         return f"learned-{found.hexdigest()}"
+
+    @property
+    def _settings(self) -> str:
+        told = "" if self.prompting.plain else f" {self.prompting!r}"
+        return f"{self.scale} {self.offset} {self.chat}{told}"
 
     def save(self, folder: str | Path) -> None:
         """A plain transformers folder, with the calibration beside it."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        settings = {"scale": self.scale, "offset": self.offset, "chat": self.chat}
+        settings: dict[str, Any] = {"scale": self.scale, "offset": self.offset, "chat": self.chat}
+        if not self.prompting.plain:
+            settings["prompting"] = asdict(self.prompting)
         (Path(folder) / SETTINGS).write_text(json.dumps(settings, indent=1))
 
     @classmethod
@@ -114,9 +124,11 @@ class LearnedVerifier:
                 "train one with `bontune verifier`"
             )
         path = Path(name) / SETTINGS
-        known = {"chat": tokenizer.chat_template is not None}
+        known: dict[str, Any] = {"chat": tokenizer.chat_template is not None}
         if path.exists():
             known = json.loads(path.read_text())
+        if "prompting" in known:
+            known["prompting"] = Prompting(**known["prompting"])
         return cls(model=model.eval(), tokenizer=tokenizer, **known)
 
 
@@ -154,18 +166,28 @@ def on_device(verifier: LearnedVerifier) -> LearnedVerifier:
     return verifier
 
 
-def scorer_from(name: str | Path, *, seed: int = 0) -> LearnedVerifier:
-    """An untrained verifier from any causal model or encoder of transformers: its body, and a new head of zeros."""
+def scorer_from(name: str | Path, *, seed: int = 0, prompting: Prompting = PLAIN) -> LearnedVerifier:
+    """An untrained verifier from any causal model or encoder of transformers: its body, and a new head of zeros.
+
+    prompting: of the policy whose responses it scores. A body without a chat template reads the text without it.
+    """
+    folder, gguf = gguf_of(str(name))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=1, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(name)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder, **gguf, num_labels=1, dtype=torch.float32
+        )
+    if gguf:
+        forget_quantization(model)
+    tokenizer = AutoTokenizer.from_pretrained(folder, **gguf)
     if model.config.pad_token_id is None:
         model.config.pad_token_id = _first_known(tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     with torch.no_grad():
         for parameter in getattr(model, "score", model).parameters() if hasattr(model, "score") else ():
             parameter.zero_()
-    return LearnedVerifier(model=model.eval(), tokenizer=tokenizer)
+    if not tokenizer.chat_template:
+        prompting = replace(prompting, chat="off", system=None, template_args=())
+    return LearnedVerifier(model=model.eval(), tokenizer=tokenizer, prompting=in_force(prompting, tokenizer))
 
 
 def fit(

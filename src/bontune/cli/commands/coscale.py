@@ -11,7 +11,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoTokenizer
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import (
@@ -19,14 +18,16 @@ from bontune.cli.commands.inputs import (
     load_engine,
     load_source,
     prompts_of,
+    say_divided,
     total_of,
     write_config,
 )
-from bontune.cli.commands.terminal import bar, progress, stages, warn_undecided
+from bontune.cli.commands.prompting import Counting, settle, warn_cut
+from bontune.cli.commands.terminal import bar, progress, say_last, stages, warn_undecided
 from bontune.evaluate import SampleSet, read_samples
 from bontune.evaluate.coscaling import co_scale
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
-from bontune.models.loading import policy_path
+from bontune.models.loading import load_tokenizer
 from bontune.report import write_coscale
 from bontune.rollout.endpoint import is_endpoint
 from bontune.store import open_store
@@ -35,14 +36,13 @@ from bontune.store import open_store
 def run(command: arguments.Coscale) -> None:
     """Read or draw samples at several temperatures, measure the grid, and write the results and the page."""
     started = time.process_time()
-    if bool(command.samples) == (command.model is not None):
-        raise ValueError("give either --samples FILE, once or more often, or --model MODEL")
     if command.cut is not None and command.cut < 2:
         raise ValueError(f"--cut must be at least 2, got {command.cut}")
     check_folder(command.output, command)
     sets = [read_samples(path, skip_torn_tail=True) for path in command.samples]
+    share = 0.0
     if command.model is not None:
-        sets = _draw(command, command.model)
+        command, sets, share = _draw(command, command.model)
     write_config(command.output, command)
     with progress() as bars:
         results = co_scale(
@@ -57,16 +57,23 @@ def run(command: arguments.Coscale) -> None:
         )
     write_coscale(command.output)
     show(results, command.output)
+    warn_cut(share, command.sampling.max_new_tokens)
 
 
-def _draw(command: arguments.Coscale, where: str) -> list[SampleSet]:
-    """One samples file per temperature; only what is missing is drawn."""
+def _draw(command: arguments.Coscale, where: str) -> tuple[arguments.Coscale, list[SampleSet], float]:
+    """One samples file per temperature, of which only what is missing is drawn; the command with the settings in force,
+    and the share of responses that were cut."""
     if len(set(command.temperature)) < 2:
         raise ValueError(f"--temperature needs two different values or more, got {command.temperature}")
     task, verify, score = load_source(command.source)
     prompts = prompts_of(task, command.split, command.prompts, command.seed)
-    model, tokenizer, engine = load_engine(where)
-    found = []
+    model, tokenizer, engine = load_engine(where, command.placement)
+    model, sampling, prompting = settle(
+        where, model, tokenizer, command.sampling, command.prompting, lambda: prompts, command.output
+    )
+    say_divided(task, command.split)
+    command = replace(command, sampling=sampling, prompting=prompting)
+    engine, found = Counting(engine), []
     with progress() as bars, open_store(command.output / STORE, write=True) as store:
         for temperature in command.temperature:
             draw = Draw(
@@ -81,12 +88,13 @@ def _draw(command: arguments.Coscale, where: str) -> list[SampleSet]:
                 score=score,
                 seed=command.seed,
                 judged={**asdict(command.source), "split": command.split},
+                prompting=prompting,
             )
             path = command.output / "samples" / f"t{temperature:g}.jsonl"
             title = f"drawing at temperature {temperature:g}"
             warn_undecided(draw_samples(draw, path, bar(bars, title, total_of(draw)), store))
             found.append(read_samples(path, skip_torn_tail=True))
-    return found
+    return command, found, engine.share
 
 
 def _counter(command: arguments.Coscale) -> Callable[[str], int] | None:
@@ -94,10 +102,7 @@ def _counter(command: arguments.Coscale) -> Callable[[str], int] | None:
     where = command.tokenizer or command.model
     if where is None or (command.tokenizer is None and is_endpoint(where)):
         return None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(policy_path(where))
-    except Exception as fault:  # transformers raises many kinds
-        raise ValueError(f"--tokenizer: none could be loaded from {where!r}: {fault}") from fault
+    tokenizer = load_tokenizer(where)
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
 
 
@@ -121,9 +126,13 @@ def show(results: dict[str, Any], output: Path) -> None:
         what = {"served": "without a sure check", "checked": "where each response can be checked"}[name]
         out.print(
             f"{last['budget']:g} responses, {what}: {how} of N = {last['n']} at T = {last['temperature']:g}, "
-            f"{100 * last['value']:.1f} % [{100 * last['low']:.1f}, {100 * last['high']:.1f}]",
+            f"{_percent(last['cell'])}; a choice made on other prompts: {_percent(last)}",
             soft_wrap=True,
             markup=False,
         )
-    where = f"{results['cpu_seconds']:.0f} CPU seconds; report: {output / 'report.html'}"
-    out.print(where, soft_wrap=True, markup=False)
+    say_last(out, results, {f"temperature {t}": counts for t, counts in results["undecided"].items()}, output)
+
+
+def _percent(item: dict[str, float]) -> str:
+    between = f" [{100 * item['low']:.1f}, {100 * item['high']:.1f}]" if "low" in item else ""
+    return f"{100 * item['value']:.1f} %{between}"

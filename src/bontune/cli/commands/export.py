@@ -43,8 +43,18 @@ def run(command: arguments.Export) -> None:
         finally:
             writing.unlink(missing_ok=True)
     manifest = {"rows": count, "sha256": digest, "verifier": verifier, "columns": list(COLUMNS)}
+    manifest |= _read_as(path.with_name("config.json"))
     write_json(output.with_name(output.name + ".manifest.json"), manifest)
     say(f"{count} responses: {output}   judged by {verifier or 'nobody'}")
+
+
+def _read_as(config: Path) -> dict[str, Any]:
+    """What the models read for each prompt, whose text alone is in the rows; of the run's config.json."""
+    try:
+        known = json.loads(config.read_text())
+    except (OSError, ValueError):
+        return {}
+    return {name: known[name] for name in ("prompting", "in_force") if name in known}
 
 
 def _jsonl(rows: Iterator[dict[str, Any]], path: Path) -> int:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from bontune import __version__
 from bontune.cli import arguments
+from bontune.cli.commands.prompting import LEAST, Counting, settle
 from bontune.cli.commands.terminal import say, warn_undecided
-from bontune.config import load_object
+from bontune.config import Placement, Sampling, load_object, remember
 from bontune.evaluate import write_json
 from bontune.evaluate.drawing import Draw
-from bontune.models.loading import load_policy, policy_path
-from bontune.records import Prompt, Verdict
+from bontune.models.loading import PACKAGED, as_device, as_dtype, load_policy, policy_path
+from bontune.records import Group, Prompt, Verdict
 from bontune.rollout import Engine, endpoint, sample_groups
 from bontune.rollout.endpoint import connect, is_endpoint
 from bontune.serve.best import Server
-from bontune.tasks import Task, load_task
-from bontune.verifiers.grading import Score, Verify, judge_all, version_of
+from bontune.tasks import JsonlTask, Task, load_task
+from bontune.verifiers.generative import judge_as_verifier
+from bontune.verifiers.grading import Score, Verify, judge_all, score_all, score_group, version_of
 from bontune.verifiers.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
 from bontune.verifiers.learned import LearnedVerifier, on_device
+from bontune.verifiers.scorers import named_scorer
 
 
 def warn_blind(server: Server) -> None:
@@ -34,9 +37,15 @@ def warn_blind(server: Server) -> None:
 
 def load_source(source: arguments.Source) -> tuple[Task, Verify, Score | None]:
     """The task, what judges its responses, and what best-of-N selects by."""
+    if not source.task:
+        raise ValueError(
+            "--task is missing: responses without rewards, and those to be scored, need the task that they answer"
+        )
     task = load_task(source.task, answers_required=source.verifier is None)
     if source.verifier in JUDGES:
         verify = JUDGES[source.verifier](task)
+    elif source.verifier is not None and source.verifier.startswith("judge:"):
+        verify = judge_as_verifier(source.verifier)
     else:
         verify = task.verify if source.verifier is None else _callable(source.verifier, "--verifier")
     score = None if source.scorer is None else _scorer(source.scorer, task)
@@ -46,6 +55,10 @@ def load_source(source: arguments.Source) -> tuple[Task, Verify, Score | None]:
 
 
 def _scorer(spec: str, task: Task) -> Score:
+    return named_scorer(spec, lambda other: _other_scorer(other, task))
+
+
+def _other_scorer(spec: str, task: Task) -> Score:
     if spec == "tests" or spec.startswith("tests:"):
         return written_tests(spec, task)
     return (
@@ -64,6 +77,7 @@ def _callable(spec: str, what: str) -> Any:
             ) from fault
     if not callable(found):
         raise ValueError(f"{what}: {spec!r} is no function but a {type(found).__name__}")
+    remember(found, spec)
     return found
 
 
@@ -86,21 +100,22 @@ class Watched:
 
     def many(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text."""
-        verdicts = judge_all(prompt, texts, self._verify)
+        return self._counted(judge_all(prompt, texts, self._verify))
+
+    def scores(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        """What the scorer says; its faults are counted."""
+        assert self._score is not None
+        return self._counted(score_all(prompt, texts, self._score))
+
+    def group_scores(self, group: Group) -> list[Verdict]:
+        """The same of a scorer that needs the whole group."""
+        return self._counted(score_group(group, self._score))
+
+    def _counted(self, verdicts: list[Verdict]) -> list[Verdict]:
         for verdict in verdicts:
             if verdict.reward is None:
                 self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
         return verdicts
-
-    def scores(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
-        """What the scorer says; its faults are counted."""
-        assert self._score is not None
-        try:
-            return self._score(prompt, texts)
-        except Exception as fault:  # a user's scorer may raise anything
-            reason = f"scorer raised {type(fault).__name__}: {fault}"[:500]
-            self._reasons[reason] = self._reasons.get(reason, 0) + len(texts)
-            raise
 
     @property
     def score_version(self) -> str:
@@ -120,9 +135,15 @@ class WatchedScore:
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self.overlaps = getattr(watched._score, "overlaps", False)
+        if hasattr(watched._score, "of_group"):
+            self.of_group = watched.group_scores
 
-    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
+    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """One score per text."""
+        return [verdict.reward for verdict in self.many(prompt, texts)]
+
+    def many(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        """The same, with the reasons."""
         return self._watched.scores(prompt, texts)
 
     @property
@@ -131,8 +152,25 @@ class WatchedScore:
         return self._watched.score_version
 
 
-def prompts_of(task: Task, split: str, count: int, seed: int) -> list[Prompt]:
-    if count < 1:
+def say_divided(task: Task, split: str | None = None) -> None:
+    """Say so where a file names no splits, and its prompts were therefore divided by bontune.
+
+    split: the one that is drawn from, where there is an option to draw from all of them.
+    """
+    if split == "all" or not isinstance(task, JsonlTask) or not task.divided:
+        return
+    sizes = ", ".join(f"{name} {size:,}" for name, size in task.sizes.items())
+    say(
+        f"{task.path} names no splits: its {sum(task.sizes.values()):,} prompts were divided by their ids: {sizes}"
+        + ("" if split is None else f". Drawn from: {split}; --split all takes every one")
+    )
+
+
+def prompts_of(task: Task, split: str, count: int | None, seed: int) -> list[Prompt]:
+    """Prompts of a split; where no number is asked for, the usual one, or all of `all`."""
+    if count is None:
+        count = None if split == "all" else arguments.PROMPTS
+    elif count < 1:
         raise ValueError(f"--prompts must be at least 1, got {count}")
     found = list(task.prompts(split, count, seed))
     if not found:
@@ -195,32 +233,61 @@ def draws(
     """What to draw from each of the models {name: where}, with one model in memory at a time."""
     task, verify, score = load_source(command.source)
     prompts = prompts_of(task, command.split, command.prompts, command.seed)
-    for name, where in models.items():
-        model, tokenizer, engine = load_engine(where)
+    sampling = _shared_budget(command.sampling, models.values())
+    for number, (name, where) in enumerate(models.items()):
+        model, tokenizer, engine = load_engine(where, command.placement)
+        model, drawn, prompting = settle(
+            where, model, tokenizer, sampling, command.prompting, lambda: prompts, command.output
+        )
+        if not number:
+            say_divided(task, command.split)
+        sampling = replace(
+            sampling, max_new_tokens=drawn.max_new_tokens
+        )  # the same for all that are compared
         draw = Draw(
             name=model.fingerprint if is_endpoint(where) else where,
             model=model,
             tokenizer=tokenizer,
-            engine=engine,
+            engine=Counting(engine),
             prompts=prompts,
             group_size=command.group_size,
-            sampling=command.sampling,
+            sampling=drawn,
             verify=verify,
             score=score,
             seed=command.seed,
             judged={**asdict(command.source), "split": command.split},
             rows_per_batch=command.rows_per_batch,
+            prompting=prompting,
         )
         del model, tokenizer
         yield name, draw
         del draw
 
 
-def load_engine(where: str) -> tuple[Any, Any, Engine]:
-    """What to draw from, its tokenizer, and what draws: a policy here, or one behind a server."""
+def _shared_budget(sampling: Sampling, models: Iterable[str]) -> Sampling:
+    """Models in the package have 32 new tokens, and so have those that are compared with them."""
+    shared = not sampling.max_new_tokens and any(where in PACKAGED for where in models)
+    return replace(sampling, max_new_tokens=LEAST) if shared else sampling
+
+
+def load_engine(where: str, placement: Placement | None = None) -> tuple[Any, Any, Engine]:
+    """What to draw from, its tokenizer, and what draws: a policy here, or one behind a server.
+
+    Raises ValueError where a server is told how to hold its model.
+    """
+    placement = placement or Placement()
     if is_endpoint(where):
+        if placement != Placement():
+            raise ValueError(
+                "--dtype and --device are of a model that is loaded here, not of one behind a server"
+            )
         return connect(where), None, endpoint.sample_groups
-    return *load_policy(where), sample_groups
+    return *load_placed(where, placement), sample_groups
+
+
+def load_placed(where: str, placement: Placement) -> tuple[Any, Any]:
+    """A policy where and as precise as it is wanted."""
+    return load_policy(where, dtype=as_dtype(placement.dtype), device=as_device(placement.device))
 
 
 def total_of(draw: Draw) -> int:

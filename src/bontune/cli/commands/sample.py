@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import check_folder, draws, total_of, write_config
+from bontune.cli.commands.prompting import warn_cut_of
 from bontune.cli.commands.terminal import bar, progress, say, warn_undecided
 from bontune.evaluate.drawing import STORE, draw_samples
+from bontune.report.run import undecided
 from bontune.store import open_store
 
 
@@ -17,6 +21,8 @@ def run(command: arguments.Sample) -> None:
     with progress() as bars, open_store(command.output / STORE, write=True) as store:
         advance = bar(bars, f"drawing from {command.model}", total_of(draw))
         reasons = draw_samples(draw, path, advance, store)
-    write_config(command.output, command)
+    write_config(command.output, replace(command, sampling=draw.sampling, prompting=draw.prompting))
     warn_undecided(reasons)
-    say(f"samples: {path}   measure them: bontune evaluate --samples {path}")
+    counts = {command.model: {"undecided": sum(reasons.values()), "responses": total_of(draw)}}
+    say(" ".join([f"samples: {path}   measure them: bontune evaluate --samples {path}", *undecided(counts)]))
+    warn_cut_of(draw)

@@ -9,7 +9,9 @@ from urllib.parse import urlsplit
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import load_engine, warn_blind
+from bontune.cli.commands.prompting import given, say_served, settle
 from bontune.cli.commands.terminal import say
+from bontune.config import spec_of
 from bontune.objectives.registry import build_strategy
 from bontune.serve.app import Service, bind, check_open, listen, make_app
 from bontune.serve.best import Server, load_scorer, load_server
@@ -29,10 +31,12 @@ def run(command: arguments.Serve) -> None:
         server=server, name=name, limits=command.limits, key=key, hosts=hosts, lenient=command.lenient
     )
     app = make_app(served)
+    if command.run is not None:
+        say_served(server)
     warn_blind(server)
     with bind(command.host, command.port) as place:
         host = f"[{command.host}]" if ":" in command.host else command.host
-        say(f"serving {name} by {server.strategy!r} at http://{host}:{place.getsockname()[1]}/v1")
+        say(f"serving {name} by {spec_of(server.strategy)} at http://{host}:{place.getsockname()[1]}/v1")
         listen(app, place, command.limits.drain)
 
 
@@ -43,18 +47,24 @@ def _server(command: arguments.Serve) -> Server:
             raise ValueError(
                 "a RUN has its strategy and answers; --strategy and --answers are for a backend alone"
             )
-        return load_server(command.run, scorer=command.scorer, backend=backend)
+        return load_server(
+            command.run, scorer=command.scorer, backend=backend, prompting=given(command.prompting)
+        )
     if backend is None or command.strategy is None:
         raise ValueError(
             "give the folder of a `bontune train` run, or --backend MODEL with --strategy STRATEGY"
         )
     model, tokenizer, engine = backend
+    model, sampling, prompting = settle(
+        str(command.backend), model, tokenizer, command.sampling, command.prompting, list
+    )
     return Server(
         model=model,
         tokenizer=tokenizer,
         engine=engine,
         strategy=build_strategy(command.strategy),
-        sampling=command.sampling,
+        sampling=sampling,
+        prompting=prompting,
         score=None if command.scorer is None else load_scorer(command.scorer),
         answers=load_answers(command.answers),
     )

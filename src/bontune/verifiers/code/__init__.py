@@ -21,12 +21,26 @@ from bontune.verifiers.code.probe import BACKENDS, SandboxUnavailable, choose
 
 __all__ = ["CodeVerifier", "Observed", "SandboxUnavailable"]
 
-GRADER = "1"  # of these rules; a change of any verdict changes it
+GRADER = "2"  # of these rules; a change of any verdict changes it
 _MOST_KNOWN = 200_000  # verdicts that are remembered
 _ASLEEP = (
     0.05  # CPU time as a share of the wall time, up to which a program that ends at the wall limit was asleep
 )
 _Key = tuple[str, str, str]
+
+_PROOF_TESTS = "def check(candidate):\n    assert candidate(3) == 9\n    assert candidate([2]) == [2, 2]\n"
+_PROOF = {  # what each program must come to, with the limits of the run
+    "a right program": (
+        "import collections\ndef f(x): return 2 * x if isinstance(x, list) else x * x",
+        "pass",
+    ),
+    "a wrong program": ("def f(x): return x", "fail"),
+    "a program that ends its process": ("import os\ndef f(x): os._exit(0)", "crash"),
+    "a program whose result equals everything": (
+        "class A:\n    def __eq__(self, other): return True\ndef f(x): return A()",
+        "fail",
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +94,7 @@ class CodeVerifier:
         self._pairs = [None] * workers
         self._owner, self._closed = os.getpid(), False
         self._known: dict[_Key, Verdict] = {}
+        self._said = ""  # the last words of a worker that could not be started
         self.isolation = self._backend
         self.version = (
             f"code-{GRADER}; Python {sys.version.split()[0]}; {cpu_seconds:g} s, {memory_bytes >> 20} MiB"
@@ -106,6 +121,23 @@ class CodeVerifier:
             verdicts.append(replace(verdict, cpu_seconds=0.0) if key in first else verdict)
             first.add(key)
         return verdicts
+
+    def prove(self) -> None:
+        """Judge a right, a wrong and two hostile programs by the workers as they are.
+
+        Raises SandboxUnavailable with the workers' own words where one of them comes to something else.
+        """
+        items = [
+            {"program": program, "tests": _PROOF_TESTS, "entry_point": "f"} for program, _ in _PROOF.values()
+        ]
+        for (name, (_, expected)), verdict in zip(_PROOF.items(), self.verify(items), strict=True):
+            if verdict.status != expected:
+                limits = f"{self._limits['cpu_seconds']:g} CPU seconds, {int(self._limits['memory_bytes']) >> 20} MiB"
+                raise SandboxUnavailable(
+                    f"the code verifier does not work here: {name} should {expected}, and the verdict is "
+                    f"{verdict.status}: {verdict.reason or 'no reason given'}. Limits: {limits}; isolation: "
+                    f"{self.isolation}; python: {sys.executable}"
+                )
 
     def observe(self, items: Sequence[Mapping[str, Any]]) -> list[Observed]:
         """As `verify`, with the texts that a check(candidate) which is a generator yielded; these are not remembered."""
@@ -151,7 +183,7 @@ class CodeVerifier:
                         if self._begin(slot, key):
                             running[slot] = _Running(key, tries, time.monotonic() + self._wall)
                         else:
-                            again(key, tries, "a fork server could not be reached")
+                            again(key, tries, f"a fork server could not be reached: {self._said}"[:500])
                 if not running:
                     continue
                 nearest = min(job.deadline for job in running.values())
@@ -185,7 +217,8 @@ class CodeVerifier:
         try:
             pair = self._pairs[slot] = Pair(self._backend, self._drop)
             pair.begin(job)
-        except (OSError, Unavailable):
+        except (OSError, Unavailable) as fault:
+            self._said = str(fault)
             self._drop_pair(slot)
             return False
         return True

@@ -169,8 +169,14 @@ def readable_paths() -> list[str]:
 
 def library_paths() -> list[str]:
     """Where a candidate's imports are found: the standard library and installed packages, links followed."""
-    wanted = (path for path in sys.path if os.path.isdir(path) and f"python3.{sys.version_info[1]}" in path)
+    ours = f"python3.{sys.version_info[1]}"
+    wanted = (path for path in sys.path if os.path.isdir(path) and (ours in path or _has_packages(path)))
     return list(dict.fromkeys(os.path.realpath(path) for path in wanted))
+
+
+def _has_packages(path: str) -> bool:
+    """Whether packages were installed into a folder, by `pip install --target` say; a user's own code is none."""
+    return any(name.endswith(".dist-info") for name in os.listdir(path))
 
 
 def _message(verdict: socket.socket) -> tuple[dict[str, Any], bool]:

@@ -8,10 +8,14 @@ the socket of the verdict, as descriptors.
 import array
 import ast
 import builtins
+import collections
 import gc
+import importlib
 import json
+import linecache
 import os
 import select
+import selectors
 import shutil
 import signal
 import socket
@@ -31,6 +35,10 @@ COMMON = (
     "operator", "datetime", "decimal", "fractions", "statistics", "hashlib", "textwrap", "dataclasses", "enum", "abc",
     "cmath", "sys", "threading", "traceback", "unittest", "numbers", "queue", "time",
 )  # fmt: skip
+LIBRARIES = {
+    **{name: name for name in (*COMMON, "json", "asyncio", "uuid", "pathlib", "array", "numpy", "pandas")},
+    "np": "numpy", "pd": "pandas",
+}  # fmt: skip
 TMP_BYTES = 64 << 20
 MOST_NOTE = 4000  # characters
 
@@ -177,6 +185,7 @@ def child(settings, filter_, job, handles, temporary):
     if filter_ is not None:
         isolation.drop_capabilities()
         isolation.install(filter_)
+    without_sockets()
     if settings["role"] == "tests":
         run_tests(job, link, verdict)
     else:
@@ -184,46 +193,167 @@ def child(settings, filter_, job, handles, temporary):
     os._exit(0)
 
 
+def without_sockets():
+    """Let asyncio work where sockets and epoll are refused: its loop wakes itself by a pipe, and polls."""
+    selectors.DefaultSelector = selectors.PollSelector
+    socket.socketpair = pipe_pair
+
+
+def pipe_pair(*_, **__):
+    """A pipe, as the two ends of what asyncio uses it for: one is read, the other written."""
+    return tuple(End(handle) for handle in os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC))
+
+
+class End:
+    """One end of a pipe with the methods of a socket that a loop calls."""
+
+    def __init__(self, handle):
+        self._handle = handle
+
+    def fileno(self):
+        return self._handle
+
+    def setblocking(self, flag):
+        """It never blocks."""
+
+    def recv(self, size):
+        return os.read(self._handle, size)
+
+    def send(self, data):
+        return os.write(self._handle, data)
+
+    def close(self):
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+
 # The candidate's side. Whatever happens here, it can only give values or end.
 
 
 def run_candidate(job, link):
-    """Execute the program, then answer calls by name."""
+    """Execute the program as a module of its own, then answer what the tests ask."""
 
-    def send(message):
-        codec.write(lambda data: os.write(link, data), message)
+    def send(data):
+        while data:
+            data = data[os.write(link, data) :]
 
-    space = {"__name__": "candidate", "__builtins__": builtins}
+    space = module("candidate", job["program"]).__dict__
     try:
         exec(compile(job["program"], "<candidate>", "exec"), space)
     except BaseException as fault:
-        send({"broken": describe(fault)})
+        send(codec.encoded({"broken": describe(fault)}))
         return
-    send({"ready": True})
+    send(codec.encoded({"ready": True}))
     while True:
         asked = codec.read(lambda n: os.read(link, n))
         if asked is None:
             return
-        arguments, named = codec.unpack(asked["args"]), codec.unpack(asked["kwargs"])
-        try:
-            result = space[asked["call"]](*arguments, **named)
-            reply = {"result": codec.pack(result, False), "args": codec.pack(arguments, False)}
-        except BaseException as fault:
-            reply = {"raised": describe(fault), "args": None}
-        try:
-            send(reply)
-        except codec.Unproxyable as fault:
-            send({"raised": ["ValueError", str(fault)], "args": None})
+        send(answer(asked, space))
+
+
+def module(name, source):
+    """A new module, known to pickle, dataclasses and inspect."""
+    found = sys.modules[name] = types.ModuleType(name)
+    linecache.cache[f"<{name}>"] = (len(source), None, source.splitlines(keepends=True), f"<{name}>")
+    found.__dict__["__builtins__"] = builtins
+    return found
+
+
+def answer(asked, space):
+    """The bytes of the reply to a question."""
+    if "get" in asked:
+        value = space.get(asked["get"])
+        plain = asked["get"] in space and (not callable(value) or codec.is_known_type(value))
+        return codec.encoded(packed(value) if plain else {"function": True})
+    if "next" in asked:
+        return portion(codec.HELD[asked["next"]], asked["count"])
+    if "truth" in asked:
+        return outcome(lambda: bool(codec.HELD[asked["truth"]]), {})
+    if "await" in asked:
+        return outcome(lambda: __import__("asyncio").run(codec.HELD[asked["await"]]), {})
+    before = {**dict(enumerate(asked["args"])), **asked["kwargs"]}
+    given = {key: codec.unpack(item) for key, item in before.items()}
+    places = {key: (given[key], item) for key, item in before.items() if isinstance(item, list)}
+    arguments = [given[place] for place in range(len(asked["args"]))]
+    named = {key: given[key] for key in asked["kwargs"]}
+
+    def call():
+        function = space.get(asked["call"])
+        return (eval(asked["call"], space) if function is None else function)(*arguments, **named)
+
+    return outcome(call, places)
+
+
+def packed(value):
+    """The part of a reply that holds a value, or a stand-in for it."""
+    try:
+        reply = {"result": codec.pack(value, False)}
+        codec.encoded(reply)
+    except codec.Unproxyable:
+        reply = {"result": codec.too_large(value)}
+    return reply
+
+
+def outcome(call, places):
+    """What a call returned or raised, and which of its arguments it has changed."""
+    try:
+        reply = packed(call())
+    except BaseException as fault:
+        reply = {"raised": describe(fault)}
+    try:
+        after = {str(key): codec.pack(value, False) for key, (value, _) in places.items()}
+        changed = {key: after[str(key)] for key, (_, before) in places.items() if after[str(key)] != before}
+        return codec.encoded({**reply, "changed": changed} if changed else reply)
+    except codec.Unproxyable:
+        return codec.encoded({"large": True})
+    except BaseException as fault:
+        return codec.encoded({"raised": describe(fault)})
+
+
+def portion(iterator, count):
+    """Up to `count` items of an iterator, and what ended it."""
+    items, end = [], None
+    try:
+        while len(items) < count:
+            items.append(codec.pack(next(iterator), False))
+    except StopIteration:
+        end = {"stop": True}
+    except BaseException as fault:
+        end = {"raised": describe(fault)}
+    try:
+        return codec.encoded({"result": ["l", items], "end": end})
+    except codec.Unproxyable:
+        return codec.encoded({"large": True})
 
 
 def describe(fault):
-    """[name of the nearest builtin exception, text]."""
-    names = [kind.__name__ for kind in type(fault).__mro__ if kind.__module__ == "builtins"]
+    """{"kinds": names of the exception's classes that others know, "text", "args"}."""
+    kinds = [
+        f"{kind.__module__}.{kind.__name__}" for kind in type(fault).__mro__ if kind.__module__ != "candidate"
+    ]
+    held = len(codec.HELD)
     try:
-        text = str(fault)[:500]
+        arguments = codec.pack(tuple(fault.args), False)
+        codec.encoded({"args": arguments})
     except BaseException:
-        text = ""
-    return [names[0] if names else "Exception", text]
+        arguments = None
+    if len(codec.HELD) > held:  # they hold what does not cross
+        arguments = None
+    return {"kinds": kinds, "text": shown(fault), "args": arguments}
+
+
+def shown(fault):
+    """The text of an exception."""
+    try:
+        return str(fault)[:500]
+    except BaseException:
+        return ""
+
+
+def builtin(kinds):
+    """The nearest builtin class among the names of an exception's classes."""
+    return next((str(name)[9:] for name in kinds if str(name).startswith("builtins.")), "Exception")
 
 
 # The tests' side.
@@ -238,6 +368,7 @@ class Candidate:
 
     def __init__(self, link):
         self._link, self.last, self.notes = link, "", []
+        codec.ask = self.ask
 
     def read(self):
         try:
@@ -248,63 +379,106 @@ class Candidate:
             raise Gone("no reply")
         return message
 
-    def function(self, name):
-        """A stand-in for the candidate's function of that name."""
-
-        def call(*args, **kwargs):
-            try:
-                codec.write(
-                    lambda data: os.write(self._link, data),
-                    {"call": name, "args": codec.pack(list(args), True), "kwargs": codec.pack(kwargs, True)},
+    def ask(self, question, given=()):
+        """The value of the reply, with changes made to what was `given`; raises what the candidate raised."""
+        reply = self._reply(question)
+        try:
+            for key, value in reply.get("changed", {}).items():
+                update(given[key], codec.unpack(value))
+            raised = self.exception(reply["raised"]) if "raised" in reply else None
+            result = None if raised is not None else codec.unpack(reply["result"])
+            if "next" in question:
+                end = reply["end"]
+                result = (
+                    result,
+                    end and (StopIteration() if "stop" in end else self.exception(end["raised"])),
                 )
-            except OSError:
-                raise Gone("no one to ask") from None
-            reply = self.read()
-            try:
-                if "raised" in reply:
-                    kind, text = reply["raised"]
-                    self.last = str(kind)
-                    raise exception(str(kind))(str(text))
-                result = codec.unpack(reply["result"])
-                update_arguments(args, codec.unpack(reply["args"]))
-            except (KeyError, TypeError, ValueError, IndexError, RecursionError, OverflowError) as fault:
-                if "raised" in reply:
-                    raise
-                raise Gone(f"a reply that is none: {fault}") from None
-            return result
+        except _MALFORMED as fault:
+            raise Gone(f"a reply that is none: {fault}") from None
+        if raised is not None:
+            raise raised
+        return result
 
-        call.__name__ = name
-        return call
+    def _reply(self, question):
+        try:
+            codec.write(lambda data: os.write(self._link, data), question)
+        except OSError:
+            raise Gone("no one to ask") from None
+        reply = self.read()
+        if "large" in reply:
+            raise codec.Unproxyable("a value too large to cross")
+        return reply
+
+    def named(self, name):
+        """What a name means that the tests use and do not define: a library, or what the candidate has under it."""
+        home = LIBRARIES.get(name)
+        reply = self._reply({"get": name})
+        try:
+            value = codec.unpack(reply["result"]) if "result" in reply else Function(self, name)
+        except _MALFORMED as fault:
+            raise Gone(f"a reply that is none: {fault}") from None
+        if home is None or codec.is_known_type(value):  # as by `from datetime import datetime`
+            return value
+        return importlib.import_module(home)
+
+    def exception(self, raised):
+        """The exception of the nearest class that is known here; those that would end the tests become plain ones."""
+        self.last = builtin(raised["kinds"])
+        arguments = (raised["text"],) if raised["args"] is None else codec.unpack(raised["args"])
+        for name in raised["kinds"]:
+            home, _, attribute = str(name).rpartition(".")
+            if home.partition(".")[0] in sys.stdlib_module_names:
+                kind = getattr(sys.modules.get(home), attribute, None)
+                if isinstance(kind, type) and issubclass(kind, Exception):
+                    fault = kind.__new__(kind, *arguments)
+                    fault.args = tuple(arguments)
+                    return fault
+        return Exception(str(raised["text"]))
 
 
-def exception(name):
-    """A builtin exception class that tests may expect; those that would end the tests become plain ones."""
-    found = getattr(builtins, name, None)
-    if (
-        isinstance(found, type)
-        and issubclass(found, Exception)
-        and not issubclass(found, UnicodeError | OSError)
-    ):
-        return found
-    return Exception
+_MALFORMED = (
+    KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, ArithmeticError, AssertionError,
+)  # fmt: skip
 
 
-def update_arguments(sent, returned):
-    """Give changed lists, dictionaries and sets back to who passed them."""
-    if not isinstance(returned, list) or len(returned) != len(sent):
+class Function:
+    """Stands in for a function of the candidate; what else could be done with one is undecided."""
+
+    def __init__(self, candidate, name):
+        self._candidate, self.__name__ = candidate, name
+
+    def __call__(self, *args, **kwargs):
+        packed_ = (
+            [codec.pack(item, True) for item in args],
+            {key: codec.pack(item, True) for key, item in kwargs.items()},
+        )
+        given = {**{str(place): item for place, item in enumerate(args)}, **kwargs}
+        return self._candidate.ask({"call": self.__name__, "args": packed_[0], "kwargs": packed_[1]}, given)
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise codec.Unproxyable(f"the tests use {name} of the candidate's {self.__name__}")
+
+    def __instancecheck__(self, value):
+        raise codec.Unproxyable(f"the tests ask whether a value is a {self.__name__} of the candidate")
+
+
+def update(mine, theirs):
+    """Give a changed container back to who passed it."""
+    if type(mine) is not type(theirs):
         return
-    for mine, theirs in zip(sent, returned, strict=True):
-        if type(mine) is not type(theirs) or type(mine) not in (list, dict, set) or same(mine, theirs):
-            continue
+    if type(mine).__module__ == "numpy":
+        if getattr(mine, "shape", ()) and (mine.shape, mine.dtype) == (theirs.shape, theirs.dtype):
+            mine[...] = theirs
+    elif isinstance(mine, list | bytearray):
+        mine[:] = theirs
+    elif isinstance(mine, dict | set):
         mine.clear()
-        mine.extend(theirs) if type(mine) is list else mine.update(theirs)
-
-
-def same(a, b):
-    try:
-        return bool(a == b)
-    except Exception:
-        return True
+        (dict if isinstance(mine, dict) else set).update(mine, theirs)  # pyright: ignore
+    elif isinstance(mine, collections.deque):
+        mine.clear()
+        mine.extend(theirs)
 
 
 def run_tests(job, link, verdict):
@@ -314,18 +488,16 @@ def run_tests(job, link, verdict):
         found = check_candidate(job, candidate)
     except Gone as fault:
         found = {"verdict": "gone", "reason": str(fault)}
-    except codec.Unproxyable as fault:
-        found = {"verdict": "undecided", "reason": f"cannot be proxied: {fault}"}
-    except MemoryError:
-        of_tests = candidate.last != "MemoryError"
-        found = {
-            "verdict": "undecided" if of_tests else "fail",
-            "reason": "out of memory",
-            "last": candidate.last,
-        }
+    except MemoryError as fault:
+        ours = candidate.last != "MemoryError" and not isinstance(fault, codec.Endless)
+        found = {"verdict": "undecided" if ours else "fail", "reason": "out of memory", "last": "MemoryError"}
     except BaseException as fault:
-        kind, text = describe(fault)
-        found = {"verdict": "fail", "reason": f"{kind}: {text}"[:300], "last": candidate.last}
+        kind = builtin([f"{kind.__module__}.{kind.__name__}" for kind in type(fault).__mro__])
+        found = {"verdict": "fail", "reason": f"{kind}: {shown(fault)}"[:300], "last": candidate.last}
+        if kind == "TypeError" and "catching classes that do not inherit" in shown(fault):
+            codec.TROUBLE.append("the tests catch an exception of the candidate's own")
+    if codec.TROUBLE and found["verdict"] in ("pass", "fail") and not candidate.notes:
+        found = {"verdict": "undecided", "reason": f"cannot be proxied: {codec.TROUBLE[0]}"[:300]}
     if candidate.notes:
         found["notes"] = candidate.notes  # pyright: ignore
     codec.write(lambda data: os.write(verdict, data), found)
@@ -343,17 +515,22 @@ def check_candidate(job, candidate):
         return {"verdict": "undecided", "reason": f"the tests cannot be read: {fault}"[:300]}
     first = candidate.read()
     if "broken" in first:
-        kind, text = first["broken"]
-        candidate.last = str(kind)
-        return {"verdict": "fail", "reason": f"the program raised {kind}: {text}"[:300], "last": str(kind)}
-    space = {"__name__": "tests", "__builtins__": builtins}
-    for name in free_names(tree):
-        space[name] = __import__(name) if name in COMMON else candidate.function(name)
-    entry = space[job["entry_point"]] = candidate.function(job["entry_point"])
+        kind, text = builtin(first["broken"]["kinds"]), first["broken"]["text"]
+        candidate.last = kind
+        return {"verdict": "fail", "reason": f"the program raised {kind}: {text}"[:300], "last": kind}
+    space = module("tests", job["tests"]).__dict__
+    for name in free_names(tree) - {job["entry_point"]}:
+        space[name] = candidate.named(name)
+    entry = space[job["entry_point"]] = Function(candidate, job["entry_point"].strip())
     exec(code, space)
     if "check" not in space or not callable(space["check"]):
         return {"verdict": "undecided", "reason": "the tests define no check(candidate)"}
-    result = space["check"](entry)
+    check = space["check"]
+    if "check" in getattr(
+        getattr(check, "__code__", None), "co_names", ()
+    ):  # they call the candidate's of that name
+        space["check"] = candidate.named("check")
+    result = check(entry)
     if isinstance(result, types.GeneratorType):
         for note in result:
             candidate.notes.append(str(note)[:MOST_NOTE])

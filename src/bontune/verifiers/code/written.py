@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from bontune.verifiers.code import CodeVerifier, Observed
 
-READER = "1"  # of these rules; a change of any score or behaviour changes it
+READER = "2"  # of these rules; a change of any score or behaviour changes it
 MOST_CASES = 300  # calls of one function, the most frequent ones
 _MOST_LINES = 12  # of one assertion
 _LONGEST = 2000  # characters of one assertion
@@ -227,6 +227,7 @@ def _tests(cases: Sequence[Case]) -> str:
 # Values that are equal have one form. A call without a value is told by "!".
 _CHECK = """
 import hashlib
+import itertools
 
 def form(value):
     kind = type(value)
@@ -242,8 +243,11 @@ def form(value):
     if kind is dict:
         return f"dict({', '.join(sorted(f'{form(k)}: {form(v)}' for k, v in value.items()))})"
     if hasattr(value, "__next__"):
-        return f"iterator({', '.join(map(form, value))})"
-    return repr(value)
+        return f"iterator({', '.join(map(form, itertools.islice(value, 1000)))})"
+    try:
+        return repr(value)
+    except Exception:
+        return f"<object of type {value.kind}>"
 
 def short(text):
     return text if len(text) <= 200 else hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
