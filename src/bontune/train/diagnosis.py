@@ -8,7 +8,6 @@ from bontune.config import TrainConfig
 from bontune.train.run import Metrics
 
 IN_A_ROW = 5  # steps that taught nothing, after which it is said; then after twice as many, and so on
-MANY_CUT, MANY_UNDECIDED = 0.05, 0.01  # shares from which the end of a run names them
 _NEARLY_ALL = 0.99
 _EXPECTED = (
     20  # rewards that a policy as it was before would have earned where it has earned none: no chance then
@@ -49,14 +48,6 @@ def remarks(history: Sequence[Metrics], config: TrainConfig) -> list[str]:
     if 2 * len(without) > len(history):
         found.append(
             f"{len(without)} of {len(history)} steps taught the policy nothing; of those: {cause(without, config)}"
-        )
-    undecided, cut = _share(history, "undecided_share"), _share(history, "unfinished_share")
-    if undecided > MANY_UNDECIDED:
-        found.append(f"{undecided:.1%} of the responses could not be decided: look at --verifier")
-    if cut > MANY_CUT:
-        found.append(
-            f"{cut:.0%} of the responses were cut at {config.sampling.max_new_tokens} tokens: "
-            "--sampling.max-new-tokens lets them end"
         )
     return found
 
