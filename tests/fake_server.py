@@ -28,6 +28,7 @@ class Fake:
 
     vllm: tells token ids and log-probabilities.  raw: these are of the model's own distribution, as vLLM's default.
     most: responses of one answer, whatever n says.  faults: the next requests' faults, in order.
+    fault_of: the fault of a request, or None, where there is none in order.
     """
 
     vllm: bool = True
@@ -37,6 +38,7 @@ class Fake:
     key: str | None = None
     delay: float = 0.0
     faults: list[Fault] = field(default_factory=list)
+    fault_of: Callable[[dict[str, Any]], Fault | None] = lambda body: None
     seen: list[dict[str, Any]] = field(default_factory=list)
     at_once: int = 0
     most_at_once: int = 0
@@ -135,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
             self.fake.seen.append(body | {"path": self.path})
             self.fake.at_once += 1
             self.fake.most_at_once = max(self.fake.most_at_once, self.fake.at_once)
-            fault = self.fake.faults.pop(0) if self.fake.faults else None
+            fault = self.fake.faults.pop(0) if self.fake.faults else self.fake.fault_of(body)
         try:
             time.sleep(self.fake.delay)
             answer = self.fake.answer(body, self.path.endswith("/chat/completions"))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,13 +16,14 @@ from test_score import group_of
 
 from bontune import cli
 from bontune.cli.commands.inputs import Watched
-from bontune.records import Group, Prompt, Sampling, Scored
+from bontune.records import Group, Prompt, Sampling, Scored, Verdict
 from bontune.rollout import sample_groups
 from bontune.serve.best import Server, load_scorer
-from bontune.strategies import BestOfN, MajorityVote, WeightedVote
+from bontune.strategies import BestOfN, MajorityVote, Sequential, Strategy, WeightedVote
 from bontune.verifiers.grading import grade
 from bontune.verifiers.likelihood import LIKELIHOOD, Likelihood
 from bontune.verifiers.scorers import named_scorer
+from bontune.verifiers.staged import Staged
 
 LOGS = torch.tensor([[-1.0, -2.0, 0.0], [-0.5, -0.5, -0.5], [-4.0, 0.0, 0.0]])
 LENGTHS = torch.tensor([2, 3, 1])
@@ -75,6 +78,13 @@ def test_ties_of_a_vote_go_to_the_more_probable_and_majorities_stay() -> None:
     assert MajorityVote(4).value(scored).tolist() == [1.0, 0.5]
 
 
+def served(scorer: Any, strategy: Strategy, **more: Any) -> Server:
+    model, tokenizer, sampling = tiny_model(), word_tokenizer(), Sampling(max_new_tokens=6)
+    return Server(
+        model=model, tokenizer=tokenizer, strategy=strategy, sampling=sampling, score=scorer, **more
+    )
+
+
 def test_serving_chooses_by_it_whether_drawn_at_once_or_in_parts() -> None:
     model, tokenizer = tiny_model(), word_tokenizer()
     sampling = Sampling(max_new_tokens=6)
@@ -88,6 +98,44 @@ def test_serving_chooses_by_it_whether_drawn_at_once_or_in_parts() -> None:
     assert whole.scores == pytest.approx(means)
     assert whole.text == drawn.texts[max(range(6), key=lambda i: means[i])]
     assert (parts.text, parts.scores) == (whole.text, pytest.approx(list(whole.scores)))
+
+
+@pytest.mark.parametrize("early_stop", [True, False])
+def test_serving_stops_by_it_at_the_first_probable_response(early_stop: bool) -> None:
+    made = served(Likelihood("mean-log-prob"), BestOfN(6), early_stop=early_stop)
+    (whole,) = made.answer(["w1 w2"], seed=4)
+    accept = sorted(value for value in whole.scores if value is not None)[-2]
+    first = next(i for i, value in enumerate(whole.scores) if value is not None and value >= accept)
+    (found,) = replace(made, strategy=Sequential(BestOfN(6), accept=accept)).answer(["w1 w2"], seed=4)
+    assert (found.text, found.score) == (whole.alternatives[first], pytest.approx(whole.scores[first]))
+    parts = (1, 2, 4, 6)  # drawn after each part
+    assert found.drawn == (next(n for n in parts if n > first) if early_stop else 6)
+
+
+class Ranks:
+    """A scorer of whole groups: the share of the others that are no longer."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
+        raise ValueError("needs groups")
+
+    def of_group(self, group: Group) -> list[Verdict]:
+        self.sizes.append(group.size)
+        told = group.lengths.tolist()
+        return [Verdict(reward=sum(n <= own for n in told) / len(told)) for own in told]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_scorers_of_whole_groups_get_all_responses_together(parts: int) -> None:
+    ranks = Ranks()
+    made = served(ranks, Sequential(BestOfN(6), accept=0.1))
+    (found,) = made.answer(["w1 w2"], seed=4, parts=parts)
+    assert (ranks.sizes, found.drawn) == ([6], 6)
+    assert found.text == found.alternatives[0]  # the first accepted one, as without a group
+    staged = Staged(lambda prompt, texts: [0.0] * len(texts), lambda prompt, texts: [1.0] * len(texts), 0.5)
+    assert served(staged, Sequential(BestOfN(6), accept=0.5)).answer(["w1 w2"], seed=4)[0].drawn == 6
 
 
 def test_files_have_sums_and_no_tokens(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from bontune.models.loading import load_policy
 from bontune.records import Prompt, Sampling
 from bontune.report import write_report
 from bontune.store import open_store
-from bontune.strategies import BestOfN, MajorityVote
+from bontune.strategies import BestOfN, MajorityVote, PassAtK, Sequential
 from bontune.tasks import Countdown
 
 TASK = Countdown()
@@ -228,6 +229,29 @@ def test_results_of_two_policies(tmp_path: Path) -> None:
     ]
     write_report(tmp_path)
     assert {"report.html", "examples.json"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_strategy_that_stops_is_measured_with_its_draws(tmp_path: Path) -> None:
+    """Response i < p of 8 is right for prompt p: value and draws are hypergeometric, whatever the package says."""
+    found = write(tmp_path / "a.jsonl", lambda p, i: {"reward": i < p})
+    results = evaluate({"a": found}, tmp_path, strategy=Sequential(PassAtK(5)))
+    entry = results["policies"]["a"]["strategy"]
+    none = {n: [math.comb(8 - p, n) / math.comb(8, n) for p in range(6)] for n in range(6)}
+    for n in (1, 2, 4, 5):
+        row = entry["by_budget"][str(n)]
+        assert row["stops"]["value"] == pytest.approx(1 - sum(none[n]) / 6)
+        assert row["whole"] == row["stops"]
+        assert row["draws"]["value"] == pytest.approx(sum(sum(none[k]) for k in range(n)) / 6)
+        assert row["draws"]["low"] <= row["draws"]["value"] <= row["draws"]["high"]
+    assert set(entry["by_budget"]) == {"1", "2", "4", "5"}
+    assert entry["draws"] == entry["by_budget"]["5"]["draws"]
+    assert entry["value"] == entry["by_budget"]["5"]["stops"]["value"]
+    page = write_report(tmp_path).read_text()
+    assert "Stopping when it is decided" in page
+    assert f"{entry['value']:.3f} by {entry['draws']['value']:.1f}" in page
+    assert "of 5 responses per prompt" in page
+    evaluate({"a": found}, tmp_path, strategy=PassAtK(5))
+    assert "Stopping when it is decided" not in write_report(tmp_path).read_text()
 
 
 def test_votes_can_be_left_out(tmp_path: Path) -> None:

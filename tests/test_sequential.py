@@ -507,6 +507,41 @@ def test_a_settled_vote_serves_what_the_whole_vote_would() -> None:
         assert torch.equal(_weighted(budget).select(orders), WeightedVote(budget).select(orders))
 
 
+def test_what_could_not_be_judged_is_not_served_by_a_settled_vote() -> None:
+    group = Scored(
+        torch.tensor([[0.0, 1.0, 1.0]]),
+        answers=torch.tensor([[5, 5, 5]]),
+        decided=torch.tensor([[False, True, True]]),
+    )
+    assert Sequential(MajorityVote(3)).select(group).tolist() == [1]
+
+
+@pytest.mark.parametrize("name", list(SERVED))
+def test_least_is_the_fewest_further_responses_that_can_settle_the_choice(name: str) -> None:
+    """Over all sequences: no continuation settles it earlier, and one does so then."""
+    size, most = 4, SERVED[name](4).score_limit
+    outcomes = [(most, "a"), (0.0, "a"), (most, "b"), (None, "a"), (most, None)]
+    for taken in range(size):
+        for begun in itertools.product(outcomes, repeat=taken):
+            decider = SERVED[name](size).decider()
+            for each in begun:
+                if not decider.decided:
+                    decider.add(*each)
+            if decider.decided:
+                assert decider.least == 0
+                continue
+            fewest = min(
+                _until_decided(SERVED[name](size).decider(), [*begun, *more])
+                for more in itertools.product(outcomes, repeat=size - taken)
+            )
+            assert decider.least == fewest - taken
+            assert decider.stops
+
+
+def _until_decided(decider: Any, sequence: list[Any]) -> int:
+    return next(t for t, each in enumerate(sequence, 1) if decider.add(*each))
+
+
 def test_strategies_that_do_not_stop_are_decided_by_all_of_them() -> None:
     decider = BestOfN(3).decider()
     assert [decider.add(score) for score in (0.5, 2.0, 1.0)] == [False, False, True]

@@ -537,7 +537,7 @@ def test_the_command_serves_what_was_trained_for(
         return bind("127.0.0.1", 0)
 
     monkeypatch.setattr(command, "bind", bound)
-    monkeypatch.setattr(command, "listen", lambda app, place: apps.append(app))
+    monkeypatch.setattr(command, "listen", lambda app, place, drain: apps.append(app))
     monkeypatch.setattr(command, "make_app", lambda service: service)
     monkeypatch.setenv("BONTUNE_API_KEY", "k-secret")
 

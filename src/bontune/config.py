@@ -301,6 +301,8 @@ class Limits:
     body: bytes of a request.  prompt: characters of a prompt.  answers: of a request, its prompts times its n.
     budget: N of a request that names its own.  waiting: requests being answered or waiting for it; more get status 429.
     at_once: requests answered at the same time; 1 for a model in this process.
+    seconds: of a request, its waiting included; then it gets status 504.  drain: seconds that requests under way have
+    to end when the server is asked to.
     """
 
     body: int = 1_000_000
@@ -309,6 +311,8 @@ class Limits:
     budget: int = 128
     waiting: int = 16
     at_once: int = 1
+    seconds: int = 600
+    drain: int = 30
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -171,8 +171,10 @@ class Best:
     scorer: str | None = None
     """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, the
     address of a reward model, or module:function of (prompt, responses) -> one score per response."""
+    early_stop: bool = True
+    """Draw no more once a strategy that stops by itself, a `Sequential`, is decided. The answers are the same without."""
     all: bool = False
-    """Print all N responses with their scores as JSON lines."""
+    """Print all responses drawn with their scores as JSON lines."""
     seed: int = 0
     """Seed of the responses."""
 
@@ -206,6 +208,8 @@ class Serve:
     scorer: str | None = None
     """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, the
     address of a reward model, or module:function of (prompt, responses) -> one score per response."""
+    early_stop: bool = True
+    """Draw no more once a strategy that stops by itself, a `Sequential`, is decided. The answers are the same without."""
     name: str | None = None
     """Name of the model that clients see; by default that of the run's folder or of the backend."""
     host: str = "127.0.0.1"
@@ -216,6 +220,9 @@ class Serve:
     """A file that holds the API key."""
     allow_anyone: bool = False
     """Let other machines in without a key."""
+    lenient: bool = False
+    """Ignore `temperature`, `top_p`, `top_k` and a `max_tokens` above the limit, which many clients always send, rather
+    than refuse them; the answer says so."""
     limits: Limits = field(default_factory=Limits)
 
 

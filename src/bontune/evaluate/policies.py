@@ -16,6 +16,7 @@ from bontune.evaluate import (
     Curve,
     SampleSet,
     curve_from,
+    doubling_budgets,
     example,
     meta_strategy,
     pair,
@@ -25,7 +26,7 @@ from bontune.evaluate import (
     write_json,
 )
 from bontune.records import Scored
-from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Strategy, curve
+from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Sequential, Strategy, curve
 
 USUAL_BUDGET = 32  # N of the headline, where nothing names another
 EXAMPLES = 12  # prompts whose responses the report shows side by side
@@ -44,7 +45,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Results and examples of one or several policies; the first is the reference of the differences.
 
-    Policies are cut down to the prompts they share. strategy: measured beside the curves, at its own budget.
+    Policies are cut down to the prompts they share. strategy: measured beside the curves, at its own budget; one that
+    stops by itself at smaller ones, too, with the responses it draws.
     votes: measure majority votes where answers are given, which takes longer than all else.
     started: `time.process_time()` at the beginning of the work that `cpu_seconds` should count.
     on_stage: told what is about to be measured.  more: see `run_results`.
@@ -140,10 +142,25 @@ def _announce(on_stage: Callable[[str], None], policy: str, what: str, strategy:
 
 
 def _strategy_entry(strategy: Strategy, scored: Scored, ids: Sequence[str], seed: int) -> dict[str, Any]:
-    values = strategy.value(scored).unsqueeze(-1)
-    found: Curve = curve_from("strategy", (strategy.budget,), values, ids=ids, seed=seed)
-    entry = {"value": found.mean[0], "low": found.low[0], "high": found.high[0]}
-    return {key: value for key, value in entry.items() if not math.isnan(value)}
+    """The strategy's value with its interval, and of one that stops by itself its draws, for each N up to its own."""
+
+    def intervals(values: Sequence[torch.Tensor]) -> list[dict[str, float]]:
+        stacked = torch.stack(list(values), -1)
+        found: Curve = curve_from("strategy", range(1, len(values) + 1), stacked, ids=ids, seed=seed)
+        rows = zip(found.mean, found.low, found.high, strict=True)
+        named = [dict(zip(("value", "low", "high"), row, strict=True)) for row in rows]
+        return [{key: value for key, value in row.items() if not math.isnan(value)} for row in named]
+
+    if not isinstance(strategy, Sequential):
+        return intervals([strategy.value(scored)])[0]
+    budgets = doubling_budgets(strategy.budget)
+    stopping = [strategy.with_budget(n) for n in budgets]
+    values = intervals([each.value(scored) for each in stopping])
+    draws = intervals([each.draws(scored) for each in stopping])
+    whole = intervals([each.strategy.value(scored) for each in stopping])
+    columns = {"stops": values, "draws": draws, "whole": whole}
+    table = {str(n): {key: rows[i] for key, rows in columns.items()} for i, n in enumerate(budgets)}
+    return {**values[-1], "draws": draws[-1], "by_budget": table}
 
 
 def _log_probs(item: SampleSet) -> list[list[float]] | None:

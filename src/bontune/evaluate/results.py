@@ -10,6 +10,10 @@
 responses could not be decided, a policy's "excluded" says how many prompts lack a value at N. graded: rewards other than
 0 and 1 are among them, so pass_at is the expected highest reward of N.
 
+A policy measured with a strategy has "strategy": {"value", "low", "high"}, and of one that stops by itself also
+"draws": {"value", "low", "high"}, the responses drawn, and "by_budget": {N: {"stops", "draws", "whole"}}, each with
+value, low and high: stopping early, what it draws, and the same strategy with all N.
+
 Budgets are keys, as decimal strings. A number that is not known (no prompt has N decided responses, no
 interval from a single prompt) is left out; `distinct` and `entropy` are null without texts and
 log-probabilities.

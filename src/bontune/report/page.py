@@ -63,6 +63,7 @@ def render(run: Run) -> str:
         _head(run),
         _differences(run, draw),
         _curves(run, draw),
+        _stopping(run, draw),
         _overview(run, palette),
         _alone(run, palette),
         _levels(run, draw),
@@ -238,6 +239,42 @@ def _curves(run: Run, draw: Figures) -> str:
         '<p class="soft">Lines are unbiased estimates, bands 95 % intervals from resampling the prompts.</p>'
         f'<div class="plots">{"".join(figures)}</div>{table}'
     )
+
+
+def _stopping(run: Run, draw: Figures) -> str:
+    """Of a strategy that stops by itself: value against the responses it draws, beside the same one with all N."""
+    figures, sentences = [], []
+    for name in run.policies:
+        found = run.stopping(name)
+        if not found:
+            continue
+        stops = [(row["draws"][0], row["stops"]) for row in found.values()]
+        whole = [(float(n), row["whole"]) for n, row in found.items()]
+        series = [_path("stopping", stops), _path("all N", whole)]
+        svg = plots.curve_plot(
+            series,
+            y_label=f"{name}: expected reward",
+            x_label="responses drawn per prompt, on average",
+            percent=is_rate(series),
+        )
+        figures.append(draw(svg, f"expected reward of {name} against the responses drawn"))
+        last, (drawn, low, high) = max(found), found[max(found)]["draws"]
+        between = f" ({low:.1f} to {high:.1f})" if known(low, high) else ""
+        value = found[last]["stops"][0]
+        shown = f"{drawn:.1f}{between} of {last} responses per prompt"
+        sentences.append(f"{policy_name(name, draw.palette)}: {value:.3f} by {shown}.")
+    if not figures:
+        return ""
+    return (
+        f"<h2>Stopping when it is decided</h2><p>{escape(str(run.results.get('strategy', '')))}</p>"
+        f'<p>{"<br>".join(sentences)}</p><div class="plots">{"".join(figures)}</div>'
+    )
+
+
+def _path(name: str, points_: Sequence[tuple[float, Interval]]) -> Series:
+    rows = [row for _, row in points_]
+    value, low, high = ([row[i] for row in rows] for i in range(3))
+    return Series(name=name, x=[x for x, _ in points_], y=value, low=low, high=high)
 
 
 def _curve_table(run: Run, palette: Mapping[str, str]) -> str:

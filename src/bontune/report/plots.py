@@ -77,9 +77,14 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def curve_plot(
-    series: Sequence[Series], *, y_label: str, percent: bool = True, palette: Mapping[str, str] | None = None
+    series: Sequence[Series],
+    *,
+    y_label: str,
+    x_label: str | None = None,
+    percent: bool = True,
+    palette: Mapping[str, str] | None = None,
 ) -> str:
-    """Curves with bands over the budget N, on a log2 axis, each labelled at its right end."""
+    """Curves with bands over the budget N, or what x_label says, on a log2 axis, each labelled at its right end."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure([line.name for line in series])
         colour = palette or colours([line.name for line in series])
@@ -91,6 +96,8 @@ def curve_plot(
             if max(known) <= 1:
                 axes.set_ylim(top=min(1.0, max(known) * 1.06 + 0.01))
         _budget_axis(axes, series)
+        if x_label is not None:
+            axes.set_xlabel(x_label, parse_math=False)
         _value_axis(axes, y_label, percent)
         _end_labels(axes, series, colour)
         return _svg(figure)

@@ -127,6 +127,15 @@ class Run:
         known = KINDS | {"pass_at": "max@N"} if self.graded else KINDS
         return known | {key: name for key, name in own.items() if isinstance(name, str) and key not in KINDS}
 
+    def stopping(self, name: str) -> dict[int, dict[str, Interval]]:
+        """{N: {"stops", "draws", "whole"}} of a policy measured with a strategy that stops by itself; else empty."""
+        rows = _mapping(_mapping(self.policies[name].get("strategy")).get("by_budget"))
+        found = {
+            _whole(n): {key: _interval(_mapping(row).get(key)) for key in ("stops", "draws", "whole")}
+            for n, row in rows.items()
+        }
+        return {n: found[n] for n in sorted(found) if n > 0 and _known_all(found[n])}
+
     def differences(self, key: str) -> dict[str, dict[int, Interval]]:
         """{policy: {N: (value, low, high)}} for one of `kinds`; empty where there are none."""
         found = (
@@ -308,6 +317,11 @@ def _is_example(item: Any) -> bool:
             for rows in item["policies"].values()
         )
     )
+
+
+def _known_all(row: Mapping[str, Interval]) -> bool:
+    """Whether all values are known, and there were responses."""
+    return all(math.isfinite(value) for value, _, _ in row.values()) and row["draws"][0] > 0
 
 
 def _interval(item: Any) -> Interval:

@@ -12,11 +12,12 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, as_completed
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from json import JSONDecodeError
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import torch
@@ -29,6 +30,7 @@ from bontune.rollout.check import check_request
 
 KEY = "OPENAI_API_KEY"  # the variable of the environment that the official client reads, too
 _SEEDS = 2**52  # exact in every JSON reader, and room for the responses of a group behind it
+_LOOK = 0.2  # seconds between two looks at whether what is being drawn is still wanted
 _PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before a body that is no JSON is asked for again
 _PROBES = 8  # tokens drawn to learn what a server's log-probabilities are of
 
@@ -189,6 +191,57 @@ def sample_groups(
     return [groups[i] for i in range(len(prompts))]
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Responses of prompt number `prompt`: `count` of them, from number `first` on; one request."""
+
+    prompt: int
+    first: int
+    count: int
+
+
+class Drawer(Protocol):
+    """What `draw_until` asks while it draws."""
+
+    def spans(self) -> list[Span]:
+        """What to draw now; asked at the beginning, and after each answer. Each span is named once."""
+        ...
+
+    def take(self, span: Span, group: Group) -> None:
+        """The responses of a span, as a group of their own."""
+        ...
+
+    def wants(self, prompt: int) -> bool:
+        """Whether what is still being drawn for a prompt is wanted. Asked often; what it raises ends all requests."""
+        ...
+
+
+def draw_until(
+    model: Endpoint,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    drawer: Drawer,
+    *,
+    sampling: Sampling,
+    seed: int,
+) -> None:
+    """Draw what `drawer` asks for until it asks for nothing; requests that it no longer wants are closed.
+
+    Responses are those of `sample_groups`: number j of a prompt is the same, whatever it is asked for with.
+    Raises what `sample_groups` raises, unless nothing was wanted any more of the prompt it happened to.
+    """
+    bodies = [_body(model, tokenizer, prompt, sampling) for prompt in prompts]
+    seeds = [seed_of(seed, 0, prompt) for prompt in prompts]
+
+    def parts() -> list[_Part]:
+        return [_Part(s.prompt, s.first, s.count, bodies[s.prompt], seeds[s.prompt]) for s in drawer.spans()]
+
+    with closing(_answers(model, parts(), parts, drawer.wants)) as answers:
+        for part, choices in answers:
+            group = _group(model, prompts[part.prompt], choices, 0, sampling)
+            drawer.take(Span(part.prompt, part.first, part.count), group)
+
+
 def seed_of(seed: int, step: int, prompt: Prompt) -> int:
     """The seed that a group's first response is asked for with; 0 up to 2**52."""
     return stream_key(seed, step, prompt.id) % _SEEDS
@@ -276,23 +329,34 @@ def with_prompting(model: Endpoint, prompting: Prompting) -> Endpoint:
     return replace(model, chat=chat, prompting=replace(prompting, chat="on" if chat else "off"))
 
 
-def _answers(model: Endpoint, parts: Sequence[_Part]) -> Generator[tuple[_Part, list[_Choice]], None, None]:
+def _answers(
+    model: Endpoint,
+    parts: Sequence[_Part],
+    more: Callable[[], Sequence[_Part]] = tuple,
+    wants: Callable[[int], bool] | None = None,
+) -> Generator[tuple[_Part, list[_Choice]], None, None]:
     """Each request with its choices, as they come.
 
-    After a fault nothing more is asked; what is under way is waited for and handed over, and then the fault is raised.
+    more: what to ask for beside, after each of them.  wants: whether a prompt's requests are still wanted; else they
+    are closed. It is asked after each of them and every _LOOK seconds.
+    After a fault nothing more is asked, of its prompt where `wants` is given; what is under way is waited for and
+    handed over, and then the fault is raised, if its prompt is still wanted.
     An interruption ends all at once. The event loop has a thread of its own, so that callers may have one themselves.
     """
     import anyio
     from anyio.from_thread import start_blocking_portal
 
-    faults: list[Exception] = []
+    faults: dict[int, Exception] = {}
+
+    def halted(part: _Part) -> bool:
+        return bool(faults) if wants is None else part.prompt in faults
 
     async def ask(part: _Part) -> list[_Choice] | None:
         async with limit:
             try:
-                return None if faults else await _ask(client, model, part)
+                return None if halted(part) else await _ask(client, model, part)
             except Exception as fault:  # kept until the rest is in
-                faults.append(_explained(model, fault))
+                faults.setdefault(part.prompt, _explained(model, fault))
                 return None
 
     with (
@@ -300,12 +364,44 @@ def _answers(model: Endpoint, parts: Sequence[_Part]) -> Generator[tuple[_Part, 
         portal.wrap_async_context_manager(_client(model)) as client,
     ):
         limit = anyio.Semaphore(model.concurrency)
-        waiting: dict[Future[Any], _Part] = {portal.start_task_soon(ask, part): part for part in parts}
-        for done in as_completed(waiting):
-            if (choices := done.result()) is not None:
-                yield waiting[done], choices
-    if faults:
-        raise faults[0]
+        waiting = _Waiting(wants)
+        while True:
+            for part in parts:
+                waiting.add(portal.start_task_soon(ask, part), part)
+            if not waiting.parts:
+                break
+            future, part = waiting.next()
+            if not future.cancelled() and (choices := future.result()) is not None:
+                yield part, choices
+            parts = more()
+    for prompt, fault in faults.items():
+        if wants is None or wants(prompt):
+            raise fault
+
+
+class _Waiting:
+    """Requests under way; those that are no longer wanted are cancelled."""
+
+    def __init__(self, wants: Callable[[int], bool] | None) -> None:
+        self.parts: dict[Future[Any], _Part] = {}
+        self._wants, self._came = wants, SimpleQueue[Future[Any]]()
+
+    def add(self, future: Future[Any], part: _Part) -> None:
+        self.parts[future] = part
+        future.add_done_callback(self._came.put)
+
+    def next(self) -> tuple[Future[Any], _Part]:
+        """The next that is done."""
+        while True:
+            if self._wants is not None:
+                for future, part in list(self.parts.items()):
+                    if not self._wants(part.prompt):
+                        future.cancel()
+            try:
+                future = self._came.get(timeout=_LOOK)
+            except Empty:
+                continue
+            return future, self.parts.pop(future)
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,18 +513,30 @@ def _choices(model: Endpoint, answer: Any) -> list[_Choice]:
 
 
 def _choice(model: Endpoint, choice: Mapping[str, Any], prompt_tokens: Any) -> _Choice:
-    text = choice["message"].get("content") if model.chat else choice["text"]
+    text = _text(choice["message"].get("content") if model.chat else choice["text"])
     tokens = choice.get("token_ids") if model.native else None
     log_probs = _log_probs(choice.get("logprobs") or {}) if tokens else None
     if log_probs is None or len(log_probs) != len(tokens or ()):
         tokens = log_probs = None
     return _Choice(
-        text="" if text is None else str(text),
+        text=text,
         finished=choice.get("finish_reason") == "stop",
         tokens=None if tokens is None else tuple(map(int, tokens)),
         log_probs=log_probs,
         prompt_tokens=tuple(map(int, choice.get("prompt_token_ids") or prompt_tokens or ())),
     )
+
+
+def _text(content: Any) -> str:
+    """The text of a choice; of parts that of the texts, without what a model thought. ValueError for anything else."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = [part for part in content if part["type"] not in ("thinking", "reasoning")]
+    if any(part["type"] not in ("text", "output_text") for part in parts):
+        raise ValueError("a part of the content is no text")
+    return "".join(str(part["text"]) for part in parts)
 
 
 def _log_probs(told: Mapping[str, Any]) -> tuple[float, ...] | None:

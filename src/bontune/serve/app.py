@@ -16,6 +16,7 @@ import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,30 +25,21 @@ from urllib.parse import urlsplit
 from bontune.config import Limits, spec_of
 from bontune.records import Prompt
 from bontune.serve.best import Answer, Server
+from bontune.serve.fields import (
+    Refused,
+    check_known,
+    check_sampling,
+    message_of,
+    switch,
+    tokens_of,
+    whole_number,
+)
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PARTS = 8  # in which the responses of a stream are drawn, for its progress
+LOOK = 0.5  # seconds between two looks at whether the client of a request is still there
 HEARTBEAT = 10.0  # seconds after which a stream that has nothing to say says so
 _LOG = logging.getLogger(__name__)
-
-# Fields that would change the answer, and that nothing here can do, with the values that ask for nothing.
-_IDLE: dict[str, tuple[Any, ...]] = {
-    "logprobs": (None, False, 0),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "tools": (None, []),
-    "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
-    "logit_bias": (None, {}),
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "min_p": (None, 0),
-    "min_tokens": (None, 0),
-    "ignore_eos": (None, False),
-    "stop_token_ids": (None, []),
-    "modalities": (None, ["text"]),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +49,7 @@ class Service:
     key: what clients must send as `Authorization: Bearer KEY`; None admits all.
     hosts: names of this machine that requests may use, so that no web page reaches a server on loopback by a name of
     its own; empty allows all.
+    lenient: ignore the sampling that clients always ask for, and say so, rather than refuse what is not served.
     """
 
     server: Server
@@ -64,20 +57,13 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     key: str | None = field(default=None, repr=False)
     hosts: tuple[str, ...] = ()
+    lenient: bool = False
     started: int = field(default_factory=lambda: int(time.time()))
-
-
-class Refused(Exception):
-    """A request that is not answered: HTTP status, message, and the field it is about."""
-
-    def __init__(self, status: int, message: str, parameter: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.parameter = status, message, parameter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """A request that can be answered."""
+    """A request that can be answered. ignored: the fields that ask for another sampling, and what they ask for."""
 
     prompts: tuple[Prompt, ...]
     server: Server
@@ -86,11 +72,17 @@ class Asked:
     stream: bool
     usage: bool
     alternatives: bool
+    ignored: dict[str, Any]
 
     @property
     def total(self) -> int:
         """Responses to draw."""
         return len(self.prompts) * self.server.strategy.budget
+
+    @property
+    def early(self) -> bool:
+        """Whether fewer may be drawn."""
+        return self.server.decider().stops
 
 
 def make_app(service: Service) -> Any:
@@ -161,7 +153,7 @@ class Routes:
             return StreamingResponse(
                 events, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
             )
-        return _json(whole(self._service, asked, await work.result))
+        return _json(whole(self._service, asked, await attended(work, request)))
 
 
 def refusal(fault: Refused) -> Any:
@@ -191,11 +183,11 @@ def bind(host: str, port: int) -> socket.socket:
         raise ValueError(f"--host {host} --port {port} cannot be listened on: {fault}") from fault
 
 
-def listen(app: Any, place: socket.socket) -> None:
-    """Serve at a socket of `bind` until interrupted."""
+def listen(app: Any, place: socket.socket, drain: int) -> None:
+    """Serve at a socket of `bind` until interrupted; requests under way then have `drain` seconds to end."""
     import uvicorn
 
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=drain))
     with suppress(KeyboardInterrupt):
         server.run(sockets=[place])
 
@@ -242,7 +234,7 @@ async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], mo
         if len(data) > most:
             raise Refused(413, f"the request is longer than {most} bytes")
     try:
-        body = json.loads(data)
+        body = json.loads(data, parse_constant=_no_number)
     except (ValueError, RecursionError) as fault:
         raise Refused(400, "the body is not JSON") from fault
     if not isinstance(body, dict):
@@ -254,20 +246,20 @@ async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], mo
     return body
 
 
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
 def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Asked:
     """What a body asks for. Raises Refused, naming the field, for what cannot or may not be done."""
     limits, server = service.limits, service.server
     check_model(service, body.get("model"))
-    for name, idle in _IDLE.items():
-        if body.get(name) not in idle:
-            raise Refused(400, f"{name} is not supported", name)
-    _check_sampling(server, body)
-    budget = _whole(body, "best_of", server.strategy.budget, max(limits.budget, server.strategy.budget))
-    name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
-    most = server.sampling.max_new_tokens
-    tokens = _whole(body, name, most, most)
+    check_known(body, chat=chat)
+    ignored = check_sampling(server.sampling, body, lenient=service.lenient)
+    budget = whole_number(body, "best_of", server.strategy.budget, max(limits.budget, server.strategy.budget))
+    tokens = tokens_of(body, server.sampling.max_new_tokens, ignored)
     prompts = [_conversation(body)] if chat else _texts(body)
-    count = _whole(body, "n", 1, limits.answers)
+    count = whole_number(body, "n", 1, limits.answers)
     if len(prompts) * count > limits.answers:
         raise Refused(
             400, f"{len(prompts)} prompts times n = {count} is more than {limits.answers} answers", "n"
@@ -281,7 +273,6 @@ def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Aske
     seed = body.get("seed")
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
         raise Refused(400, "seed must be a whole number", "seed")
-    options = body.get("stream_options") or {}
     try:
         prompts = server.shown(prompts)
     except ValueError as fault:
@@ -292,13 +283,15 @@ def understand(service: Service, body: Mapping[str, Any], *, chat: bool) -> Aske
         server=replace(
             server,
             strategy=server.strategy.with_budget(budget),
+            early_stop=server.early_stop and switch(body, "early_stop", True),
             sampling=replace(server.sampling, max_new_tokens=tokens),
         ),
         seed=secrets.randbits(48) if seed is None else seed,
         chat=chat,
-        stream=_switch(body, "stream"),
-        usage=isinstance(options, dict) and bool(options.get("include_usage")),
-        alternatives=_switch(body, "alternatives"),
+        stream=switch(body, "stream"),
+        usage=switch(body.get("stream_options") or {}, "include_usage"),
+        alternatives=switch(body, "alternatives"),
+        ignored=ignored,
     )
 
 
@@ -306,40 +299,6 @@ def check_model(service: Service, name: Any) -> None:
     """Raises Refused for the name of another model; None asks for the one there is."""
     if name not in (None, service.name):
         raise Refused(404, f"there is no model {str(name)[:100]!r}; this is {service.name!r}", "model")
-
-
-def _check_sampling(server: Server, body: Mapping[str, Any]) -> None:
-    """The distribution is the one trained for: a request may repeat it, and not change it."""
-    for name in ("temperature", "top_p"):
-        served = getattr(server.sampling, name)
-        if body.get(name) not in (None, served):
-            raise Refused(
-                400, f"{name} is fixed at {served}, which this model serves with; leave it out", name
-            )
-    if body.get("top_k") not in (None, server.sampling.top_k) and (
-        server.sampling.top_k or body["top_k"] != -1
-    ):
-        raise Refused(400, f"top_k is fixed at {server.sampling.top_k} (0: off); leave it out", "top_k")
-    stop = body.get("stop")
-    stop = [stop] if isinstance(stop, str) else stop
-    if stop not in (None, [], list(server.sampling.stop)):
-        raise Refused(400, f"stop is fixed at {list(server.sampling.stop)}; leave it out", "stop")
-
-
-def _whole(body: Mapping[str, Any], name: str, default: int, most: int) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise Refused(400, f"{name} must be a whole number from 1 to {most}, got {str(value)[:40]}", name)
-    return value
-
-
-def _switch(body: Mapping[str, Any], name: str) -> bool:
-    value = body.get(name)
-    if value not in (None, True, False):
-        raise Refused(400, f"{name} must be true or false", name)
-    return bool(value)
 
 
 def _texts(body: Mapping[str, Any]) -> list[Prompt]:
@@ -355,20 +314,11 @@ def _conversation(body: Mapping[str, Any]) -> Prompt:
     given = body.get("messages")
     if not isinstance(given, list) or not given:
         raise Refused(400, "messages must be a list of at least one message", "messages")
-    messages = [_message(item) for item in given]
+    messages = [message_of(item) for item in given]
     text = "\n".join(message["content"] for message in messages)
     if not text:
         raise Refused(400, "messages must say something", "messages")
     return Prompt(id=text[:100], text=text, meta={"messages": messages})
-
-
-def _message(item: Any) -> dict[str, str]:
-    content = item.get("content") if isinstance(item, dict) else None
-    if isinstance(content, list) and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        content = "".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str) or not isinstance(item.get("role"), str):
-        raise Refused(400, 'each message must have a "role" and a "content" of text', "messages")
-    return {"role": item["role"], "content": content}
 
 
 # Drawing.
@@ -378,8 +328,8 @@ class Seats:
     """How many requests are being answered or waiting; a request beyond the limit is refused at once."""
 
     def __init__(self, limits: Limits) -> None:
-        self._most, self.taken = limits.waiting, 0
-        self.turns = asyncio.Semaphore(limits.at_once)
+        self._most, self.seconds, self.taken = limits.waiting, limits.seconds, 0
+        self.threads = ThreadPoolExecutor(limits.at_once, thread_name_prefix="bontune-serve")
 
     def take(self) -> None:
         """Raises Refused where none is free."""
@@ -396,21 +346,34 @@ class Work:
     """The drawing of one request, in a thread: `result` gives its answers, `told` the numbers of responses drawn,
     and None at the end.
 
-    It holds its seat until the thread has ended, also where the client has left; `left` then ends it between parts.
+    It holds its seat until the thread has ended, also where the client has left or the time is up; both end it as soon
+    as the drawing looks up: between parts, and at any time where a server elsewhere draws.
     """
 
     def __init__(self, asked: Asked, seats: Seats) -> None:
         self.told: asyncio.Queue[int | None] = asyncio.Queue()
         self.left = False
         self._asked, self._seats = asked, seats
+        self._until = time.monotonic() + seats.seconds
         self._loop = asyncio.get_running_loop()
         self.result: asyncio.Task[list[Answer]] = asyncio.create_task(self._run())
         self.result.add_done_callback(lambda task: task.cancelled() or task.exception())  # though nobody asks
 
+    @property
+    def remaining(self) -> float:
+        """Seconds until the time is up, at least 0."""
+        return max(0.0, self._until - time.monotonic())
+
+    def check(self) -> None:
+        """Raises Refused where nobody waits for the answer any more."""
+        if self.left:
+            raise Refused(499, "the client has left")
+        if self.remaining == 0:
+            raise Refused(504, f"the request took longer than {self._seats.seconds} seconds")
+
     async def _run(self) -> list[Answer]:
         try:
-            async with self._seats.turns:
-                return await asyncio.to_thread(self._draw)
+            return await self._loop.run_in_executor(self._seats.threads, self._draw)
         except Refused:
             raise
         except ValueError as fault:
@@ -423,13 +386,26 @@ class Work:
             self.told.put_nowait(None)
 
     def _draw(self) -> list[Answer]:
+        self.check()
         asked, parts = self._asked, PARTS if self._asked.stream else 1
         return asked.server.answer(asked.prompts, seed=asked.seed, parts=parts, on_drawn=self._drawn)
 
     def _drawn(self, count: int) -> None:
-        if self.left:
-            raise Refused(499, "the client has left")
-        self._loop.call_soon_threadsafe(self.told.put_nowait, count * len(self._asked.prompts))
+        self.check()
+        if count:
+            self._loop.call_soon_threadsafe(self.told.put_nowait, count)
+
+
+async def attended(work: Work, request: Any) -> list[Answer]:
+    """The answers, as long as the client waits for them and within the time; Refused else."""
+    try:
+        while not (await asyncio.wait({work.result}, timeout=LOOK))[0]:
+            work.check()
+            if await request.is_disconnected():
+                raise Refused(499, "the client has left")
+        return work.result.result()
+    finally:
+        work.left = True
 
 
 # What is answered.
@@ -453,11 +429,12 @@ async def stream(service: Service, asked: Asked, work: Work) -> AsyncIterator[st
     """Comments while responses are drawn, then the answers as chunks, as the official client reads them."""
     drawn = 0
     try:
-        yield f": drawing {asked.total} responses\n\n"
-        while (count := await _news(work)) is not None:
-            drawn += count
-            yield f": drawn {drawn} of {asked.total}\n\n"
+        yield f": drawing {'up to ' * asked.early}{asked.total} responses\n\n"
         try:
+            while (count := await _news(work)) is not None:
+                work.check()
+                drawn += count
+                yield f": drawn {drawn} of {asked.total}\n\n"
             answers = await work.result
         except Refused as fault:
             kind = "server_error" if fault.status >= 500 else "invalid_request_error"
@@ -478,7 +455,7 @@ async def stream(service: Service, asked: Asked, work: Work) -> AsyncIterator[st
 async def _news(work: Work) -> int | None:
     """How many more responses have been drawn, 0 where nothing has happened for a while, None at the end."""
     try:
-        return await asyncio.wait_for(work.told.get(), HEARTBEAT)
+        return await asyncio.wait_for(work.told.get(), min(HEARTBEAT, work.remaining + 0.01))
     except TimeoutError:
         return 0
 
@@ -500,8 +477,11 @@ def _ending(asked: Asked, answer: Answer) -> dict[str, Any]:
     more: dict[str, Any] = {
         "score": answer.score,
         "strategy": spec_of(asked.server.strategy),
-        "drawn": len(answer.alternatives),
+        "drawn": answer.drawn,
+        "tokens": None if answer.tokens is None else answer.tokens[1],
     }
+    if asked.ignored:
+        more["ignored"] = asked.ignored
     if asked.alternatives:
         both = zip(answer.alternatives, answer.scores, strict=True)
         more["alternatives"] = [{"text": text, "score": score} for text, score in both]

@@ -5,34 +5,36 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, TypeVar
 
 from bontune.config import PLAIN, Prompting, load_object, spec_of
 from bontune.evaluate import write_json
 from bontune.models.loading import load_policy, load_tokenizer
 from bontune.models.prompting import in_force, shown
 from bontune.objectives.registry import build_strategy
-from bontune.records import Group, Prompt, Sampling, Scored
+from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import Engine, sample_groups
-from bontune.rollout.endpoint import Endpoint, with_prompting
-from bontune.strategies import MajorityVote, Strategy
-from bontune.verifiers.grading import Score, score_group
+from bontune.rollout.endpoint import Endpoint, draw_until, with_prompting
+from bontune.serve.candidates import Candidates, FromEndpoint, Judge, draw_by_engine
+from bontune.strategies import BestOfN, Decider, MajorityVote, MaxAtK, PassAtK, Sequential, Strategy
+from bontune.verifiers.grading import Score, compares, score_group
 from bontune.verifiers.judges import Answers, load_answers
 from bontune.verifiers.learned import LearnedVerifier, on_device
 from bontune.verifiers.scorers import named_scorer
 
 SERVED = "served.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The response served for a prompt, its score, and all N responses drawn, with theirs; None without a scorer.
+    """The response served for a prompt, its score, and all that it was chosen among, with theirs; None without a scorer.
 
     finished: False where the length limit cut the response.
-    tokens: of the prompt, and of all N responses together; None where a server does not tell.
+    drawn: how many responses came. The alternatives are fewer where one came that was not needed any more.
+    tokens: of the prompt, and of all responses drawn together; None where a server does not tell.
     """
 
     text: str
@@ -40,6 +42,7 @@ class Answer:
     alternatives: tuple[str, ...]
     scores: tuple[float | None, ...]
     finished: bool
+    drawn: int
     tokens: tuple[int, int] | None
 
 
@@ -48,7 +51,8 @@ class Server:
     """A policy with the strategy it serves: `server.answer(["question"])`.
 
     answers: finds the final answer of a response, for votes; its whole text where None.
-    engine: draws from `model`, which for a server elsewhere is an `Endpoint`.
+    engine: draws from `model`. A server elsewhere, an `Endpoint`, is asked without it.
+    early_stop: draw no more once a strategy that stops by itself is decided; the same response is served without.
     prompting: what the model reads for a prompt; of a server elsewhere without a tokenizer here, the endpoint's own.
     """
 
@@ -59,6 +63,7 @@ class Server:
     score: Score | None = None
     answers: Answers | None = None
     engine: Engine = sample_groups
+    early_stop: bool = True
     prompting: Prompting = field(default_factory=Prompting)
 
     def shown(self, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -68,7 +73,8 @@ class Server:
     @property
     def blind(self) -> bool:
         """Whether nothing tells the responses apart, so that the first one is served."""
-        return self.score is None and not isinstance(self.strategy, MajorityVote)
+        strategy = self.strategy.strategy if isinstance(self.strategy, Sequential) else self.strategy
+        return self.score is None and not isinstance(strategy, MajorityVote)
 
     def answer(
         self,
@@ -78,9 +84,10 @@ class Server:
         parts: int = 1,
         on_drawn: Callable[[int], None] = lambda count: None,
     ) -> list[Answer]:
-        """Draw N responses to each prompt, and select one as the strategy does.
+        """Draw N responses to each prompt, or fewer once the choice is settled, and select one as the strategy does.
 
-        parts: draw the N in so many parts, with the same result; `on_drawn` is called with the number drawn by each.
+        parts: draw the N in so many parts, with the same result; a strategy that stops by itself has its own.
+        on_drawn: called with the number of responses of each part, and with 0 now and then; what it raises ends all.
         Responses that the scorer could not score are not served, unless none could be.
         Raises ValueError where no prompt is given.
         """
@@ -92,66 +99,73 @@ class Server:
                 for i, prompt in enumerate(prompts)
             ]
         )
-        budget, drawn = self.strategy.budget, []
-        size = -(-budget // parts)
-        for first in range(0, budget, size):
-            count = min(size, budget - first)
-            drawn.append(
-                self.engine(
-                    self.model,
-                    self.tokenizer,
-                    named,
-                    group_size=count,
-                    sampling=self.sampling,
-                    seed=seed,
-                    first_index=first,
-                )
-            )
-            on_drawn(count)
-        return [self._select(groups) for groups in zip(*drawn, strict=True)]
+        early = self.decider().stops
+        size = 1 if early else -(-self.strategy.budget // parts)
+        held = [Candidates(prompt, self.decider(), self._judge(), size) for prompt in named]
+        if isinstance(self.model, Endpoint):
+            drawer = FromEndpoint(held, 1 if early else min(size, self.model.n), on_drawn)
+            draw_until(self.model, self.tokenizer, named, drawer, sampling=self.sampling, seed=seed)
+        else:
+            draw = partial(self.engine, self.model, self.tokenizer, sampling=self.sampling, seed=seed)
+            draw_by_engine(held, draw, on_drawn)
+        return [_answer(each, scored=self.score is not None) for each in held]
 
-    def _select(self, groups: Sequence[Group]) -> Answer:
-        """The answer to a prompt, from the groups its N responses were drawn in."""
-        prompt, texts = groups[0].prompt, tuple(text for group in groups for text in group.texts)
-        finished = [bool(each) for group in groups for each in group.finished]
-        unique = list(dict.fromkeys(texts))
-        scores = self._scores(groups)
-        decided = torch.tensor([[score is not None or self.score is None for score in scores]])
-        numbers = torch.tensor([[score or 0.0 for score in scores]], dtype=torch.float64)
-        ids: dict[str, int] = {}
-        named = {text: text if self.answers is None else self.answers(prompt, text) for text in unique}
-        numbered = {
-            text: -1 if answer is None else ids.setdefault(answer, len(ids)) for text, answer in named.items()
-        }
-        scored = Scored(
-            torch.zeros_like(numbers),
-            scores=numbers,
-            answers=torch.tensor([[numbered[text] for text in texts]]),
-            decided=decided if bool(decided.any()) else torch.ones_like(decided),
-        )
-        chosen = int(self.strategy.select(scored))
-        drawn = sum(int(group.lengths.sum()) for group in groups)
-        told = all(group.told for group in groups)
-        return Answer(
-            text=texts[chosen],
-            score=scores[chosen],
-            alternatives=texts,
-            scores=scores,
-            finished=finished[chosen],
-            tokens=(len(groups[0].prompt_tokens), drawn) if told else None,
-        )
+    def decider(self) -> Decider:
+        """What decides when to stop: the strategy's own, or one that waits for all N, as scores of whole groups do."""
+        strategy = _by_score(self.strategy)
+        return strategy.decider() if self.early_stop and not compares(self.score) else Decider(strategy)
 
-    def _scores(self, groups: Sequence[Group]) -> tuple[float | None, ...]:
-        """Of all responses, group by group; equal texts are scored once by a scorer that reads texts."""
-        if self.score is None:
-            return (None,) * sum(group.size for group in groups)
-        if hasattr(self.score, "of_group"):
-            return tuple(verdict.reward for group in groups for verdict in score_group(group, self.score))
-        texts = [text for group in groups for text in group.texts]
-        unique = list(dict.fromkeys(texts))
-        found = [None if value is None else float(value) for value in self.score(groups[0].prompt, unique)]
-        known = dict(zip(unique, found, strict=True))
-        return tuple(known[text] for text in texts)
+    def _judge(self) -> Judge:
+        """What judges the responses to one prompt; equal texts once, but by a scorer that reads groups."""
+        answers = _once(self._answers_of)
+        scores = self._of_group if hasattr(self.score, "of_group") else _once(self._scores_of)
+        return lambda group: list(zip(scores(group), answers(group), strict=True))
+
+    def _of_group(self, group: Group) -> list[float | None]:
+        return [verdict.reward for verdict in score_group(group, self.score)]
+
+    def _scores_of(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
+        """Of different texts; 0 where nothing scores."""
+        scores = [0.0] * len(texts) if self.score is None else self.score(prompt, texts)
+        return [None if score is None else float(score) for score in scores]
+
+    def _answers_of(self, prompt: Prompt, texts: Sequence[str]) -> list[str | None]:
+        return [text if self.answers is None else self.answers(prompt, text) for text in texts]
+
+
+def _once(judge: Callable[[Prompt, list[str]], list[T]]) -> Callable[[Group], list[T]]:
+    """A judge of different texts, for all responses to one prompt, which may come in several groups."""
+    known: dict[str, T] = {}
+
+    def judged(group: Group) -> list[T]:
+        if unknown := [text for text in dict.fromkeys(group.texts) if text not in known]:
+            known.update(zip(unknown, judge(group.prompt, unknown), strict=True))
+        return [known[text] for text in group.texts]
+
+    return judged
+
+
+def _by_score(strategy: Strategy) -> Strategy:
+    """What is served of a strategy that selects by the truth: here only scores are known, and the best is served."""
+    if isinstance(strategy, Sequential):
+        return replace(strategy, strategy=_by_score(strategy.strategy))
+    return BestOfN(strategy.budget) if isinstance(strategy, PassAtK | MaxAtK) else strategy
+
+
+def _answer(held: Candidates, scored: bool) -> Answer:
+    """What is served of these candidates; `scored`: whether something scores them."""
+    judged, chosen = held.judged, held.chosen
+    scores = tuple(held.scores) if scored else (None,) * len(judged)
+    lengths = [response.tokens for response in held.came.values()]
+    return Answer(
+        text=judged[chosen].text,
+        score=scores[chosen],
+        alternatives=tuple(response.text for response in judged),
+        scores=scores,
+        finished=judged[chosen].finished,
+        drawn=len(held.came),
+        tokens=(held.prompt_tokens, sum(lengths)) if all(lengths) else None,
+    )
 
 
 def save_served(

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 Stop = Callable[[float | None, int, int], bool]
 """(score, answer id, responses still to come) -> whether the choice is settled; called once for each response."""
+Least = Callable[[int], int]
+"""Responses still to come -> the fewest of them that can settle the choice."""
 
 
 class Decider:
@@ -28,9 +30,9 @@ class Decider:
     by itself is decided once it has all of its budget.
     """
 
-    def __init__(self, strategy: Strategy, stop: Stop | None = None) -> None:
+    def __init__(self, strategy: Strategy, stop: Stop | None = None, least: Least = lambda left: 1) -> None:
         self.decided = False
-        self._strategy, self._stop = strategy, stop
+        self._strategy, self._stop, self._least = strategy, stop, least
         self._scores: list[float | None] = []
         self._answers: list[int] = []
         self._ids: dict[Hashable, int] = {}
@@ -39,6 +41,24 @@ class Decider:
     def drawn(self) -> int:
         """How many responses were added."""
         return len(self._scores)
+
+    @property
+    def budget(self) -> int:
+        """How many responses there are at most."""
+        return self._strategy.budget
+
+    @property
+    def stops(self) -> bool:
+        """Whether fewer responses than the budget may settle the choice."""
+        return self._stop is not None
+
+    @property
+    def least(self) -> int:
+        """The fewest further responses after which the choice may be settled: what to draw at once without waste."""
+        left = self._strategy.budget - self.drawn
+        if self.decided:
+            return 0
+        return min(left, self._least(left)) if self.stops else left
 
     def add(self, score: float | None = 0.0, answer: Hashable | None = None) -> bool:
         """Take the next response; whether the choice is settled now.

@@ -95,7 +95,9 @@ def vote_paths(rule: VoteRule, sequences: Scored) -> Paths:
     voting = sequences.decided & (answers >= 0)
     ballots = rule.ballots(torch.where(sequences.decided, sequences.scores, 0.0)) * voting
     budget = answers.shape[-1]
-    ids = (answers.unsqueeze(-1) == answers.unsqueeze(-2)).to(torch.int8).argmax(-1)
+    # The first response of each answer that votes: one that could not be judged is not served.
+    same = (answers.unsqueeze(-1) == answers.unsqueeze(-2)) & voting.unsqueeze(-2)
+    ids = same.to(torch.int8).argmax(-1)
     totals = torch.zeros_like(ballots)
     first = second = torch.zeros_like(ballots[:, 0])
     leader = torch.full_like(ids[:, 0], -1)

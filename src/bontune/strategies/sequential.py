@@ -186,13 +186,20 @@ class Sequential(Strategy):
             if score is not None and answer >= 0:
                 ballot = self._rule.ballots(torch.tensor(float(score), dtype=torch.float64))
                 totals[answer] = totals.get(answer, 0.0) + float(ballot)
-            if left == 0:
+            return closed(left)
+
+        def closed(left: int, ahead: int = 0) -> bool:
+            """Whether the choice is settled, were the next `ahead` ballots all for the leader."""
+            if left == ahead:
                 return True
             first, second = sorted([*totals.values(), 0.0, 0.0])[:-3:-1]
-            pair = torch.tensor([first, second], dtype=torch.float64)
-            return bool(self._rule.settled(pair[:1], pair[1:], left))
+            pair = torch.tensor([first + ahead, second], dtype=torch.float64)
+            return bool(self._rule.settled(pair[:1], pair[1:], left - ahead))
 
-        return Decider(self.strategy, settled)
+        def least(left: int) -> int:
+            return next(ahead for ahead in range(1, left + 1) if closed(left, ahead))
+
+        return Decider(self.strategy, settled, least)
 
     @property
     def _by_orders(self) -> bool:

@@ -20,7 +20,8 @@ Score = Callable[[Prompt, Sequence[str]], Sequence[float | None]]
 """(prompt, responses) -> one score per response: what best-of-N selects by.
 
 One with a method `many(prompt, responses)` is asked by it for verdicts, whose `reason` says why there is no score; one
-with a method `of_group(group)` is asked by that, where there is a group, for one verdict per response.
+with a method `of_group(group)` is asked by that, where there is a group, for one verdict per response. An attribute
+`compares` tells whether scores depend on the other responses of the group; see `compares`.
 """
 
 
@@ -75,6 +76,14 @@ def score_group(group: Group, score: Any) -> list[Verdict]:
         reason = f"scorer returned {len(values)} scores for {group.size} responses"
         return [Verdict(reward=None, reason=reason)] * group.size
     return [_score_of(value) for value in values]
+
+
+def compares(score: Any) -> bool:
+    """Whether scores hold within one whole group only, so that responses cannot be scored as they come.
+
+    It is what the scorer's attribute `compares` says; without one, only scorers that are asked by `of_group` do.
+    """
+    return bool(getattr(score, "compares", hasattr(score, "of_group")))
 
 
 def score_texts(prompt: Prompt, texts: Sequence[str], score: Score) -> tuple[Verdict, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from bontune.records import Group, Prompt, Verdict
 
@@ -34,6 +35,7 @@ class Likelihood:
     """
 
     name: str
+    compares: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.name not in LIKELIHOOD:

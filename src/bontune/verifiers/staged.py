@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from bontune.records import Prompt, Verdict
 from bontune.verifiers.grading import Score, score_all, version_of
@@ -24,6 +25,7 @@ class Staged:
     cheap: Score
     costly: Score
     share: float
+    compares: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import warn_blind
@@ -21,6 +21,7 @@ def run(command: arguments.Best) -> None:
         scorer=command.scorer,
         prompting=given(command.prompting),
     )
+    server = replace(server, early_stop=command.early_stop)
     say_served(server)
     warn_blind(server)
     prompts = command.prompts or tuple(line.rstrip("\n") for line in sys.stdin if line.strip())

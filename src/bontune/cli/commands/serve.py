@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,17 +24,20 @@ def run(command: arguments.Serve) -> None:
     """Serve until interrupted."""
     key = _key(command.key_file)
     hosts = check_open(command.host, key, command.allow_anyone)
-    server = _server(command)
+    server = replace(_server(command), early_stop=command.early_stop)
     where = command.run or Path(urlsplit(command.backend or "").fragment or command.backend or "")
     name = command.name or where.resolve().name
-    app = make_app(Service(server=server, name=name, limits=command.limits, key=key, hosts=hosts))
+    served = Service(
+        server=server, name=name, limits=command.limits, key=key, hosts=hosts, lenient=command.lenient
+    )
+    app = make_app(served)
     if command.run is not None:
         say_served(server)
     warn_blind(server)
     with bind(command.host, command.port) as place:
         host = f"[{command.host}]" if ":" in command.host else command.host
         say(f"serving {name} by {spec_of(server.strategy)} at http://{host}:{place.getsockname()[1]}/v1")
-        listen(app, place)
+        listen(app, place, command.limits.drain)
 
 
 def _server(command: arguments.Serve) -> Server:

@@ -99,10 +99,9 @@ def show(results: dict[str, Any], output: Path, kind: str = "pass_at") -> None:
     for name, item in policies.items():
         if "strategy" in item:
             found = item["strategy"]
-            value = f"{found['value']:.3f}" if "value" in found else "not known"
-            if "low" in found:
-                value += f" [{found['low']:.3f}, {found['high']:.3f}]"
-            out.print(f"{results['strategy']} on {name}: {value}", soft_wrap=True, markup=False)
+            draws = f", by {_interval(found['draws'], 1)} responses" if "draws" in found else ""
+            told = f"{results['strategy']} on {name}: {_interval(found, 3)}{draws}"
+            out.print(told, soft_wrap=True, markup=False)
     say_last(out, results, policies, output)
 
 
@@ -136,6 +135,12 @@ def say_last(out: Console, results: Mapping[str, Any], counts: Mapping[str, Any]
     parts = [f"{results['cpu_seconds']:.0f} CPU seconds", f"report: {output / 'report.html'}"]
     parts += [sentence.removesuffix(".").replace("\u00a0", " ") for sentence in undecided(counts)]
     out.print("; ".join(parts), soft_wrap=True, markup=False)
+
+
+def _interval(found: Mapping[str, Any], digits: int) -> str:
+    """0.123 [0.100, 0.150], as far as it is known."""
+    value = f"{found['value']:.{digits}f}" if "value" in found else "not known"
+    return value + (f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]" if "low" in found else "")
 
 
 def warn_undecided(reasons: Mapping[str, int]) -> None:
