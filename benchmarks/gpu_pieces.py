@@ -334,7 +334,8 @@ def _first(tell: Tell, taught: Learner, groups: Sequence[Group], weights: torch.
 
 
 def parts(shape: Shape, tell: Tell) -> None:
-    """Where an update spends its time, by kernel; and what it takes with attention in blocks, or norms as they were."""
+    """Where an update spends its time, by kernel; and what it takes with attention in blocks, or parts of
+    layers as they were."""
     from bontune.train import update as stage
 
     shape = sized(shape)
@@ -355,9 +356,11 @@ def parts(shape: Shape, tell: Tell) -> None:
     tell("device busy", sum(spent.values()), "ms")
     for name, busy in sorted(spent.items(), key=lambda item: -item[1])[:20]:
         tell(f"- {name[:100]}", busy, "ms")
-    plain, stage.fused_norms = stage.fused_norms, lambda model: nullcontext()  # pyright: ignore
-    tell("norms of the model's own", 1e3 * timed(lambda: update(taught, groups, every))[0], "ms")
-    stage.fused_norms = plain
+    for name in ("fused_norms", "fused_gates", "fused_turns"):
+        fused = getattr(stage, name)
+        setattr(stage, name, lambda model: nullcontext())
+        tell(f"without {name}", 1e3 * timed(lambda: update(taught, groups, every))[0], "ms")
+        setattr(stage, name, fused)
     stage.has_kernel = lambda model: False  # pyright: ignore
     tell("attention in blocks", 1e3 * timed(lambda: update(taught, groups, every))[0], "ms")
 

@@ -15,6 +15,7 @@ from bontune.evaluate import read_samples
 from bontune.evaluate.drawing import Draw, draw_samples
 from bontune.evaluate.policies import evaluate
 from bontune.records import Sampling
+from bontune.report import write_report
 from bontune.rollout import endpoint
 from bontune.tasks import Countdown
 
@@ -37,6 +38,7 @@ def main(spec: str, output: Path) -> None:
     )
     draw_samples(draw, output / "samples.jsonl")
     results = evaluate({"served": read_samples(output / "samples.jsonl")}, output)
+    write_report(output)
     reached = results["policies"]["served"]["pass_at"]
     print("  ".join(f"pass@{n} {value:.3f}" for n, value in reached.items() if n in ("1", "2", "4", "8")))
     print(f"report: {output / 'report.html'}")

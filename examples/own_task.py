@@ -2,7 +2,7 @@
 
 A task makes prompts and says what a response to one of them is worth. Run in this folder:
 
-    bontune train --task own_task:Addition --objective "BestOfN(budget=8)" --output runs/addition
+    bontune train --model countdown-base --task own_task:Addition --objective "BestOfN(budget=8)" --output runs/addition
     bontune evaluate --model base=countdown-base --model tuned=runs/addition/model --task own_task:Addition
 
 The model in the package knows the numbers 1 to 99 and the signs + - * / = : and nothing else, so the prompts are

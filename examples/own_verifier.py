@@ -1,7 +1,7 @@
 """A verifier and a scorer of your own, for prompts from a JSONL file. Run in this folder:
 
-    bontune train --task questions.jsonl --verifier own_verifier:verify --objective "BestOfN(budget=8)" \\
-        --output runs/near
+    bontune train --model countdown-base --task questions.jsonl --verifier own_verifier:verify \\
+        --objective "BestOfN(budget=8)" --output runs/near
     bontune evaluate --model base=countdown-base --model tuned=runs/near/model --task questions.jsonl \\
         --verifier own_verifier:verify --scorer own_verifier:score
 """

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bontune import cli
+from bontune.cli.arguments import PROMPTS, Evaluate, Train, Verifier
 from bontune.objectives.registry import build_objective
 
 PROMPT = 200  # tokens of a prompt
@@ -59,16 +60,16 @@ class Needs:
     hours: float
 
 
-def needs(command: cli.Train | cli.Verifier | cli.Evaluate, gpu: int = 80) -> Needs:
+def needs(command: Train | Verifier | Evaluate, gpu: int = 80) -> Needs:
     """What one command needs on one GPU of so many GB."""
-    if isinstance(command, cli.Train):
+    if isinstance(command, Train):
         return _training(command, gpu)
-    if isinstance(command, cli.Verifier):
+    if isinstance(command, Verifier):
         return _teaching(command, gpu)
     return _evaluating(command)
 
 
-def _training(command: cli.Train, gpu: int) -> Needs:
+def _training(command: Train, gpu: int) -> Needs:
     shape, config, loading = SHAPES[command.model], command.config, command.loading
     size = 2 if loading.dtype in ("bfloat16", "float16") else 4
     weights = shape.parameters * (0.55 if loading.load_in_4bit else size)
@@ -88,21 +89,21 @@ def _training(command: cli.Train, gpu: int) -> Needs:
     return Needs((held + max(drawing, updating)) / 1e9, config.steps * (sampled + updated) / 3600)
 
 
-def _teaching(command: cli.Verifier, gpu: int) -> Needs:
+def _teaching(command: Verifier, gpu: int) -> Needs:
     shape, fit = SHAPES[command.model], command.fit
     held = shape.parameters * 4 * (1 + 4)  # the policy; the verifier with gradients and moments
     drawing = _cache(shape, command.rows_per_batch, command.sampling.max_new_tokens)
     new = command.sampling.max_new_tokens
-    sampled = _drawing_seconds(command.prompts * command.group_size, command.rows_per_batch, new)
+    sampled = _drawing_seconds((command.prompts or PROMPTS) * command.group_size, command.rows_per_batch, new)
     tokens = fit.steps * fit.prompts_per_step * fit.responses_per_prompt
     tokens *= PROMPT + command.sampling.max_new_tokens
     taught = 6 * shape.parameters * tokens / (UTILISATION * PEAK[gpu] / 4)  # float32 is slower
     return Needs((held + drawing) / 1e9, (sampled + taught) / 3600)
 
 
-def _evaluating(command: cli.Evaluate) -> Needs:
+def _evaluating(command: Evaluate) -> Needs:
     shape = SHAPES[command.model[0].partition("=")[2]]
-    rows = len(command.model) * command.prompts * command.group_size
+    rows = len(command.model) * (command.prompts or PROMPTS) * command.group_size
     new = command.sampling.max_new_tokens
     held = 4 * shape.parameters + _cache(shape, command.rows_per_batch, new)  # float32, as published
     return Needs(held / 1e9, _drawing_seconds(rows, command.rows_per_batch, new) / 3600)
@@ -116,7 +117,7 @@ def _drawing_seconds(rows: int, at_once: int, new: int) -> float:
     return -(-rows // at_once) * new * SECONDS_PER_TOKEN
 
 
-def _only_right(command: cli.Train) -> bool:
+def _only_right(command: Train) -> bool:
     objective = build_objective(command.objective)
     return type(objective).__name__ == "BoNRLBP" or getattr(objective, "baseline", "") == "marginal"
 

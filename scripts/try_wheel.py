@@ -95,6 +95,8 @@ def tried(wheel: Path, folder: Path, *, alone: bool) -> None:
         raise SystemExit("the bontune that was imported is not the wheel's")
     draw = [
         "sample",
+        "--model",
+        "countdown-base",
         "--prompts",
         "2",
         "--group-size",

@@ -393,7 +393,8 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on_later(tmp_path: Path) 
 @pytest.mark.slow
 def test_sigterm_stops_the_command_and_a_second_one_is_refused(tmp_path: Path) -> None:
     command = [
-        sys.executable, "-m", "bontune.cli", "train", "--output", str(tmp_path / "run"), "--steps", "400",
+        sys.executable, "-m", "bontune.cli", "train", "--task", "countdown", "--output", str(tmp_path / "run"),
+        "--steps", "400",
         "--prompts-per-step", "2", "--group-size", "8", "--objective", "RLOO", "--sampling.max-new-tokens", "10",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

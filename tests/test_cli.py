@@ -21,12 +21,17 @@ import pytest
 from chat_models import saved
 
 from bontune import BestOfN, cli
+from bontune.cli import arguments
 from bontune.cli.commands.prompting import unescaped
+from bontune.cli.help import GROUPS
+from bontune.cli.usage import completed
+from bontune.models import loading
 from bontune.models.loading import load_policy, save_policy
 from bontune.records import Sampling
 from bontune.serve.best import save_served
+from bontune.tasks import TASKS, JsonlTask
 
-SOURCE = {"--task": "countdown", "--verifier": None, "--scorer": None}
+SOURCE = {"--task": "", "--verifier": None, "--scorer": None}
 CONFIG = {"--config": None}
 PROMPTING = {
     "--chat": "auto",
@@ -56,7 +61,7 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "verifier": {
         **CONFIG,
-        "--model": "countdown-base",
+        "--model": "",
         "--body": None,
         **SOURCE,
         "--prompts": 2000,
@@ -105,10 +110,10 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "sample": {
         **CONFIG,
-        "--model": "countdown-base",
+        "--model": "",
         **SOURCE,
         "--split": "test",
-        "--prompts": 400,
+        "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
         **PLACEMENT,
@@ -118,7 +123,7 @@ SURFACE: dict[str, dict[str, Any]] = {
     },
     "train": {
         **CONFIG,
-        "--model": "countdown-base",
+        "--model": "",
         **SOURCE,
         "--objective": "LogPassAtN(budget=32)",
         "--steps": 48,
@@ -163,7 +168,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--model": (),
         **SOURCE,
         "--split": "test",
-        "--prompts": 400,
+        "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
         **PLACEMENT,
@@ -181,7 +186,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         **SOURCE,
         "--temperature": (0.2, 0.6, 1.0, 1.4),
         "--split": "tune",
-        "--prompts": 400,
+        "--prompts": None,
         "--group-size": 64,
         **SAMPLING,
         **PLACEMENT,
@@ -196,7 +201,18 @@ SURFACE: dict[str, dict[str, Any]] = {
 }
 POSITIONAL = {"report": ["some-run"], "export": ["some-run"], "best": ["some-run"]}
 
-TINY = ["--steps", "2", "--prompts-per-step", "4", "--group-size", "8", "--sampling.max-new-tokens", "8"]
+BASE, TASK = ["--model", "countdown-base"], ["--task", "countdown"]
+TINY = [
+    *BASE,
+    "--steps",
+    "2",
+    "--prompts-per-step",
+    "4",
+    "--group-size",
+    "8",
+    "--sampling.max-new-tokens",
+    "8",
+]
 FEW = ["--prompts", "4", "--group-size", "4", "--sampling.max-new-tokens", "8"]
 
 Run = Callable[..., "Done"]
@@ -385,7 +401,10 @@ def test_wrong_usage_says_so_in_a_line_or_two(arguments: str, said: str, run: Ru
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text)
     kept = {path: path.read_bytes() for path in Path("finished").iterdir()}
-    done = run(*arguments.split(), status=2)
+    words = arguments.split()
+    if words[:1] in (["sample"], ["train"]):  # which need both
+        words += [word for pair in (BASE, TASK) if pair[0] not in words for word in pair]
+    done = run(*words, status=2)
     plain = " ".join(re.sub(r"[│╭╮╰╯─|]", " ", done.err).split())  # boxes wrap
     assert said in plain
     assert done.out == ""
@@ -417,7 +436,7 @@ def test_exit_status(
         raise fault
 
     monkeypatch.setattr("bontune.cli.commands.run", broken)
-    done = run("sample", status=status)
+    done = run("sample", *BASE, status=status)
     assert done.err.strip().splitlines()[0] == said
     assert ("BONTUNE_TRACEBACK=1" in done.err) == (status == 1)
 
@@ -467,25 +486,25 @@ def by_prompt(path: str) -> dict[str, list[str]]:
 
 
 def test_sample_again_top_up_mend_and_refuse(run: Run) -> None:
-    done = run("sample", *FEW, "--output", "s")
+    done = run("sample", *BASE, *FEW, "--output", "s")
     path = Path("s/samples.jsonl")
     assert "samples: s/samples.jsonl " in done.err
     assert json.loads(Path("s/config.json").read_text())["command"] == "sample"
     first, before = path.read_bytes(), by_prompt("s/samples.jsonl")
     assert [len(group) for group in before.values()] == [4] * 4
     stamp = path.stat().st_mtime_ns
-    run("sample", *FEW, "--output", "s")
+    run("sample", *BASE, *FEW, "--output", "s")
     assert (path.read_bytes(), path.stat().st_mtime_ns) == (first, stamp)
-    run("sample", *FEW, "--group-size", 6, "--output", "s")
+    run("sample", *BASE, *FEW, "--group-size", 6, "--output", "s")
     assert path.read_bytes().startswith(first)
     after = by_prompt("s/samples.jsonl")
     assert {name: group[:4] for name, group in after.items()} == before
     assert [len(group) for group in after.values()] == [6] * 4
     path.write_bytes(path.read_bytes()[:-30])
-    run("sample", *FEW, "--group-size", 6, "--output", "s")
+    run("sample", *BASE, *FEW, "--group-size", 6, "--output", "s")
     assert by_prompt("s/samples.jsonl") == after
     held, config = path.read_bytes(), Path("s/config.json").read_bytes()
-    refused = run("sample", *FEW, "--seed", 1, "--output", "s", status=2)
+    refused = run("sample", *BASE, *FEW, "--seed", 1, "--output", "s", status=2)
     assert "was drawn with seed 0 (now 1)" in refused.err
     assert (path.read_bytes(), Path("s/config.json").read_bytes()) == (held, config)
 
@@ -533,8 +552,8 @@ def test_train_on_other_kinds_of_objectives(objective: str, run: Run, mine: None
 
 
 def test_evaluate_one_file_and_two(run: Run) -> None:
-    run("sample", *FEW, "--output", "a")
-    run("sample", *FEW, "--sampling.temperature", 1.5, "--output", "b")
+    run("sample", *BASE, *FEW, "--output", "a")
+    run("sample", *BASE, *FEW, "--sampling.temperature", 1.5, "--output", "b")
     done = run("evaluate", "--samples", "a/samples.jsonl", "--output", "one", "--no-votes")
     assert list(results_of("one")["policies"]) == ["samples"]
     assert "vote" not in results_of("one")["policies"]["samples"]
@@ -565,7 +584,7 @@ def test_evaluating_fewer_responses_than_were_drawn_measures_those(run: Run) -> 
 
 def test_a_verifier_that_fails_at_times(run: Run, mine: None) -> None:
     source = ["--verifier", "mine_for_cli:flaky"]
-    done = run("sample", *FEW, "--group-size", 8, *source, "--output", "s")
+    done = run("sample", *BASE, *FEW, "--group-size", 8, *source, "--output", "s")
     undecided = [row for row in rows_of("s/samples.jsonl") if row["reward"] is None]
     counted = [int(count) for count in re.findall(r"bontune: (\d+) responses undecided: ", done.err)]
     assert 0 < len(undecided) == sum(counted) < 32
@@ -580,7 +599,7 @@ def test_a_verifier_that_fails_at_times(run: Run, mine: None) -> None:
 
 def test_a_verifier_that_always_fails(run: Run, mine: None) -> None:
     source = ["--verifier", "mine_for_cli:never"]
-    done = run("sample", *FEW, *source, "--output", "s")
+    done = run("sample", *BASE, *FEW, *source, "--output", "s")
     assert "bontune: 16 responses undecided: verifier raised OSError: down" in done.err
     done = run("evaluate", "--model", "base=countdown-base", *FEW, *source, "--output", "e", status=2)
     assert "policy 'base': none of its 16 responses could be decided" in done.err
@@ -592,7 +611,7 @@ def test_a_verifier_that_always_fails(run: Run, mine: None) -> None:
 
 
 def test_a_scorer_that_fails(run: Run, mine: None) -> None:
-    done = run("sample", *FEW, "--scorer", "mine_for_cli:short", "--output", "s")
+    done = run("sample", *BASE, *FEW, "--scorer", "mine_for_cli:short", "--output", "s")
     rows = rows_of("s/samples.jsonl")
     assert "scorer returned 1 scores for" in done.err
     assert all(row["reward"] is not None for row in rows)
@@ -617,7 +636,7 @@ def test_demo_in_small(run: Run) -> None:
 
 def test_what_was_drawn_is_exported_and_measured(run: Run) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    run("sample", *FEW, "--output", "s")
+    run("sample", *BASE, *FEW, "--output", "s")
     run("evaluate", "--samples", "s/responses.sqlite", "--output", "one", "--no-votes")
     run("evaluate", "--samples", "s/samples.jsonl", "--output", "two", "--no-votes")
     one, two = results_of("one")["policies"]["responses"], results_of("two")["policies"]["samples"]
@@ -670,7 +689,7 @@ def heed_interrupts() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_interrupted_and_run_again(tmp_path: Path) -> None:
     """A real process, a real Ctrl-C in the middle of drawing, and the same command again."""
-    arguments = ["sample", "--prompts", 8, "--group-size", 4, "--output", tmp_path]
+    arguments = ["sample", *BASE, "--prompts", 8, "--group-size", 4, "--output", tmp_path]
     (tmp_path / "waits.py").write_text(
         "import time\nfrom pathlib import Path\nfrom bontune.tasks import Countdown\n"
         "def verify(prompt, text):\n"
@@ -708,6 +727,7 @@ def test_interrupted_and_run_again(tmp_path: Path) -> None:
 
 def test_a_verifier_is_taught_trained_for_and_served(run: Run) -> None:
     lesson = [
+        *BASE,
         "--prompts",
         40,
         "--group-size",
@@ -776,13 +796,170 @@ def test_best_says_where_nothing_chooses_and_takes_a_scorer(run: Run) -> None:
     ("arguments", "said"),
     [
         ("best nowhere x", "holds no served.json"),
-        ("train --scorer ./nowhere --output t", "'./nowhere' does not exist"),
-        ("train --refresh-every 2 --output t", "--refresh-every needs --scorer"),
-        ("verifier --prompts 2 --held-out 2 --output v", "held_out must lie between 0 and 1"),
+        ("train --model countdown-base --scorer ./nowhere --output t", "'./nowhere' does not exist"),
+        ("train --model countdown-base --refresh-every 2 --output t", "--refresh-every needs --scorer"),
+        (
+            "verifier --model countdown-base --prompts 2 --held-out 2 --output v",
+            "held_out must lie between 0 and 1",
+        ),
     ],
 )
 def test_wrong_usage_of_verifiers(arguments: str, said: str, run: Run) -> None:
     assert said in " ".join(re.sub(r"[│╭╮╰╯─|]", " ", run(*arguments.split(), status=2).err).split())
+
+
+# What is named, and what follows from it
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "task"),
+    [
+        ("train --model countdown-base", "countdown-base", "countdown"),
+        ("train --task countdown", "countdown-base", "countdown"),
+        ("sample --task programs-4", "programs-base", "programs-4"),
+        ("verifier --model programs-base", "programs-base", "programs"),
+        ("sample --model programs-base --task countdown", "programs-base", "countdown"),
+        (
+            "sample --model http://127.0.0.1:8000/v1#x --task countdown",
+            "http://127.0.0.1:8000/v1#x",
+            "countdown",
+        ),
+    ],
+)
+def test_models_and_tasks_of_the_package_name_each_other(words: str, model: str, task: str) -> None:
+    found = completed(cli.parse(words.split()))
+    assert (found.model, found.source.task) == (model, task)
+
+
+def test_evaluate_and_coscale_take_the_task_of_a_model_in_the_package() -> None:
+    words = "evaluate --model base=countdown-base --model tuned=runs/x/model"
+    assert completed(cli.parse(words.split())).source.task == "countdown"
+    assert completed(cli.parse(["coscale", "--model", "programs-base"])).source.task == "programs"
+
+
+def test_models_and_tasks_of_the_package_are_these() -> None:
+    assert set(arguments.PACKAGED) == set(loading.PACKAGED)
+    assert {task for tasks in arguments.PACKAGED.values() for task in tasks} == set(TASKS)
+
+
+@pytest.mark.parametrize(
+    ("words", "missing", "right"),
+    [
+        (
+            "train",
+            "--model and --task are missing",
+            "bontune train --model ./my-model --task train.jsonl --objective",
+        ),
+        (
+            "sample",
+            "--model and --task are missing",
+            "bontune sample --model ./my-model --task questions.jsonl",
+        ),
+        (
+            "verifier",
+            "--model and --task are missing",
+            "bontune verifier --model ./my-model --task train.jsonl",
+        ),
+        (
+            "train --model ./mine",
+            "--task is missing",
+            "bontune train --model ./mine --task train.jsonl --objective",
+        ),
+        (
+            "train --task sums.jsonl",
+            "--model is missing",
+            "bontune train --model ./my-model --task train.jsonl",
+        ),
+        ("coscale --model ./mine", "--task is missing", "bontune coscale --model ./mine --task test.jsonl"),
+        (
+            "evaluate --model ./mine",
+            "--task is missing",
+            "bontune evaluate --model ./my-model --task test.jsonl",
+        ),
+        (
+            "evaluate --model countdown-base --model programs-base",
+            "--task is missing",
+            "were made for different ones",
+        ),
+        ("evaluate", "give --samples FILE or --model MODEL", "bontune evaluate --model"),
+        ("coscale", "give either --samples FILE", "bontune coscale --model"),
+    ],
+)
+def test_what_is_missing_is_a_question_of_usage(words: str, missing: str, right: str, run: Run) -> None:
+    said = run(*words.split(), status=2).err
+    assert missing in said
+    assert right in said
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train",
+        "train --model ./mine",
+        "sample --task missing.jsonl --model x",
+        "evaluate --samples missing.jsonl",
+    ],
+)
+def test_wrong_usage_is_said_before_anything_heavy_is_loaded(words: str) -> None:
+    script = (
+        "import sys\nfrom bontune import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit as left: print(left.code, sorted({'torch', 'transformers'} & set(sys.modules)))\n"
+    )
+    line = [sys.executable, "-c", script, *words.split()]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout == "2 []\n"
+
+
+def test_help_of_train_begins_with_what_everyone_needs(run: Run) -> None:
+    said = run("train", "--help").out
+    titles = re.findall(r"(?m)^\W+ (\w+) options \W", said)
+    assert titles == list(GROUPS[arguments.Train])
+    first = said.partition(" common options ")[2].partition(" options ")[0]
+    assert re.findall(r"(?m)^\W+ (--[\w-]+)", first) == [
+        f"--{name.replace('_', '-')}" for name in GROUPS[arguments.Train]["common"]
+    ]
+    assert len(GROUPS[arguments.Train]["common"]) == 10
+
+
+def test_a_file_without_splits_is_divided_aloud_and_used_whole_by_one_option(run: Run) -> None:
+    lines = [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(420)]
+    Path("official_test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    few = [*BASE, "--task", "official_test.jsonl", "--group-size", 1, "--sampling.max-new-tokens", 2]
+    cut = run("sample", *few, "--output", "cut")
+    sizes = re.search(
+        r"official_test\.jsonl names no splits: its 420 prompts were divided by their ids: train (\d+), tune (\d+), "
+        r"test (\d+)\. Drawn from: test; --split all takes every one",
+        cut.err,
+    )
+    assert sizes is not None
+    assert sum(map(int, sizes.groups())) == 420
+    assert len(rows_of("cut/samples.jsonl")) == int(sizes[3]) < 420
+    whole = run("sample", *few, "--split", "all", "--output", "whole")
+    assert "names no splits" not in whole.err
+    assert {row["prompt_id"] for row in rows_of("whole/samples.jsonl")} == {
+        prompt.id for prompt in JsonlTask("official_test.jsonl").prompts("all")
+    }
+    assert len(rows_of("whole/samples.jsonl")) == 420
+    some = run("evaluate", *few, "--split", "all", "--prompts", 3, "--no-votes", "--output", "some")
+    assert "on 3 prompts" in some.out
+    assert "split must be one of" in run("sample", *BASE, "--split", "all", "--output", "x", status=2).err
+
+
+def test_files_that_name_splits_say_nothing_of_them(run: Run, mine: None) -> None:
+    assert "names no splits" not in run("sample", *BASE, "--task", "sums.jsonl", *FEW, "--output", "s").err
+    Path("one.jsonl").write_text("".join(f'{{"prompt": "{i}", "answer": "{i}"}}\n' for i in range(40)))
+    done = run("train", *TINY, "--task", "one.jsonl", "--output", "t")
+    assert "one.jsonl names no splits: its 40 prompts were divided by their ids: train" in done.err
+    assert "--split" not in done.err
+
+
+def test_training_says_at_its_end_what_could_not_be_decided(run: Run, mine: None) -> None:
+    done = run("train", *TINY, "--verifier", "mine_for_cli:flaky", "--output", "t")
+    rows = rows_of("t/metrics.jsonl")
+    share = sum(row["undecided_share"] for row in rows) / len(rows)
+    said = done.err.replace("\u00a0", " ")
+    assert f"{100 * share:.1f} % of the responses of training could not be decided." in said
 
 
 # What models read, and how much they may write.
@@ -876,9 +1053,8 @@ def test_how_much_a_model_may_write_is_what_its_context_leaves(run: Run, chatty:
     said = run("sample", "--model", "talker", *few, "--output", "a").err
     longest = 256 - int(re.findall(r"at most (\d+) new tokens", said)[0])
     assert 40 < longest < 60  # the template around "39 + 1?", in bytes
-    assert (
-        "at most 32 new tokens" in run("sample", "--prompts", "1", "--group-size", "2", "--output", "b").err
-    )
+    toy = ["--model", "countdown-base", "--prompts", "1", "--group-size", "2"]
+    assert "at most 32 new tokens" in run("sample", *toy, "--output", "b").err
     refused = run(
         "sample", "--model", "talker", *few, "--sampling.max-new-tokens", "250", "--output", "c", status=2
     ).err

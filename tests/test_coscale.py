@@ -268,7 +268,7 @@ def test_the_command_draws_from_a_model_and_goes_on(tmp_path: Path) -> None:
     [
         ([], "either --samples"),
         (["--model", "countdown-base", "--temperature", "1"], "two different values"),
-        (["--samples", "none.jsonl", "--cut", "1"], "--cut must be at least 2"),
+        (["--model", "countdown-base", "--cut", "1"], "--cut must be at least 2"),
     ],
 )
 def test_wrong_usage_is_explained(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -13,13 +15,17 @@ import tomllib
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import bontune
 from bontune import cli, objectives, strategies
+from bontune.cli import arguments
+from bontune.evaluate import parse_line
 from bontune.objectives.registry import OBJECTIVES, STRATEGIES
-from bontune.tasks import TASKS
+from bontune.tasks import TASKS, JsonlTask
+from bontune.tasks.formats import as_prompt
 from studies.paper.archive import read_archive
 from studies.paper.document import write_document
 from studies.paper.plan import Study
@@ -268,3 +274,50 @@ def test_claims_are_those_of_the_study(page: str) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 110
+
+
+def test_the_figure_of_the_first_page_is_captioned_as_what_it_is() -> None:
+    """One run with its own prompts, above a table over nine."""
+    page = " ".join((DOCS / "index.md").read_text().split())
+    before, figure, after = page.partition("demo/difference.svg")
+    found = json.loads((DOCS / "demo" / "results.json").read_text())
+    assert figure
+    assert (
+        f"one run of it finds (seed 0, {found['prompts']} test prompts × {found['responses_per_prompt']} "
+        in before
+    )
+    assert "three seeds" not in before
+    assert after.startswith(") Over three base models and three seeds each")
+
+
+def test_fields_of_docstrings_are_lists_in_the_reference() -> None:
+    hooks = runpy.run_path(str(ROOT / "scripts" / "docs_hooks.py"))
+    paragraph = (
+        "<p>What it holds.\nlow, high: the interval,\nif any.  prompts:  P. Of: all\n"
+        "Raises ValueError for none.</p>"
+    )
+    listed = (
+        "<p>What it holds.</p><ul><li><code>low, high</code>: the interval,\nif any.</li>"
+        "<li><code>prompts</code>: P. Of: all\nRaises ValueError for none.</li></ul>"
+    )
+    assert hooks["field_list"](paragraph[3:-4]) == listed
+    assert (
+        hooks["field_list"]("counts: a.\nRaises X.")
+        == "<ul><li><code>counts</code>: a.</li></ul><p>Raises X.</p>"
+    )
+    plain = "<p>A sentence: with a colon.</p>"
+    page = SimpleNamespace(url="reference/x.html")
+    assert hooks["on_page_content"](plain + paragraph, page=page) == plain + listed
+    assert hooks["on_page_content"](paragraph, page=SimpleNamespace(url="index.html")) == paragraph
+
+
+def test_the_data_page_says_what_is_so() -> None:
+    """Keys of lines, the share of a divided file, and the number of prompts by default."""
+    page = " ".join((DOCS / "data.md").read_text().split())
+    shares = inspect.signature(JsonlTask).parameters["shares"].default
+    train, tune, test = shares
+    assert f"{train} % train, {tune} % tune, {test} % test" in page
+    assert f"`--prompts` is {arguments.PROMPTS}" in page
+    for example in re.findall(r"^    (\{.*\})$", (DOCS / "data.md").read_text(), re.MULTILINE):
+        fields = json.loads(example)
+        assert as_prompt(fields, True) if "prompt" in fields else parse_line(example.encode(), "page")

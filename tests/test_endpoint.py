@@ -372,7 +372,7 @@ def test_an_endpoint_is_sampled_topped_up_and_measured(
         assert left.value.code == status, said.err
         return said.err + said.out
 
-    few = ["--prompts", 3, "--sampling.max-new-tokens", 8]
+    few = ["--task", "countdown", "--prompts", 3, "--sampling.max-new-tokens", 8]
     spec = f"{countdown.url}?n=2#org/small"
     run("sample", "--model", spec, *few, "--group-size", 2, "--output", tmp_path / "s")
     path = tmp_path / "s/samples.jsonl"
@@ -390,9 +390,9 @@ def test_an_endpoint_is_sampled_topped_up_and_measured(
     run("evaluate", *both, *few, "--group-size", 2, "--no-votes", "--output", tmp_path / "both")
     results = json.loads((tmp_path / "both/results.json").read_text())
     assert list(results["policies"]) == ["small", "here"]
-    refused = run("train", "--model", spec, "--output", tmp_path / "t", status=2)
+    refused = run("train", "--model", spec, "--task", "countdown", "--output", tmp_path / "t", status=2)
     assert "a model behind a server cannot be trained" in refused
-    refused = run("verifier", "--model", spec, "--output", tmp_path / "v", status=2)
+    refused = run("verifier", "--model", spec, "--task", "countdown", "--output", tmp_path / "v", status=2)
     assert "not behind a server" in refused
     grid = ["--model", spec, "--temperature", 0.7, 1.0, *few, "--group-size", 4]
     run("coscale", *grid, "--output", tmp_path / "c")

@@ -62,6 +62,7 @@ def test_own_task_is_a_task_with_a_verifier_that_holds() -> None:
 )
 @pytest.mark.slow
 def test_examples_sample_and_train(source: list[str], prompts: int, tmp_path: Path) -> None:
+    source = ["--model", "countdown-base", *source]
     run("sample", *source, "--prompts", prompts, "--group-size", 4, "--output", tmp_path / "sample")
     lines = [json.loads(line) for line in (tmp_path / "sample/samples.jsonl").read_text().splitlines()]
     assert len(lines) == prompts * 4

@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 
 from bontune.models import fused
 from bontune.models.fused import Shape
+from bontune.train import chosen
 
 CARD = torch.cuda.is_available()
 if not CARD:
@@ -66,18 +67,37 @@ def test_kernels_of_logits(words: int, dtype: torch.dtype, shape: Shape, kernels
     n, first = 5, 50
     products = random(n, words, dtype=dtype) * 3
     tokens = torch.tensor([0, 50, 51, 49 + words, 50 + words], device=DEVICE)
-    chosen = [torch.full((n,), -7.0, device=DEVICE) for _ in range(2)]
+    found = [torch.full((n,), -7.0, device=DEVICE) for _ in range(2)]
     masses = [
         way.mass(products, tokens, first, shape, to)  # pyright: ignore
-        for way, to in zip((fused, kernels), chosen, strict=True)
+        for way, to in zip((fused, kernels), found, strict=True)
     ]
     assert torch.allclose(masses[0], masses[1], rtol=0, atol=1e-5)
-    assert torch.allclose(chosen[0], chosen[1], rtol=0, atol=1e-5)
-    assert (chosen[1] == -7).tolist() == [True, False, False, False, True]
+    assert torch.allclose(found[0], found[1], rtol=0, atol=1e-5)
+    assert (found[1] == -7).tolist() == [True, False, False, False, True]
     whole = masses[0] + 0.5
-    given = (tokens, first, shape, whole, torch.expm1(chosen[0] - whole), random(n, seed=3))
+    given = (tokens, first, shape, whole, torch.expm1(found[0] - whole), random(n, seed=3))
     expected = fused.slopes(products.clone(), *given)
     assert close(kernels.slopes(products, *given), expected, dtype)  # pyright: ignore
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_log_probabilities_by_the_kernels(
+    shape: Shape, kernels: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients in several blocks and several parts of the rows, against those by PyTorch."""
+    monkeypatch.setattr(chosen, "LOGITS", 100)
+    monkeypatch.setattr(chosen, "_ROWS", 6)
+    hidden, weight = (random(n, 8, seed=n).requires_grad_() for n in (14, 150))
+    tokens = torch.arange(14, device=DEVICE) * 11
+    found = []
+    for way in (fused, kernels):
+        monkeypatch.setattr(chosen, "parts_for", lambda x, way=way: way)
+        head = chosen.Head(weight, shape.softcap)
+        out = chosen.chosen_log_probs(head, hidden, tokens, shape.temperature)
+        found.append([out.detach(), *torch.autograd.grad((out * out.detach()).sum(), (hidden, weight))])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, LOW])

@@ -271,7 +271,17 @@ def called(*arguments: object) -> None:
 
 
 def test_train_with_adapters_then_evaluate_model_and_adapter(tmp_path: Path) -> None:
-    called("train", *TINY, "--lora-rank", 2, "--gradient-checkpointing", "--output", tmp_path / "t")
+    called(
+        "train",
+        "--task",
+        "countdown",
+        *TINY,
+        "--lora-rank",
+        2,
+        "--gradient-checkpointing",
+        "--output",
+        tmp_path / "t",
+    )
     model = tmp_path / "t" / "model"
     card = (model / "README.md").read_text()
     assert "| strategy to serve with | `BestOfN(budget=32)` |" in card
@@ -298,7 +308,7 @@ def test_two_processes_of_the_command_train_what_one_does(more: list[str], tmp_p
     models = {}
     for count in (1, 2):
         launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", "29541"]
-        options = ["train", *TINY, *more, "--output", str(tmp_path / str(count))]
+        options = ["train", "--task", "countdown", *TINY, *more, "--output", str(tmp_path / str(count))]
         done = subprocess.run(
             [sys.executable, *launch, "-m", "bontune.cli", *options],
             env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers import decoders as bytes_of
 
 from bontune import cli
+from bontune.cli.arguments import Evaluate, Sample, Train
 from bontune.cli.options import with_file
 from bontune.models.loading import load_policy
 from bontune.objectives.registry import build_objective, served_strategy
@@ -195,17 +196,17 @@ def test_the_command_line_counts_more_than_the_file(written: Callable[..., str])
         "lora_rank: 4\nreport-budgets: [1, 2]\nscorer: null\n"
     )
     found = cli.parse(["train", "--config", path, "--group_size=4", "--sampling.stop", "c"])
-    assert isinstance(found, cli.Train)
+    assert isinstance(found, Train)
     assert found.config.group_size == 4
     assert (found.config.sampling.temperature, found.config.sampling.stop) == (0.5, ("c",))
     assert (found.config.kl.start, found.config.kl.end) == (1, 0.001)
     assert (found.loading.lora_rank, found.config.report_budgets, found.source.scorer) == (4, (1, 2), None)
     path = written("model: [a=x, b=y]\nvotes: false\n")
     found = cli.parse(["evaluate", "--config", path])
-    assert isinstance(found, cli.Evaluate)
+    assert isinstance(found, Evaluate)
     assert (found.model, found.votes) == (("a=x", "b=y"), False)
     found = cli.parse(["evaluate", f"--config={path}", "--votes", "--model", "c=z"])
-    assert isinstance(found, cli.Evaluate)
+    assert isinstance(found, Evaluate)
     assert (found.model, found.votes) == (("c=z",), True)
 
 
@@ -214,13 +215,14 @@ def test_a_run_can_be_taken_up_from_its_config(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     tiny = ["--steps", 1, "--prompts-per-step", 2, "--group-size", 4, "--sampling.max-new-tokens", 4]
     more = ["--objective", "BestOfN(budget=2)", "--kl.start", 1, "--kl.end", 0.5, "--sampling.stop", "x", "y"]
+    tiny += ["--model", "countdown-base", "--task", "countdown"]
     called("train", *tiny, *more, "--output", "one")
     once, again = (
         cli.parse(["train", *map(str, [*tiny, *more])]),
         cli.parse(["train", "--config", "one/config.json"]),
     )
-    assert isinstance(once, cli.Train)
-    assert isinstance(again, cli.Train)
+    assert isinstance(once, Train)
+    assert isinstance(again, Train)
     assert (again.config, again.loading, again.source) == (once.config, once.loading, once.source)
     called("train", "--config", "one/config.json", "--output", "two")
     rows = [json.loads(Path(run, "metrics.jsonl").read_text()) for run in ("one", "two")]
@@ -243,11 +245,11 @@ def test_a_file_that_is_wrong_says_so(
     text: str, name: str, said: str, written: Callable[..., str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as left:
-        cli.main(["sample", "--config", written(text, name)])
+        cli.main(["sample", "--task", "countdown", "--config", written(text, name)])
     assert left.value.code == 2
     assert said in " ".join(re.sub(r"[│╭╮╰╯─|]", " ", capsys.readouterr().err).split())
 
 
 def test_a_missing_file_is_named() -> None:
     with pytest.raises(ValueError, match=r"no-such\.yaml cannot be read"):
-        with_file(["--config", "no-such.yaml"], cli.Sample)
+        with_file(["--config", "no-such.yaml"], Sample)

@@ -140,20 +140,23 @@ def test_full_page(tmp_path: Path) -> None:
         tmp_path, full_results(), examples=examples, config={"train": {"lr": 1e-4}, "task": "countdown"}
     )
     read = Reader(page)
+    assert (
+        "Against base, rl loses 8.5 points with one response and loses 8.5 points with 32; "
+        "bon shows no difference, neither with one response nor with 32."
+    ) in read.text
     assert "pass@32: rl is 8.5 points below base" in read.text
     assert (
         "no difference shown between bon and base (+2.0 points, 95\u00a0% interval −1.0 to +5.0)" in read.text
     )
     assert "best-of-32: bon is 10.0 points above base" in read.text
     for text in (
-        "320 prompts, 64 responses each from every policy, 7 CPU-minutes",
+        "320 prompts, 64 responses each from every policy; 7 CPU-minutes",
         "at least one of 32 responses is right",
         "bon: 2 prompts have fewer than 32 decided responses",
         "By difficulty",
         "hard (9)",
         "Where the time went",
         "pass@32 on training prompts",
-        "The same at every step: kl = 0.",
         "train-bon/metrics.jsonl: 1 line that could not be read is left out.",
         "train.lr",
         "1 of 4 right, 2 different",
@@ -264,7 +267,7 @@ def test_headline_follows_the_numbers(tmp_path: Path) -> None:
     run = read_run(tmp_path)
     assert list(run.policies) == ["rl", "base", "bon"]
     assert run.budget == 8
-    assert headline(run).startswith("pass@8: no difference shown between bon and rl (+10.0 points")
+    assert headline(run) == "Against rl, bon shows no difference, neither with one response nor with 8."
     assert verdict((0.1, 0.0, 0.2)) == 0  # an end at zero includes zero
     assert verdict((0.1, 0.01, 0.2)) == 1
     assert verdict((-0.1, -0.2, -0.01)) == -1

@@ -38,7 +38,7 @@ from studies.paper.costs import rates
 from studies.paper.course import WINDOW, Course, courses
 from studies.paper.document import write_document
 from studies.paper.estimators import quality
-from studies.paper.markdown import cell_text
+from studies.paper.markdown import cell_text, gap_text
 from studies.paper.paper import QUESTIONS
 from studies.paper.plan import (
     BASE,
@@ -332,12 +332,43 @@ def test_intervals_over_runs_and_prompts_hold_the_truth(runs: int, run: float, p
 
 def test_bases_that_differ_widen_the_interval() -> None:
     rng = np.random.default_rng(0)
-    rows = rng.normal(0, 0.1, (9, 500)) + np.repeat([-0.2, 0.0, 0.3], 3)[:, None]
-    one = combine(rows, ["same"] * 9)
-    several = combine(rows, list(np.repeat(["a", "b", "c"], 3)))
+    rows = rng.normal(0.5, 0.1, (9, 500)) + np.repeat([-0.2, 0.0, 0.3], 3)[:, None]
+    half = np.full_like(rows, 0.5)
+    one = combine(rows, half, ["same"] * 9)
+    several = combine(rows, half, list(np.repeat(["a", "b", "c"], 3)))
     assert several.high - several.low > 1.5 * (one.high - one.low)
     assert (one.above, one.below, one.runs) == (3, 3, 9)
-    assert combine(rows[:1], ["a"]).deviation is None
+    assert one.by_base == ()
+    assert combine(rows[:1], half[:1], ["a"]).deviation is None
+    # One base lost where another gained: each is shown, by itself, instead of a mean of opposite signs.
+    assert [item.sign for item in several.by_base] == [-1, 0, 1]
+    assert [item.runs for item in several.by_base] == [3, 3, 3]
+    assert gap_text(several) == f"by base {', '.join(map(gap_text, several.by_base))}"
+
+
+def test_an_interval_never_leaves_what_is_possible() -> None:
+    """A policy that lost everything on one of three bases: Student's t alone reaches from -116 to +60 points."""
+    rng = np.random.default_rng(1)
+    chances = np.repeat([0.01, 0.60, 0.62], 3)[:, None]
+    base, policy = (
+        (rng.random((9, 400)) < 0.70).astype(float),
+        (rng.random((9, 400)) < chances).astype(float),
+    )
+    width = crossed_interval(policy - base, np.repeat(["a", "b", "c"], 3).tolist())
+    gap = combine(policy, base, np.repeat(["a", "b", "c"], 3).tolist())
+    assert gap.value - width < -base.mean()
+    assert gap.low == pytest.approx(-base.mean())
+    assert gap.high == pytest.approx(min(gap.value + width, 1 - base.mean()))
+    assert [item.sign for item in gap.by_base] == [-1, -1, -1]
+    for item, own in zip(gap.by_base, base.reshape(3, -1).mean(1), strict=True):
+        assert -own <= item.low <= item.value <= item.high <= 1 - own
+    far = np.repeat([0.2, 0.5, 0.6], 3)[
+        :, None
+    ]  # each base by itself is below, and Student's t over three includes zero
+    lower = combine((rng.random((9, 400)) < far).astype(float), base, np.repeat(["a", "b", "c"], 3).tolist())
+    assert (lower.sign, [item.sign for item in lower.by_base]) == (0, [-1, -1, -1])
+    sure = combine(np.ones((3, 20)), np.zeros((3, 20)), ["a", "b", "c"])
+    assert (sure.value, sure.low, sure.high, sure.by_base) == (1.0, 1.0, 1.0, ())
 
 
 def test_quality_of_estimators_against_enumeration() -> None:

@@ -417,7 +417,7 @@ def test_a_killed_process_of_the_command_is_gone_on_from(tmp_path: Path) -> None
             "8",
         ]
         more = ["--checkpoint-every", "2", *option, "--output", str(tmp_path / name)]
-        return ["-m", "bontune.cli", "train", *few, *more]
+        return ["-m", "bontune.cli", "train", "--task", "countdown", *few, *more]
 
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
     ended_well(*command("undisturbed"), **fsdp)

@@ -264,12 +264,15 @@ def test_jsonl_splits_of_the_file_and_shares(tmp_path: Path) -> None:
     assert [p.id for p in task.prompts("train")] == ["0", "3", "6"]
     with pytest.raises(ValueError, match=r"split 'tune' .* has no prompts \(train 3, tune 0, test 6\)"):
         task.prompts("tune")
-    with pytest.raises(ValueError, match="split must be one of train, tune, test; got 'dev'"):
+    with pytest.raises(ValueError, match="split must be one of train, tune, test, all; got 'dev'"):
         task.prompts("dev")
     with pytest.raises(ValueError, match="count must be a whole number above 0"):
         task.prompts("test", 0)
+    assert sorted(p.id for p in task.prompts("all")) == sorted(map(str, range(9)))
+    assert (task.divided, task.sizes) == (False, {"train": 3, "tune": 0, "test": 6})
     everything = JsonlTask(write(tmp_path / "b.jsonl", *sums(9)), shares=(0, 0, 100))
     assert len(everything.prompts("test")) == 9
+    assert everything.divided
 
 
 GSM8K = (

@@ -94,7 +94,18 @@ def test_tensorboard_holds_what_metrics_jsonl_holds(tmp_path: Path) -> None:
 
     tiny = ["--steps", "2", "--prompts-per-step", "2", "--group-size", "8", "--sampling.max-new-tokens", "6"]
     with pytest.raises(SystemExit) as left:
-        cli.main(["train", *tiny, "--track", "tensorboard", "--output", str(tmp_path / "run")])
+        cli.main(
+            [
+                "train",
+                "--task",
+                "countdown",
+                *tiny,
+                "--track",
+                "tensorboard",
+                "--output",
+                str(tmp_path / "run"),
+            ]
+        )
     assert left.value.code == 0
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()

@@ -266,7 +266,7 @@ def test_the_command_checks_first(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit) as left:
-        cli.main(["train", "--engine", "vllm", "--output", str(tmp_path / "t")])
+        cli.main(["train", "--task", "countdown", "--engine", "vllm", "--output", str(tmp_path / "t")])
     assert left.value.code == 2
     assert "--engine vllm draws in one process" in capsys.readouterr().err
     assert not (tmp_path / "t").exists()

@@ -18,21 +18,19 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How responses are drawn. Log-probabilities everywhere are those of this very distribution.
-
-    temperature: > 0, divides the logits.  top_p in (0, 1]; top_k >= 0, 0 switches it off.
-    max_new_tokens: tokens of a response at most. 0 stands for what the model and the prompts allow, and is replaced by
-        that (`bontune.models.prompting.budget_of`) before anything is drawn.
-    stop: strings that end a response; they are not part of its text.
-    """
+    """How responses are drawn. Log-probabilities everywhere are those of this very distribution."""
 
     temperature: float = 1.0
+    """Above 0; divides the logits."""
     top_p: float = 1.0
+    """In (0, 1]: draw from the most probable tokens that together reach this probability."""
     top_k: int = 0
+    """Draw from so many of the most probable tokens; 0 switches it off."""
     max_new_tokens: int = 32
     """Tokens of a response at most. 0: what the model's context leaves after the longest prompt, at most 512; 32 for the
     models in the package and what is compared with them; as many as it was trained with for the model of a run."""
     stop: tuple[str, ...] = ()
+    """Strings that end a response; they are not part of its text."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
@@ -120,8 +118,11 @@ class KLSchedule:
     """
 
     start: float = 0.0
+    """Coefficient of KL(policy || reference) at the first step; 0 switches it off."""
     end: float = 0.0
+    """Coefficient at the last step; it decays geometrically."""
     responses: int = 1
+    """Random responses of each group that the KL is estimated on."""
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.end < 0:
@@ -196,6 +197,7 @@ class TrainConfig:
     optimizer: str = "AdamW"
     """The name of a class in torch.optim."""
     weight_decay: float = 0.0
+    """Of the optimizer, where it has one."""
     max_grad_norm: float = 1.0
     """Gradients with a larger norm are scaled down to it."""
     updates_per_rollout: int = 1

@@ -124,7 +124,10 @@ def _introduction(study: Study, results: Results, known: Mapping[str, Any]) -> s
             "where there is "
             "one. ▲ above and ▼ below: the interval leaves out zero. ○: it does not. They are not corrected "
             "for the number "
-            "of comparisons.",
+            "of comparisons. A difference lies between minus the other's share and one minus it, and intervals are cut "
+            "off there. Where one reached beyond, where bases show differences of opposite sign, or every base shows one "
+            "and their mean does not, a mean says little: "
+            '"by base" gives the difference on each, with its own interval.',
             "",
             "## What was run, and what was not",
             "",

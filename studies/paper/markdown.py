@@ -20,7 +20,9 @@ def cell_text(gap: Gap | None) -> str:
 
 
 def gap_text(gap: Gap) -> str:
-    """A difference in points with its interval and whether that leaves out zero."""
+    """A difference in points with its interval and whether that leaves out zero; of each base where it has `by_base`."""
+    if gap.by_base:
+        return f"by base {', '.join(map(gap_text, gap.by_base))}"
     sign = {1: "▲", -1: "▼", 0: "○"}[gap.sign]
     return f"{sign} {points(gap.value)} [{points(gap.low)}, {points(gap.high)}]"
 

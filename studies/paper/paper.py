@@ -183,7 +183,7 @@ EQUATIONS = (
     Item(
         what="The KL coefficient that decays from 1 to 0.001",
         where="`config.KLSchedule`",
-        command="bontune train --kl.start 1 --kl.end 0.001",
+        command="bontune train --task countdown --kl.start 1 --kl.end 0.001",
     ),
 )
 

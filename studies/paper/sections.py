@@ -6,6 +6,7 @@ Functions return Markdown, "" where nothing of theirs has run, and fill in figur
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -301,7 +302,7 @@ def _temperatures(page: Page) -> str:
 
 
 def _without_interval(text: str) -> str:
-    return text.partition(" [")[0]
+    return re.sub(r" \[.*?\]", "", text)
 
 
 def _against_the_best(best: Mapping[tuple[str, float, float], Mapping[int, Gap]], kind: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ from studies.paper.plan import BASE, Cell, Results, Study, TaskPlan, choose, swe
 from studies.paper.summary import per_prompt
 
 LEVEL = 0.95
+Rows = Sequence[np.ndarray] | np.ndarray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gap:
     """A difference between policies at one N, over runs that answer the same prompts.
 
-    low, high: over prompts and over training runs (bases and seeds), see `crossed_interval`.  deviation: between the
-    runs, None for one run, whose interval is over prompts alone.  above, below: runs whose own interval leaves out zero.
+    low, high: over prompts and over training runs (bases and seeds), see `crossed_interval`, cut off at what is
+    possible.  deviation: between the runs, None for one run, whose interval is over prompts alone.  above, below: runs
+    whose own interval leaves out zero.  by_base: the difference on each base, where their mean says little.
     """
 
     value: float
@@ -31,6 +34,7 @@ class Gap:
     runs: int
     above: int
     below: int
+    by_base: tuple[Gap, ...] = ()
 
     @property
     def sign(self) -> int:
@@ -38,22 +42,45 @@ class Gap:
         return 1 if self.low > 0 else -1 if self.high < 0 else 0
 
 
-def combine(gaps: Sequence[np.ndarray], bases: Sequence[str]) -> Gap:
-    """The mean over runs and prompts of gaps [P] of each run, with the interval of `crossed_interval`."""
-    rows = np.array(gaps)
-    rows = rows[:, ~np.isnan(rows).any(0)]
+def combine(shares: Rows, reference: Rows, bases: Sequence[str]) -> Gap:
+    """The mean over runs and prompts of shares minus those of the reference, each [P] for each run.
+
+    A difference of shares lies between minus the reference's share and one minus it: the interval of `crossed_interval`
+    is cut off there. Where it reached beyond, or bases show differences of opposite sign, or every one shows a difference
+    and their mean does not, the bases are no sample that Student's t describes, and `by_base` has each.
+    """
+    other = np.array(reference)
+    rows = np.array(shares) - other
+    known = ~np.isnan(rows).any(0)
+    rows, other = rows[:, known], other[:, known]
+    gap, beyond = _gap(rows, float(other.mean()), bases)
+    names = list(dict.fromkeys(bases))
+    if len(names) < 2:
+        return gap
+    chosen = [[i for i, base in enumerate(bases) if base == name] for name in names]
+    each = [_gap(rows[i], float(other[i].mean()), ["one"] * len(i))[0] for i in chosen]
+    signs = {item.sign for item in each}
+    disagree = {1, -1} <= signs or (gap.sign == 0 and 0 not in signs)
+    return replace(gap, by_base=tuple(each)) if beyond or disagree else gap
+
+
+def _gap(rows: np.ndarray, reference: float, bases: Sequence[str]) -> tuple[Gap, bool]:
+    """Of differences [R, P] to a share, and whether the interval reached beyond what is possible."""
     low, high = bootstrap(rows.T)
     width = crossed_interval(rows, bases)
     value = float(rows.mean())
-    return Gap(
+    least, most = -reference, 1 - reference
+    gap = Gap(
         value=value,
-        low=value - width,
-        high=value + width,
+        low=max(value - width, least),
+        high=min(value + width, most),
         deviation=float(rows.mean(1).std(ddof=1)) if len(rows) > 1 else None,
         runs=len(rows),
         above=int((low > 0).sum()),
         below=int((high < 0).sum()),
     )
+    slack = 1e-9  # of rounding
+    return gap, value - width < least - slack or value + width > most + slack
 
 
 def crossed_interval(rows: np.ndarray, bases: Sequence[str]) -> float:
@@ -132,7 +159,7 @@ def _comparison(method: str, cells: Sequence[Cell], results: Results, kind: str)
         learning_rates=tuple(sorted({cell.policy.learning_rate for cell in cells})),
         rates={n: float(np.mean([np.nanmean(v[:, j]) for v in values])) for j, n in enumerate(budgets)},
         gaps={
-            n: combine([v[:, j] - r[:, j] for v, r in zip(values, reference, strict=True)], names)
+            n: combine([v[:, j] for v in values], [r[:, j] for r in reference], names)
             for j, n in enumerate(budgets)
         },
         distinct=float(np.mean([entry["distinct"] for entry in entries])),
@@ -154,13 +181,15 @@ def between(
         return {}
     entries = [(dict(results[pair[first].id]), dict(results[pair[second].id])) for _, pair in pairs]
     budgets = tuple(sorted(set.intersection(*({int(n) for n in e[kind]} for row in entries for e in row))))
+    same = [a["prompts"] == b["prompts"] for a, b in entries]
     rows = [
-        (per_prompt(a, kind, budgets) - per_prompt(b, kind, budgets)).numpy()
-        for a, b in entries
-        if a["prompts"] == b["prompts"]
+        tuple(per_prompt(entry, kind, budgets).numpy() for entry in pair) for pair in compress(entries, same)
     ]
-    names = [base for base, _ in pairs]
-    return {n: combine([row[:, j] for row in rows], names) for j, n in enumerate(budgets)}
+    names = [base for base, _ in compress(pairs, same)]
+    return {
+        n: combine([a[:, j] for a, _ in rows], [b[:, j] for _, b in rows], names)
+        for j, n in enumerate(budgets)
+    }
 
 
 def _base_of(cell: Cell, results: Results, kind: str) -> Mapping[str, Any] | None:
@@ -207,10 +236,8 @@ def swept(study: Study, task: TaskPlan, results: Results, wide: int = 32) -> lis
             key = "pass_at" if method.by == "reward" else "best_of"
             gaps: list[Gap | None] = [None, None]
             if base is not None and base["prompts"] == entry["prompts"]:
-                rows = per_prompt(dict(entry), "pass_at", (1, wide)) - per_prompt(
-                    dict(base), "pass_at", (1, wide)
-                )
-                gaps = [combine([rows[:, j].numpy()], [cell.policy.base]) for j in (0, 1)]
+                own, other = (per_prompt(dict(item), "pass_at", (1, wide)).numpy() for item in (entry, base))
+                gaps = [combine([own[:, j]], [other[:, j]], [cell.policy.base]) for j in (0, 1)]
             found.append(
                 Swept(
                     method=method.name,
@@ -258,7 +285,10 @@ def at_best_temperature(
             found.setdefault(key, []).append(cell)
     result = {}
     for key, own in sorted(found.items()):
-        rows = [values(cell) - best[cell.policy.base] for cell in own]
         names = [cell.policy.base for cell in own]
-        result[key] = {n: combine([row[:, j] for row in rows], names) for j, n in enumerate(wanted)}
+        rows = [values(cell) for cell in own]
+        result[key] = {
+            n: combine([row[:, j] for row in rows], [best[name][:, j] for name in names], names)
+            for j, n in enumerate(wanted)
+        }
     return result

@@ -13,6 +13,7 @@ from bontune.config import FitConfig, Limits, ModelConfig, Placement, Prompting,
 Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
 Shown = Annotated[Prompting, tyro.conf.arg(name="")]
 Placed = Annotated[Placement, tyro.conf.arg(name="")]
+Model = Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a task in the package)")]
 
 # Named here, as asking the registry would load PyTorch for every line of help; a test holds the two together.
 STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
@@ -20,6 +21,15 @@ OBJECTIVES = (
     "BoNRL", "BoNRLB", "BoNRLBP", "BoNSFT", "DCO", "GRPO", "LogPassAtN", "LogStrategyObjective", "MaxRL", "Mixture",
     "RLOO", "SFT", "STaR", "StrategyObjective",
 )  # fmt: skip
+
+# Models in the package with the tasks they were made for, their own first; tests hold them to what there is.
+PACKAGED = {"countdown-base": ("countdown", "countdown-6"), "programs-base": ("programs", "programs-4")}
+
+SPLIT = Literal["test", "tune", "train", "all"]
+PROMPTS = 400  # that are measured on, by default
+Prompts = Annotated[
+    int | None, tyro.conf.arg(help_behavior_hint=f"(default: {PROMPTS}, or all with --split all)")
+]
 
 _OBJECTIVE_HELP = (
     f"What to train for: a strategy ({', '.join(STRATEGIES)}), one of {', '.join(sorted(OBJECTIVES))}, or "
@@ -41,10 +51,10 @@ def training() -> TrainConfig:
 class Source:
     """What to draw from and how it is judged."""
 
-    task: str = "countdown"
-    """`countdown`, a JSONL file of {"prompt", "answer"} lines or of GSM8K, MATH, MathOdyssey, HumanEval or MBPP as
-    published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task of
-    your own."""
+    task: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a model in the package)")] = ""
+    """`countdown`, `programs`, a JSONL file of {"prompt", "answer"} lines or of GSM8K, MATH, MathOdyssey, HumanEval or
+    MBPP as published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task
+    of your own."""
     verifier: str | None = None
     """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), or module:function of (prompt,
     response) -> reward, bool, Verdict, or None where it cannot decide. Replaces the task's own verifier: this is the
@@ -100,7 +110,7 @@ class Verifier(FromFile):
     BestOfN(budget=8), and serve both with `bontune best`.
     """
 
-    model: str = "countdown-base"
+    model: Model = ""
     """The policy whose responses are scored: a transformers folder, a hub name, `countdown-base` or
     `programs-base`."""
     body: str | None = None
@@ -205,13 +215,13 @@ class Sample(FromFile):
         bontune sample --model ./my-model --task questions.jsonl --group-size 64 --output runs/base
     """
 
-    model: str = "countdown-base"
+    model: Model = ""
     """A transformers folder, a GGUF file, a hub name, `countdown-base` or `programs-base` (in the package), or a model
     behind an OpenAI-compatible server: `http://127.0.0.1:8000/v1#NAME`, with `?chat` before the # for chat models."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
-    split: Literal["test", "tune", "train"] = "test"
-    """Which prompts of the task."""
-    prompts: int = 400
+    split: SPLIT = "test"
+    """Which prompts of the task; `all`: of a file or data set every one."""
+    prompts: Prompts = None
     """How many prompts; fewer where the task has fewer."""
     group_size: int = 64
     """M, responses per prompt. Curves reach up to N = M."""
@@ -240,7 +250,7 @@ class Train(FromFile):
     On several GPUs: `accelerate launch -m bontune.cli train ...`; groups are never split.
     """
 
-    model: str = "countdown-base"
+    model: Model = ""
     """A transformers folder, a GGUF file, a hub name, or `countdown-base` or `programs-base`, in the package."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
@@ -288,9 +298,9 @@ class Evaluate(FromFile):
     model: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A model to draw from, MODEL or NAME=MODEL; may be repeated. MODEL may be a server, as in `bontune sample`."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
-    split: Literal["test", "tune", "train"] = "test"
-    """Which prompts of the task, where models are drawn from."""
-    prompts: int = 400
+    split: SPLIT = "test"
+    """Which prompts of the task, where models are drawn from; `all`: of a file or data set every one."""
+    prompts: Prompts = None
     """How many prompts, where models are drawn from."""
     group_size: int = 64
     """M, responses per prompt, where models are drawn from."""
@@ -337,9 +347,10 @@ class Coscale:
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     temperature: tuple[float, ...] = (0.2, 0.6, 1.0, 1.4)
     """Temperatures to draw at."""
-    split: Literal["test", "tune", "train"] = "tune"
-    """Which prompts of the task, where a model is drawn from: a choice made on them should not be reported on them."""
-    prompts: int = 400
+    split: SPLIT = "tune"
+    """Which prompts of the task, where a model is drawn from: a choice made on them should not be reported on them.
+    `all`: of a file or data set every one."""
+    prompts: Prompts = None
     """How many prompts, where a model is drawn from."""
     group_size: int = 64
     """M, responses per prompt and temperature, where a model is drawn from."""

@@ -18,7 +18,9 @@ import tyro
 
 from bontune import __version__
 from bontune.cli.arguments import COMMANDS, Coscale, Evaluate, Sample, Train
+from bontune.cli.help import grouped
 from bontune.cli.options import with_file
+from bontune.cli.usage import completed
 from bontune.config import Stopped
 
 DONE, FAILED, WRONG_USAGE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
@@ -44,7 +46,10 @@ def parse(arguments: list[str]) -> object:
         name = arguments[0]
         with_help(COMMANDS[name])
         given = with_file(arguments[1:], COMMANDS[name])
-        return tyro.cli(COMMANDS[name], prog=f"bontune {name}", args=given)
+        asked = {"-h", "--help"} & set(given)
+        return tyro.cli(
+            grouped(COMMANDS[name]) if asked else COMMANDS[name], prog=f"bontune {name}", args=given
+        )
     return tyro.cli(
         Union[tuple(_listed(name) for name in COMMANDS)],  # pyright: ignore # noqa: UP007
         prog="bontune",
@@ -77,9 +82,10 @@ def run(command: object) -> int:
     """Run a command; see `guarded`."""
 
     def work() -> None:
+        whole = completed(command)
         from bontune.cli import commands
 
-        commands.run(command)
+        commands.run(whole)
 
     return guarded(work, goes_on=isinstance(command, Sample | Evaluate | Train | Coscale))
 

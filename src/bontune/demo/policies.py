@@ -28,6 +28,10 @@ from bontune.train.run import Run
 BUDGET = 32
 SAMPLING = Sampling(max_new_tokens=12)  # the longest legal answer has 9 tokens and an end
 OBJECTIVES = {"rl": RLOO(), "bon": LogPassAtN(BUDGET)}
+TASK = (
+    "The task is Countdown: reach a target with some of the numbers given, in reverse Polish notation; answers are "
+    "checked exactly."
+)
 TITLES = {"rl": "for one response (RL, N = 1)", "bon": f"for best-of-{BUDGET}"}
 
 Stage = Callable[[str, int], Callable[[int], None]]
@@ -90,9 +94,13 @@ class Trial:
         return read_samples(path)
 
     def reported(
-        self, found: Mapping[str, SampleSet], objectives: Mapping[str, Any], budget: int, started: float
+        self,
+        found: Mapping[str, SampleSet],
+        objectives: Mapping[str, Any],
+        started: float,
+        **more: Any,
     ) -> dict[str, Any]:
-        """Writes the report; what `results.json` holds."""
+        """Writes the report; what `results.json` holds. more: see `run_results`."""
         advance = self.stage("writing the report", 1)
         results = evaluate(
             found,
@@ -100,7 +108,7 @@ class Trial:
             seed=self.seed,
             votes=False,
             started=started,
-            budget=budget,
+            **more,
             objectives={name: repr(objective) for name, objective in objectives.items()},
         )
         write_report(self.output)
@@ -132,4 +140,9 @@ def demo(
     found = {"base": trial.measured("base")}
     for name, objective in OBJECTIVES.items():
         found[name] = trial.measured(name, trial.fine_tuned(name, TITLES[name], objective, config))
-    return trial.reported(found, OBJECTIVES, BUDGET, started)
+    about = [
+        TASK,
+        f"A small transformer (base) is fine-tuned for one response (rl: the usual RL) and for the best of N = {BUDGET} "
+        "(bon), and all three answer the same fresh prompts.",
+    ]
+    return trial.reported(found, OBJECTIVES, started, budget=BUDGET, about=about)

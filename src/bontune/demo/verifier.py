@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bontune.config import FitConfig, TrainConfig
-from bontune.demo.policies import SAMPLING, Stage, Trial
+from bontune.demo.policies import SAMPLING, TASK, Stage, Trial
 from bontune.evaluate import write_json
 from bontune.models.loading import load_policy
 from bontune.objectives import RLOO, BoNRL
@@ -64,7 +64,13 @@ def demo_verifier(
         policy = trial.fine_tuned(name, TITLES[name], objective, _scaled(CONFIGS[name], scale, seed))
         save_served(output / f"train-{name}", BestOfN(BUDGET), SAMPLING, "../verifier")
         found[name] = trial.measured(name, policy)
-    return trial.reported(found, OBJECTIVES, BUDGET, started)
+    about = [
+        TASK,
+        f"A learned verifier, which errs, chooses which of N = {BUDGET} responses is served: those of a small "
+        f"transformer (base), of it trained to please the verifier (rl_v), and trained for best-of-{BUDGET} with the "
+        "verifier choosing and the truth judging (bon_v).",
+    ]
+    return trial.reported(found, OBJECTIVES, started, budget=BUDGET, headline="best_of", about=about)
 
 
 def _scaled(config: TrainConfig, scale: float, seed: int) -> TrainConfig:

@@ -308,7 +308,8 @@ def advice(
 
     cost: of one response, by temperature; 1 where None, so that budgets are responses.  value: of that choice, not
     of the prompts it was chosen by: each half of the prompts is measured with the choice of the other half.
-    low, high: interval of that. Choices that no N fits are left out; so are budgets without any.
+    low, high: interval of that.  cell: the value of the choice's own N and T on all prompts, which it was chosen by,
+    with its interval. Choices that no N fits are left out; so are budgets without any.
     """
     prompts = planes[0].values.shape[1]
     half = np.random.default_rng(seed).permutation(prompts) % 2 == 0
@@ -324,19 +325,24 @@ def advice(
                 which, i, j = choice
                 values[~chosen_by] = planes[which].values[i, ~chosen_by, j]
         which, i, j = best
-        mean = means(values[None, :, None])[0, 0]
-        draws = means(values[None, :, None], resampled(prompts, seed))[:, 0, 0]
-        low, high = np.nanquantile(draws, TAILS)
         found.append(
             {
                 "budget": budget,
                 "rule": planes[which].rule,
                 "temperature": planes[which].temperatures[i],
                 "n": planes[which].budgets[j],
-                **_known(value=mean, low=low, high=high),
+                **_mean_of(values, seed),
+                "cell": _mean_of(planes[which].values[i, :, j], seed),
             }
         )
     return found
+
+
+def _mean_of(values: np.ndarray, seed: int) -> dict[str, float]:
+    """Mean of values [P] over the known prompts, with its interval."""
+    column = values[None, :, None]
+    low, high = np.nanquantile(means(column, resampled(len(values), seed))[:, 0, 0], TAILS)
+    return _known(value=means(column)[0, 0], low=low, high=high)
 
 
 def _choice(

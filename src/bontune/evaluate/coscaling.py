@@ -61,12 +61,19 @@ def co_scale(
         "advice": _advice(samples, planes, count_tokens, seed),
         "prompts": pass_at.values.shape[1],
         "responses_per_prompt": {f"{t:g}": scored.group_size for t, scored in batches.items()},
+        "fewest_responses": {f"{t:g}": item.sizes[0] for t, item in samples.items()},
+        "undecided": {f"{t:g}": _undecided(item) for t, item in samples.items()},
         "sources": sorted({item.source for item in sets}),
         "notes": [note for item in sets for note in item.notes],
     }
     found["cpu_seconds"] = round(time.process_time() - started, 1)
     write_json(output / "results.json", found)
     return found
+
+
+def _undecided(samples: SampleSet) -> dict[str, int]:
+    rewards = [reward for group in samples.groups for reward in group.rewards]
+    return {"undecided": sum(reward is None for reward in rewards), "responses": len(rewards)}
 
 
 def _planes(

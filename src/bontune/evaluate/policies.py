@@ -26,6 +26,7 @@ from bontune.evaluate import (
 from bontune.records import Scored
 from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Strategy, curve
 
+USUAL_BUDGET = 32  # N of the headline, where nothing names another
 EXAMPLES = 12  # prompts whose responses the report shows side by side
 
 
@@ -73,11 +74,17 @@ def evaluate(
             on_stage(f"measuring {type(strategy).__name__} of {name}")
             policies[name]["strategy"] = _strategy_entry(strategy, scored, item.prompt_ids, seed)
     on_stage("comparing")
-    write_json(output / "examples.json", _examples(samples))
+    graded = not all(scored.binary for scored in batches.values())
+    alone = None if graded else solved_alone(samples, more.get("budget", USUAL_BUDGET))
+    write_json(output / "examples.json", _examples(samples, alone))
+    if alone is not None:
+        more["alone"] = {key: value for key, value in alone.items() if key != "row"}
     results = run_results(
         policies,
         curves,
         responses_per_prompt=max(item.sizes[1] for item in samples.values()),
+        fewest_responses=min(item.sizes[0] for item in samples.values()),
+        graded=graded,
         cpu_seconds=0.0,
         reference=reference,
         seed=seed,
@@ -86,7 +93,7 @@ def evaluate(
     )
     if strategy is not None:
         results["strategy"] = repr(strategy)
-    if len(samples) > 1 and min(item.sizes[0] for item in samples.values()) > 1:
+    if not graded and len(samples) > 1 and min(item.sizes[0] for item in samples.values()) > 1:
         results["meta"] = meta_strategy(samples, reference, seed=seed)
     results["cpu_seconds"] = round(time.process_time() - started, 1)
     write_json(output / "results.json", results)
@@ -153,15 +160,41 @@ def _shared(samples: Mapping[str, SampleSet]) -> dict[str, SampleSet]:
     return {names[0]: first} | {name: pair(first, samples[name])[1] for name in names[1:]}
 
 
-def _examples(samples: Mapping[str, SampleSet]) -> list[dict[str, Any]]:
-    """Responses of evenly spaced prompts: a fixed choice, not the prettiest."""
-    first = next(iter(samples.values()))
-    step = max(1, len(first.groups) // EXAMPLES)
-    return [
-        example(
-            first.groups[i].prompt or first.groups[i].prompt_id,
-            first.groups[i].level,
-            {name: (item.groups[i].responses, item.groups[i].rewards) for name, item in samples.items()},
-        )
-        for i in range(0, len(first.groups), step)[:EXAMPLES]
-    ]
+def solved_alone(samples: Mapping[str, SampleSet], budget: int) -> dict[str, Any] | None:
+    """How many prompts each policy alone solves in its first N responses, N the budget or what every group has.
+
+    {"responses": N, "prompts": {policy: count}, "shown": the last policy, "row": the first prompt that it alone solves};
+    None for one policy, and where the last one alone solves none. Rewards are 0 or 1.
+    """
+    n = min(budget, *(item.sizes[0] for item in samples.values()))
+    solved = {
+        name: [any(reward == 1 for reward in group.rewards[:n]) for group in item.groups]
+        for name, item in samples.items()
+    }
+    rows = list(zip(*solved.values(), strict=True))
+    alone = {name: [row[i] and sum(row) == 1 for row in rows] for i, name in enumerate(solved)}
+    last = list(samples)[-1]
+    if len(samples) < 2 or not any(alone[last]):
+        return None
+    counts = {name: sum(flags) for name, flags in alone.items()}
+    return {"responses": n, "prompts": counts, "shown": last, "row": alone[last].index(True)}
+
+
+def _examples(samples: Mapping[str, SampleSet], alone: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Responses of evenly spaced prompts: a fixed choice, not the prettiest. The prompt of `solved_alone` comes first."""
+    groups = next(iter(samples.values())).groups
+    step = max(1, len(groups) // EXAMPLES)
+    found = [_example(samples, i, None) for i in range(0, len(groups), step)[:EXAMPLES]]
+    if alone is None:
+        return found
+    return [_example(samples, alone["row"], alone["responses"]) | {"alone": alone["shown"]}, *found]
+
+
+def _example(samples: Mapping[str, SampleSet], row: int, most: int | None) -> dict[str, Any]:
+    first = next(iter(samples.values())).groups[row]
+    groups = {name: item.groups[row] for name, item in samples.items()}
+    return example(
+        first.prompt or first.prompt_id,
+        first.level,
+        {name: (group.responses[:most], group.rewards[:most]) for name, group in groups.items()},
+    )

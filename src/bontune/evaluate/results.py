@@ -4,7 +4,11 @@
                          "best_of"?, "vote"? (each with _low and _high), "distinct", "entropy", "undecided",
                          "levels"?: {level: {"prompts", "pass_at", "pass_at_low", "pass_at_high"}}}},
      "differences": {name: {"32": {"value", "low", "high"}}},
-     "prompts", "responses_per_prompt", "cpu_seconds"}
+     "prompts", "responses_per_prompt", "fewest_responses", "graded", "cpu_seconds"}
+
+`responses_per_prompt` are those of the largest group, `fewest_responses` of the smallest; where they differ, or
+responses could not be decided, a policy's "excluded" says how many prompts lack a value at N. graded: rewards other than
+0 and 1 are among them, so pass_at is the expected highest reward of N.
 
 Budgets are keys, as decimal strings. A number that is not known (no prompt has N decided responses, no
 interval from a single prompt) is left out; `distinct` and `entropy` are null without texts and
@@ -155,8 +159,9 @@ def run_results(
 
     curves: {policy: {"pass_at": Curve, ...}}. Differences of pass@N are under "differences", those of other
     curves that every policy has under "other_differences". A run without the reference has no differences.
-    more: further top-level keys that the report knows: budget=32, the N its headline speaks of; notes=[...],
-    sentences that a reader should be told; kinds={key: title}, for curves beyond the three it knows.
+    more: further top-level keys that the report knows: budget=32, the N its headline speaks of; headline="best_of", the
+    curve it speaks of; about=[...], sentences that say what was done; notes=[...], sentences that a reader should be
+    told; kinds={key: title}, for curves beyond the three it knows.
     """
     if not policies or set(policies) != set(curves):
         raise ValueError(

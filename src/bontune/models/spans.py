@@ -221,7 +221,9 @@ def fused_turns(model: Any) -> Iterator[None]:
 
     The same to rounding. transformers has a function for it in each family's module, which is replaced.
     """
-    homes = {sys.modules[type(m).__module__] for m in model.modules() if type(m).__name__ in _TURNING}
+    homes: set[Any] = {
+        sys.modules[type(m).__module__] for m in model.modules() if type(m).__name__ in _TURNING
+    }
     plain = {home: home.apply_rotary_pos_emb for home in homes}
     for home, of_home in plain.items():
         home.apply_rotary_pos_emb = _with_turns(of_home)

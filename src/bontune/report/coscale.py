@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bontune.report import plots
-from bontune.report.markup import Figures, document, write_page
+from bontune.report.markup import FEW_PROMPTS, Figures, document, few_prompts, write_page
 from bontune.report.plots import Series
+from bontune.report.run import undecided
 
 RULES = {
     "pass_at": "pass@N: at least one of N is right",
@@ -67,15 +68,17 @@ def headline(results: Mapping[str, Any]) -> str:
 
 
 def _head(results: Mapping[str, Any], name: str) -> str:
-    sizes = sorted(set(results["responses_per_prompt"].values()))
+    sizes = sorted({*results["responses_per_prompt"].values(), *results.get("fewest_responses", {}).values()})
     responses = f"{sizes[0]:,}" if len(sizes) == 1 else f"{sizes[0]:,} to {sizes[-1]:,}"
     notes = "".join(f'<p class="soft">{_escape(note)}</p>' for note in results["notes"])
-    text = headline(results)
+    few = f'<p class="warn">{few_prompts(results["prompts"])}</p>' if results["prompts"] < FEW_PROMPTS else ""
+    at = {f"temperature {t}": counts for t, counts in results.get("undecided", {}).items()}
+    text = " ".join([headline(results), *undecided(at)])
     return (
         f'<h1>{_escape(name)}</h1><p class="lead">{_escape(text[0].upper() + text[1:])}</p>'
         f'<p class="soft">{results["prompts"]:,} prompts, {responses} responses each at '
         f"{len(results['coscale']['temperatures'])} temperatures. Intervals are 95 %, from resampling the prompts."
-        f"</p>{notes}"
+        f"</p>{few}{notes}"
     )
 
 
@@ -179,12 +182,14 @@ def _advice(results: Mapping[str, Any]) -> str:
         for name, entries in found.get(unit, {}).items():
             rows = "".join(
                 f"<tr><td>{item['budget']:g} {unit}</td><td>{SERVED[item['rule']]}</td><td>{item['n']}</td>"
-                f"<td>{item['temperature']:g}</td><td>{_with_interval(item)}</td></tr>"
+                f"<td>{item['temperature']:g}</td><td>{_with_interval(item['cell']) if 'cell' in item else ''}</td>"
+                f"<td>{_with_interval(item)}</td></tr>"
                 for item in entries
             )
             parts.append(
                 f'<h3>{titles[name]}, by {unit}</h3><div class="scroll"><table class="overview"><thead><tr>'
-                f"<th>per prompt at most</th><th>serve</th><th>N</th><th>T</th><th>success</th></tr></thead>"
+                f"<th>per prompt at most</th><th>serve</th><th>N</th><th>T</th><th>success<br>of this N and T</th>"
+                f"<th>of a choice made<br>on other prompts</th></tr></thead>"
                 f"<tbody>{rows}</tbody></table></div>"
             )
     if "served" not in found["responses"]:
@@ -192,8 +197,9 @@ def _advice(results: Mapping[str, Any]) -> str:
             '<p class="soft">The samples hold neither scores nor answers: no verifier and no vote could be compared.</p>'
         )
     return (
-        '<h2>What to serve</h2><p class="soft">The best rule, N and temperature within each budget. The success given is '
-        "that of the choice made on one half of the prompts, measured on the other, both ways.</p>"
+        '<h2>What to serve</h2><p class="soft">The best rule, N and temperature within each budget, and their success on '
+        "the prompts that they were chosen by, which flatters the choice. The last column does not: the choice is made "
+        "on one half of the prompts and measured on the other, both ways, where it may be another N and T.</p>"
         + "".join(parts)
     )
 

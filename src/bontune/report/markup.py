@@ -16,6 +16,7 @@ from bontune.report.run import Interval, number
 from bontune.report.style import CSS
 
 SHOWN_CHARACTERS = 3000
+FEW_PROMPTS = 30  # below it, percentile intervals over prompts are clearly too narrow
 
 _DARK = {  # the palette of `plots`, lighter, for a dark ground
     "#767676": "#a5adb6",
@@ -108,10 +109,9 @@ def long_text(text: str) -> str:
     return escape(text[:SHOWN_CHARACTERS]) + more
 
 
-def with_interval(item: Interval) -> str:
+def with_interval(item: Interval, show: Callable[[float], str]) -> str:
     """A cell: value, and its interval beside it."""
     value, low, high = item
-    show = rate if 0 <= value <= 1 else short
     between = f" <small>{show(low)} to {show(high)}</small>" if known(low, high) else ""
     return f"{show(value)}{between}"
 
@@ -123,7 +123,7 @@ def signed_points(item: Interval) -> str:
 
 def signed_raw(item: Interval) -> str:
     """A cell: a difference in its own unit, marked by its verdict."""
-    return _difference_cell(item, lambda value: f"{value:+.3g}")
+    return _difference_cell(item, signed)
 
 
 def _difference_cell(item: Interval, show: Callable[[float], str]) -> str:
@@ -148,6 +148,11 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def signed(value: float) -> str:
+    """A difference in its own unit, with its sign."""
+    return f"{value:+.3g}".replace("-", "\u2212")
+
+
 def duration(seconds: float) -> str:
     """CPU time in the unit that suits it; "" where it is not known."""
     if not known(seconds):
@@ -155,6 +160,14 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} CPU-seconds"
     return f"{seconds / 60:.0f} CPU-minutes" if seconds < 7200 else f"{seconds / 3600:.1f} CPU-hours"
+
+
+def few_prompts(count: int) -> str:
+    """What to say where intervals come from fewer than `FEW_PROMPTS`."""
+    return (
+        f"Only {count} {'prompt' if count == 1 else 'prompts'}: intervals from so few are too narrow, and a difference "
+        "may be shown that is not there."
+    )
 
 
 def listed(parts: Sequence[str]) -> str:

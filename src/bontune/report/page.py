@@ -14,10 +14,12 @@ from typing import Any
 
 from bontune.report import plots
 from bontune.report.markup import (
+    FEW_PROMPTS,
     Figures,
     document,
     duration,
     escape,
+    few_prompts,
     known,
     listed,
     long_text,
@@ -26,6 +28,7 @@ from bontune.report.markup import (
     policy_name,
     rate,
     short,
+    signed,
     signed_points,
     signed_raw,
     verdict,
@@ -33,10 +36,9 @@ from bontune.report.markup import (
     write_page,
 )
 from bontune.report.plots import Series, is_rate
-from bontune.report.run import Interval, Run, column, flatten, number, read_run
-from bontune.report.training import trained, training
+from bontune.report.run import NEARLY_ALL, Interval, Run, column, flatten, number, read_run, undecided
+from bontune.report.training import measured_kl, trained, trained_how, training
 
-FEW_PROMPTS = 30  # below it, percentile intervals over prompts are clearly too narrow
 SHOWN_EXAMPLES, SHOWN_RESPONSES = 24, 5
 HIDDEN_RESPONSES = 60
 
@@ -59,9 +61,10 @@ def render(run: Run) -> str:
     draw = Figures(palette)
     sections = [
         _head(run),
-        _overview(run, palette),
-        _curves(run, draw),
         _differences(run, draw),
+        _curves(run, draw),
+        _overview(run, palette),
+        _alone(run, palette),
         _levels(run, draw),
         _meta(run, draw),
         training(run, draw),
@@ -73,49 +76,87 @@ def render(run: Run) -> str:
 
 
 def headline(run: Run) -> str:
-    """The result in a sentence per policy, computed from the numbers, as plain text."""
+    """The finding in a sentence or two, computed from the numbers, as plain text."""
     budget = run.budget
     if not run.policies:
         return trained(run)
     if not budget:
         return "No value of N is common to all policies."
-    found = {name: row[budget] for name, row in run.differences("pass_at").items() if budget in row}
-    if not found:
-        parts = []
-        for name, item in run.policies.items():
-            value, low, high = column(item, "pass_at")[budget]
-            between = f" (95\u00a0% interval {rate(low)} to {rate(high)})" if known(low, high) else ""
-            parts.append(f"{name} solves {rate(value)} of the prompts{between}")
-        responses = "one response" if budget == 1 else f"{budget} responses"
-        return f"With {responses} per prompt, {listed(parts)}."
-    return f"pass@{budget}: {_compare(found, run.reference)}."
+    rows = {name: _wanted(row, (1, budget)) for name, row in run.differences(run.kind).items()}
+    rows = {name: row for name, row in rows.items() if budget in row}
+    if not rows:
+        return f"{_separately(run)} {' '.join(undecided(run.policies))}".strip()
+    parts = [f"{name} {_change(row, run)}" for name, row in rows.items()]
+    by = {"pass_at": "", "best_of": ", by what the scores choose", "vote": ", by votes"}.get(
+        run.kind, f", by {run.kinds[run.kind]}"
+    )
+    return f"Against {run.reference}, {'; '.join(parts)}{by}. {' '.join(undecided(run.policies))}".strip()
+
+
+def _wanted(row: Mapping[int, Interval], budgets: Sequence[int]) -> dict[int, Interval]:
+    return {n: row[n] for n in dict.fromkeys(budgets) if n in row}
+
+
+def _change(row: Mapping[int, Interval], run: Run) -> str:
+    """ "gains 5.6 points with one response and loses 4.5 points with 32"."""
+    parts = []
+    if len(row) > 1 and not any(map(verdict, row.values())):
+        return f"shows no difference, neither with one response nor with {max(row)}"
+    for n, item in row.items():
+        size = f"{abs(item[0]):.3g}" if run.graded else f"{abs(100 * item[0]):.1f} points"
+        moved = {1: f"gains {size}", -1: f"loses {size}", 0: "shows no difference"}[verdict(item)]
+        parts.append(f"{moved} with {'one response' if n == 1 else n}")
+    return " and ".join(parts)
+
+
+def _separately(run: Run) -> str:
+    """What each policy reaches, where there is nothing to compare with."""
+    budget, parts = run.budget, []
+    show = short if run.graded else rate
+    for name, item in run.policies.items():
+        value, low, high = column(item, "pass_at")[budget]
+        between = f" (95\u00a0% interval {show(low)} to {show(high)})" if known(low, high) else ""
+        if run.graded:
+            parts.append(f"{name} reaches an expected highest reward of {show(value)}{between}")
+            continue
+        some = run.rests_on(item, "pass_at", budget)
+        of = (
+            f"{some} of the {run.prompts} prompts, those that have as many,"
+            if some < run.prompts
+            else "the prompts"
+        )
+        parts.append(f"{name} solves {show(value)} of {of}{between}")
+    responses = "one response" if budget == 1 else f"{budget} responses"
+    return f"With {responses} per prompt, {listed(parts)}."
 
 
 def _head(run: Run) -> str:
-    parts = [f"<h1>{escape(run.name)}</h1>", f'<p class="lead">{escape(headline(run))}</p>']
-    single = {name: row[1] for name, row in run.differences("pass_at").items() if 1 in row}
-    if single and run.budget != 1:
-        parts.append(f"<p>{escape(f'pass@1: {_compare(single, run.reference)}.')}</p>")
-    for key in list(run.kinds)[1:]:
-        found = {name: row[run.budget] for name, row in run.differences(key).items() if run.budget in row}
-        if found:
-            kind = run.kinds[key].replace("N", str(run.budget))
-            parts.append(f"<p>{escape(f'{kind}: {_compare(found, run.reference)}.')}</p>")
-    facts = [
-        f"{run.prompts:,} prompts" if run.prompts else "",
-        f"{run.group_size:,} responses each from every policy" if run.group_size else "",
-        duration(number(run.results.get("cpu_seconds"))),
-    ]
+    about = run.results.get("about")
+    told = [text for text in about if isinstance(text, str)] if isinstance(about, list) else trained_how(run)
+    parts = [f"<h1>{escape(run.name)}</h1>", f'<p class="about">{escape(" ".join(told))}</p>' if told else ""]
+    parts.append(f'<p class="lead">{escape(headline(run))}</p>')
+    for key, kind in run.kinds.items():
+        for n in dict.fromkeys((1, run.budget)) if key == "pass_at" else (run.budget,):
+            found = {name: row[n] for name, row in run.differences(key).items() if n in row}
+            if found:
+                sentence = f"{kind.replace('N', str(n))}: {_compare(found, run)}."
+                parts.append(f'<p class="soft">{escape(sentence)}</p>')
+    facts = [f"{run.prompts:,} prompts" if run.prompts else "", _responses_each(run)]
+    facts = [", ".join(fact for fact in facts if fact), duration(number(run.results.get("cpu_seconds")))]
     parts.append(
-        f'<p class="soft">{escape(", ".join(fact for fact in facts if fact))}.</p>' if any(facts) else ""
+        f'<p class="soft">{escape("; ".join(fact for fact in facts if fact))}.</p>' if any(facts) else ""
     )
     if 0 < run.prompts < FEW_PROMPTS:
-        parts.append(
-            f'<p class="warn">Only {run.prompts} {"prompt" if run.prompts == 1 else "prompts"}: intervals from so '
-            "few are too narrow, and a difference may be shown that is not there.</p>"
-        )
+        parts.append(f'<p class="warn">{few_prompts(run.prompts)}</p>')
     parts += [f'<p class="soft">{escape(note)}</p>' for note in run.notes]
     return "\n".join(part for part in parts if part)
+
+
+def _responses_each(run: Run) -> str:
+    if not run.group_size:
+        return ""
+    each = f"{run.group_size:,}" if run.fewest == run.group_size else f"{run.fewest:,} to {run.group_size:,}"
+    return f"{each} responses each" + (" from every policy" if len(run.policies) > 1 else "")
 
 
 def _overview(run: Run, palette: Mapping[str, str]) -> str:
@@ -129,8 +170,9 @@ def _overview(run: Run, palette: Mapping[str, str]) -> str:
         present = set().union(*(column(item, key) for item in policies.values()))
         for n in dict.fromkeys((1, budget)) if key == "pass_at" else (budget,):
             if n in present:
-                columns.append((kind.replace("N", str(n)), _cell(key, n)))
-    for key, label in (("distinct", "distinct<br>responses"), ("entropy", "entropy,<br>nats")):
+                columns.append((kind.replace("N", str(n)), _cell(run, key, n)))
+    of = f"<br>of {run.group_size:,}" if run.group_size else "<br>responses"
+    for key, label in (("distinct", f"different{of}"), ("entropy", "entropy, nats<br>per response")):
         if any(known(number(item.get(key))) for item in policies.values()):
             columns.append((label, _plain_number(key)))
     if any("score_auc" in item for item in policies.values()):
@@ -142,7 +184,7 @@ def _overview(run: Run, palette: Mapping[str, str]) -> str:
         for name, item in policies.items()
     )
     return (
-        f'<div class="scroll"><table class="overview"><thead><tr><th></th>{head}</tr></thead>'
+        f'<h2>In numbers</h2><div class="scroll"><table class="overview"><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>" + _left_out(run)
     )
 
@@ -150,14 +192,19 @@ def _overview(run: Run, palette: Mapping[str, str]) -> str:
 def _left_out(run: Run) -> str:
     """Says which prompts a value at N lacks because too few of their responses were decided."""
     sentences = []
+    n, kind = run.budget, run.kinds["pass_at"].replace("N", str(run.budget))
     for name, item in run.policies.items():
-        excluded = item.get("excluded")
-        counts = excluded.get("pass_at") if isinstance(excluded, Mapping) else None
-        count = number(counts.get(str(run.budget))) if isinstance(counts, Mapping) else math.nan
-        if known(count):
+        count = run.prompts - run.rests_on(item, "pass_at", n)
+        if count:
+            have, are = ("prompt has", "is") if count == 1 else ("prompts have", "are")
             sentences.append(
-                f"{name}: {count:.0f} {'prompt has' if count == 1 else 'prompts have'} fewer than {run.budget} "
-                f"decided responses and {'is' if count == 1 else 'are'} not in pass@{run.budget}."
+                f"{name}: {count} {have} fewer than {n} decided responses and {are} not in {kind}."
+            )
+        end = max(run.drawn(item, "pass_at"), default=0)
+        if end < max(column(item, "pass_at"), default=0):
+            sentences.append(
+                f"{name}: curves end at N = {end}, beyond which fewer than {100 * NEARLY_ALL:.0f}\u00a0% of the prompts "
+                "have as many decided responses. The curves as numbers say on how many each value rests."
             )
     return "".join(f'<p class="soft">{escape(sentence)}</p>' for sentence in sentences)
 
@@ -167,17 +214,19 @@ def _curves(run: Run, draw: Figures) -> str:
         return ""
     figures = []
     for key, kind in run.kinds.items():
-        series = [_series(name, found) for name, item in run.policies.items() if (found := column(item, key))]
+        series = [
+            _series(name, found) for name, item in run.policies.items() if (found := run.drawn(item, key))
+        ]
         if not series:
             continue
-        percent = is_rate(series)
+        percent = not run.graded and is_rate(series)
         label = {
             "pass_at": "pass@N: at least one of N is right",
             "best_of": "best-of-N: the highest-scored one is right",
             "vote": "vote: the most frequent answer is right",
         }.get(key, kind)
-        if not percent:
-            label = f"{kind}: expected reward"
+        if run.graded:
+            label = "max@N: expected highest reward" if key == "pass_at" else f"{kind}: expected reward"
         svg = plots.curve_plot(series, y_label=label, percent=percent, palette=draw.palette)
         figures.append(draw(svg, f"{kind} against N for {listed([line.name for line in series])}"))
     table = _curve_table(run, draw.palette)
@@ -196,7 +245,11 @@ def _curve_table(run: Run, palette: Mapping[str, str]) -> str:
         found = {name: values for name, values in found.items() if values}
         budgets = _doubling(found.values())
         if budgets:
-            tables.append(_table(kind, budgets, found, palette, with_interval))
+            cells = {
+                name: {n: _value_cell(run, run.policies[name], key, n) for n in values}
+                for name, values in found.items()
+            }
+            tables.append(_table(kind, budgets, cells, palette))
     return f"<details><summary>The curves as numbers</summary>{''.join(tables)}</details>"
 
 
@@ -206,12 +259,20 @@ def _differences(run: Run, draw: Figures) -> str:
         found = run.differences(key)
         if not found:
             continue
-        series = [_series(name, values) for name, values in found.items()]
-        percent = is_rate([_series("", column(item, key)) for item in run.policies.values()])
+        ends = {
+            n
+            for item in run.policies.values()
+            for n in column(item, key).keys() - run.drawn(item, key).keys()
+        }
+        series = [
+            _series(name, {n: v for n, v in row.items() if n not in ends}) for name, row in found.items()
+        ]
+        percent = not run.graded
         svg = plots.difference_plot(series, reference=run.reference, percent=percent, palette=draw.palette)
         figure = draw(svg, f"difference in {kind} to {run.reference} against N")
         cell = signed_points if percent else signed_raw
-        table = _table(kind, _doubling(found.values()), found, draw.palette, cell)
+        cells = {name: {n: cell(item) for n, item in row.items()} for name, row in found.items()}
+        table = _table(kind, _doubling(found.values()), cells, draw.palette)
         parts.append(f'<h3>{escape(kind)}</h3><div class="plots">{figure}<div>{table}</div></div>')
     if not parts:
         return ""
@@ -256,8 +317,9 @@ def _levels(run: Run, draw: Figures) -> str:
             }
             for level, row in columns.items()
         }
-        svg = plots.level_plot(rows, x_label=f"pass@{n}", palette=draw.palette)
-        figures.append(draw(svg, f"pass@{n} by difficulty"))
+        what = run.kinds["pass_at"].replace("N", str(n))
+        svg = plots.level_plot(rows, x_label=what, percent=not run.graded, palette=draw.palette)
+        figures.append(draw(svg, f"{what} by difficulty"))
     return (
         '<h2>By difficulty</h2><p class="soft">In brackets the number of prompts; lines are 95 % intervals.</p>'
         f'<div class="plots">{"".join(figures)}</div>'
@@ -270,7 +332,7 @@ _META = {  # (of results.json's "meta", what it is called), the drawn ones first
     "distinct_right": "different right responses",
     "distinct": "different responses",
     "top_right": "most frequent response right",
-    "entropy": "entropy, nats",
+    "entropy": "evenness: \u2212\u03a3 f ln f of their frequencies f",
     "answers": "different final answers",
     "answer_mass": "share of the most frequent answer",
 }
@@ -315,6 +377,22 @@ def _meta(run: Run, draw: Figures) -> str:
     )
 
 
+def _alone(run: Run, palette: Mapping[str, str]) -> str:
+    """A prompt that one policy alone solves, chosen by a rule that is said."""
+    alone, found = run.results.get("alone"), [item for item in run.examples if "alone" in item]
+    if not isinstance(alone, Mapping) or not found or not isinstance(alone.get("prompts"), Mapping):
+        return ""
+    counts = {str(name): int(or_zero(count)) for name, count in alone["prompts"].items()}
+    shown, n = str(alone.get("shown")), int(or_zero(alone.get("responses")))
+    others = listed([f"{count:,} by {name} alone" for name, count in counts.items()])
+    return (
+        f"<h2>A prompt that only {escape(shown)} solves</h2>"
+        f'<p class="soft">In the first {n} responses of each policy, of {run.prompts:,} prompts, {escape(others)} are '
+        f"solved. Shown is the first of the {counts.get(shown, 0):,}, in the order of the prompts, with those {n} "
+        "responses.</p>" + _example(found[0], palette, run.graded)
+    )
+
+
 def _interval_of(row: Mapping[str, Any], key: str) -> Interval:
     item = row.get(key, {}) if isinstance(row, Mapping) else {}
     return number(item.get("value")), number(item.get("low")), number(item.get("high"))
@@ -329,22 +407,23 @@ def _meta_cell(item: Interval, key: str) -> str:
 
 
 def _examples(run: Run, palette: Mapping[str, str]) -> str:
-    if not run.examples:
+    examples = [item for item in run.examples if "alone" not in item]
+    if not examples:
         return ""
-    shown = run.examples[:SHOWN_EXAMPLES]
+    shown = examples[:SHOWN_EXAMPLES]
     note = (
-        f" The first {len(shown)} of {len(run.examples)} prompts; the others are in examples.json."
-        if len(shown) < len(run.examples)
+        f" The first {len(shown)} of {len(examples)} prompts; the others are in examples.json."
+        if len(shown) < len(examples)
         else ""
     )
     return (
         '<h2>Responses</h2><p class="soft">✓ right, ✗ wrong, ? could not be decided; other rewards as a number. '
-        f"×n: drawn n times. The most frequent come first.{note}</p>"
-        + "".join(_example(item, palette) for item in shown)
+        f"×n: drawn n times. The most frequent come first. Prompts are evenly spaced among all, not chosen.{note}</p>"
+        + "".join(_example(item, palette, run.graded) for item in shown)
     )
 
 
-def _example(item: Mapping[str, Any], palette: Mapping[str, str]) -> str:
+def _example(item: Mapping[str, Any], palette: Mapping[str, str], graded: bool) -> str:
     policies = item["policies"]
     names = [
         *(name for name in palette if name in policies),
@@ -352,14 +431,14 @@ def _example(item: Mapping[str, Any], palette: Mapping[str, str]) -> str:
     ]
     level = item.get("level")
     chip = f'<span class="chip">{escape(str(level))}</span>' if level is not None else ""
-    cells = "".join(f"<div>{_responses(name, policies[name], palette)}</div>" for name in names)
+    cells = "".join(f"<div>{_responses(name, policies[name], palette, graded)}</div>" for name in names)
     return (
         f'<div class="example"><div class="prompt">{chip}<div class="text">{long_text(item["prompt"])}</div></div>'
         f'<div class="columns" style="--n: {max(1, len(names))}">{cells}</div></div>'
     )
 
 
-def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[str, str]) -> str:
+def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[str, str], graded: bool) -> str:
     """One policy's responses to one prompt, the same text and reward once."""
     counts: dict[tuple[str, float], int] = {}
     for row in rows:
@@ -372,9 +451,8 @@ def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[st
         counts[key] = counts.get(key, 0) + max(1, int(or_zero(row.get("count"))))
     order = sorted(counts.items(), key=lambda entry: -entry[1])
     total = sum(counts.values())
-    right = sum(count for (_, reward), count in order if reward >= 1)
     lines = [
-        f'<li>{_mark(reward)}<span class="text">{long_text(text)}</span>'
+        f'<li>{_mark(reward, graded)}<span class="text">{long_text(text)}</span>'
         f"{f'<span class=times>×{count}</span>' if count > 1 else ''}</li>"
         for (text, reward), count in order
     ]
@@ -388,13 +466,30 @@ def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[st
             f'<ul class="responses">{"".join(hidden)}</ul>{tail}</details>'
         )
     different = f", {len({text for text, _ in counts})} different" if total > 1 else ""
-    who = f'{policy_name(name, palette)} <span class="soft">{right} of {total} right{different}</span>'
+    who = f'{policy_name(name, palette)} <span class="soft">{_worth(counts, graded)}{different}</span>'
     return f'<div class="who">{who}</div>{body}'
 
 
-def _mark(reward: float) -> str:
+def _worth(counts: Mapping[tuple[str, float], int], graded: bool) -> str:
+    """How many of the responses are right, or their mean reward. counts: of (text, reward)."""
+    if not graded:
+        right = sum(count for (_, reward), count in counts.items() if reward >= 1)
+        return f"{right} of {sum(counts.values())} right"
+    decided = [(reward, count) for (_, reward), count in counts.items() if reward > -math.inf]
+    total = sum(count for _, count in decided)
+    mean = (
+        f"mean reward {short(sum(reward * count for reward, count in decided) / total)}"
+        if total
+        else "undecided"
+    )
+    return f"{sum(counts.values())} responses, {mean}"
+
+
+def _mark(reward: float, graded: bool) -> str:
     if reward == -math.inf:
         return '<span class="mark" title="could not be decided">?</span>'
+    if graded:
+        return f'<span class="mark other" title="reward">{short(reward)}</span>'
     if reward >= 1:
         return '<span class="mark right" title="right">✓</span>'
     if reward <= 0:
@@ -413,13 +508,30 @@ def _words(run: Run) -> str:
         return any(column(item, key) for item in policies)
 
     words = [  # (whether the page uses it, term, meaning)
-        (bool(policies), f"pass@{n}", several if n > 1 else "the chance that a response is right"),
+        (
+            bool(policies) and not run.graded,
+            f"pass@{n}",
+            several if n > 1 else "the chance that a response is right",
+        ),
+        (
+            run.graded or bool(run.metrics and not policies),
+            "max@N",
+            "the expected highest reward among N responses; pass@N where rewards are 0 and 1",
+        ),
         (
             has("best_of"),
             f"best-of-{n}",
-            f"the chance that the one response with the highest score, of {n}, is right",
+            "the expected reward of the response with the highest score"
+            if run.graded
+            else f"the chance that the one response with the highest score, of {n}, is right",
         ),
-        (has("vote"), f"vote of {n}", f"the chance that the most frequent answer among {n} is right"),
+        (
+            has("vote"),
+            f"vote of {n}",
+            f"the most frequent answer among {n}: its expected reward"
+            if run.graded
+            else f"the chance that the most frequent answer among {n} is right",
+        ),
         (
             any("score_auc" in item for item in policies),
             "score AUC",
@@ -431,26 +543,31 @@ def _words(run: Run) -> str:
             "computed so that, over repetitions with other prompts, about 95 of 100 hold the true figure",
         ),
         (
-            bool(run.differences("pass_at")),
+            bool(run.differences("pass_at")) and not run.graded,
             "points",
             "percentage points: from 70\u00a0% to 75\u00a0% is 5 points",
         ),
         (
             any(known(number(item.get("distinct"))) for item in policies),
-            "distinct",
+            "different",
             f"different texts among {among} to one prompt",
         ),
         (
             "entropy" in keys or any(known(number(item.get("entropy"))) for item in policies),
             "entropy",
-            "how uncertain the policy is of its response; 0 nats: it always says the same",
+            "how uncertain the policy is of its response, by its own probabilities; 0 nats: it always says the same",
+        ),
+        (
+            isinstance(run.results.get("meta"), Mapping),
+            "evenness",
+            "of the responses as they came: 0 where all are the same, ln of their number where all differ",
         ),
         (
             bool(policies),
             "undecided",
             "responses that could not be judged; they count neither as right nor as wrong",
         ),
-        ("kl" in keys, "KL", "how far the policy has moved from the one it started from; 0: not at all"),
+        (measured_kl(run), "KL", "how far the policy has moved from the one it started from; 0: not at all"),
         (
             any(key.startswith("zero_weight") for key in keys),
             "weight 0",
@@ -477,19 +594,13 @@ def _setup(run: Run) -> str:
 
 
 def _table(
-    kind: str,
-    budgets: Sequence[int],
-    found: Mapping[str, Mapping[int, Interval]],
-    palette: Mapping[str, str],
-    cell: Callable[[Interval], str],
+    kind: str, budgets: Sequence[int], cells: Mapping[str, Mapping[int, str]], palette: Mapping[str, str]
 ) -> str:
-    """Rows are N, columns policies."""
-    wide = ' class="overview"' if len(found) > 2 else ""  # intervals under the values
-    head = "".join(f"<th>{policy_name(name, palette)}</th>" for name in found)
+    """Rows are N, columns policies; cells are HTML."""
+    wide = ' class="overview"' if len(cells) > 2 else ""  # intervals under the values
+    head = "".join(f"<th>{policy_name(name, palette)}</th>" for name in cells)
     rows = "".join(
-        f"<tr><td>{n}</td>"
-        + "".join(f"<td>{cell(values[n]) if n in values else ''}</td>" for values in found.values())
-        + "</tr>"
+        f"<tr><td>{n}</td>{''.join(f'<td>{row.get(n, str())}</td>' for row in cells.values())}</tr>"
         for n in budgets
     )
     return (
@@ -498,12 +609,18 @@ def _table(
     )
 
 
-def _cell(key: str, n: int) -> Callable[[Mapping[str, Any]], str]:
-    def cell(item: Mapping[str, Any]) -> str:
-        values = column(item, key)
-        return with_interval(values[n]) if n in values else ""
+def _cell(run: Run, key: str, n: int) -> Callable[[Mapping[str, Any]], str]:
+    return lambda item: _value_cell(run, item, key, n)
 
-    return cell
+
+def _value_cell(run: Run, item: Mapping[str, Any], key: str, n: int) -> str:
+    """A value with its interval, and the prompts it rests on where they are not all; "" where there is none."""
+    values = column(item, key)
+    if n not in values:
+        return ""
+    some = run.rests_on(item, key, n)
+    few = f" <small>of {some:,} prompts</small>" if some < run.prompts else ""
+    return with_interval(values[n], short if run.graded else rate) + few
 
 
 def _plain_number(key: str) -> Callable[[Mapping[str, Any]], str]:
@@ -528,18 +645,19 @@ def _undecided(item: Mapping[str, Any]) -> str:
     return f"{count:,.0f}{share}"
 
 
-def _compare(found: Mapping[str, Interval], reference: str) -> str:
+def _compare(found: Mapping[str, Interval], run: Run) -> str:
+    show, unit = (signed, "") if run.graded else (points, " points")
     parts = []
     for name, item in found.items():
         value, low, high = item
-        between = f"95\u00a0% interval {points(low)} to {points(high)}" if known(low, high) else "no interval"
+        between = f"95\u00a0% interval {show(low)} to {show(high)}" if known(low, high) else "no interval"
         if verdict(item) == 0:
             parts.append(
-                f"no difference shown between {name} and {reference} ({points(value)} points, {between})"
+                f"no difference shown between {name} and {run.reference} ({show(value)}{unit}, {between})"
             )
         else:
-            side = "above" if value > 0 else "below"
-            parts.append(f"{name} is {abs(100 * value):.1f} points {side} {reference} ({between})")
+            side, size = "above" if value > 0 else "below", show(abs(value)).removeprefix("+")
+            parts.append(f"{name} is {size}{unit} {side} {run.reference} ({between})")
     return "; ".join(parts)
 
 

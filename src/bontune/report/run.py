@@ -14,6 +14,28 @@ Interval = tuple[float, float, float]
 
 
 KINDS = {"pass_at": "pass@N", "best_of": "best-of-N", "vote": "vote of N"}
+NEARLY_ALL = (
+    0.95  # of the prompts must have a value at N for a curve to reach it: fewer are another set of prompts
+)
+
+
+MUCH_UNDECIDED = 0.01  # of the responses of a policy: more is said beside the headline
+
+
+def undecided(policies: Mapping[str, Any]) -> list[str]:
+    """A sentence for each policy of whose responses more than 1 % could not be decided.
+
+    policies: entries that have "undecided" and "responses", as in `results.json`.
+    """
+    counts = {
+        name: (number(item.get("undecided")), number(item.get("responses")))
+        for name, item in policies.items()
+    }
+    return [
+        f"{100 * count / total:.1f}\u00a0% of the responses of {name} could not be decided."
+        for name, (count, total) in counts.items()
+        if count > MUCH_UNDECIDED * total
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +75,40 @@ class Run:
         return _whole(self.results.get("responses_per_prompt"))
 
     @property
+    def fewest(self) -> int:
+        """Responses of the smallest group; M where the file does not say."""
+        return _whole(self.results.get("fewest_responses")) or self.group_size
+
+    @property
+    def graded(self) -> bool:
+        """Whether rewards other than 0 and 1 are among them: the file says so, or values leave what shares can be."""
+        values = (
+            value for item in self.policies.values() for value, _, _ in column(item, "pass_at").values()
+        )
+        return self.results.get("graded") is True or any(not -1e-9 <= value <= 1 + 1e-9 for value in values)
+
+    @property
+    def kind(self) -> str:
+        """The curve that the headline speaks of: the file's own "headline", where every policy has it, else pass@N."""
+        own = self.results.get("headline")
+        return own if own in self.kinds and all(own in item for item in self.policies.values()) else "pass_at"
+
+    def rests_on(self, item: Mapping[str, Any], key: str, n: int) -> int:
+        """How many prompts have the value of a policy at N; 0 where the file does not say how many there are."""
+        return self.prompts - _whole(_mapping(_mapping(item.get("excluded")).get(key)).get(str(n)))
+
+    def drawn(self, item: Mapping[str, Any], key: str) -> dict[int, Interval]:
+        """The curve up to the largest N at which nearly all prompts have a value."""
+        values = column(item, key)
+        missing = {n for n in values if self.rests_on(item, key, n) < NEARLY_ALL * self.prompts}
+        end = min(missing, default=math.inf)
+        return {n: value for n, value in values.items() if n < end or n == min(values)}
+
+    @property
     def budget(self) -> int:
-        """The N of the headline: the file's own "budget", else 32, else the largest that every policy has."""
-        columns = [set(column(item, "pass_at")) for item in self.policies.values()]
+        """The N of the headline: the file's own "budget", else 32, else the largest that every policy has, of those at
+        which nearly all prompts have a value."""
+        columns = [set(self.drawn(item, "pass_at")) for item in self.policies.values()]
         common = set.intersection(*columns) if columns else set()
         if not common:
             return 0
@@ -66,7 +119,8 @@ class Run:
     def kinds(self) -> dict[str, str]:
         """Curves and what they are called: pass@N, best-of-N, votes, and those the file names under "kinds"."""
         own = _mapping(self.results.get("kinds"))
-        return KINDS | {key: name for key, name in own.items() if isinstance(name, str) and key not in KINDS}
+        known = KINDS | {"pass_at": "max@N"} if self.graded else KINDS
+        return known | {key: name for key, name in own.items() if isinstance(name, str) and key not in KINDS}
 
     def differences(self, key: str) -> dict[str, dict[int, Interval]]:
         """{policy: {N: (value, low, high)}} for one of `kinds`; empty where there are none."""

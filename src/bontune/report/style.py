@@ -2,9 +2,10 @@
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1c2128; --soft: #59626d; --line: #d5dae0; --ground: #ffffff;
-  --panel: #f6f8fa; --right: #176f3b; --wrong: #b3261e; __LIGHT__ }
+  --panel: #f6f8fa; --right: #176f3b; --wrong: #b3261e; --shade: rgb(0 0 0 / .35); __LIGHT__ }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ec; --soft: #a3adb8; --line: #3a424c;
-  --ground: #14181d; --panel: #1c2229; --right: #5cc98a; --wrong: #ff8f85; __DARK__ } }
+  --ground: #14181d; --panel: #1c2229; --right: #5cc98a; --wrong: #ff8f85; --shade: rgb(255 255 255 / .4);
+  __DARK__ } }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0 auto; padding: 1.2rem 1rem 4rem; max-width: 1060px; color: var(--ink);
@@ -13,6 +14,7 @@ h1 { font-size: 1.05rem; font-weight: 600; color: var(--soft); margin: 0 0 .3rem
 h2 { font-size: 1.25rem; margin: 2.6rem 0 .4rem; padding-top: .9rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.2rem 0 .3rem; }
 p { margin: .4rem 0; max-width: 46rem; }
+.about { font-size: 1.02rem; max-width: 50rem; margin: 0 0 .8rem; }
 .lead { font-size: 1.35rem; line-height: 1.35; font-weight: 600; margin: 0 0 .6rem; max-width: 50rem; }
 .soft, figcaption { color: var(--soft); font-size: .9rem; }
 .warn { border-left: 4px solid var(--wrong); padding: .2rem .8rem; background: var(--panel); }
@@ -21,7 +23,12 @@ p { margin: .4rem 0; max-width: 46rem; }
 figure { margin: .6rem 0; max-width: 530px; break-inside: avoid; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 figure svg text { font-family: inherit !important; }
-.scroll { overflow-x: auto; margin: .6rem 0; }
+/* A table that is wider than the page shows it: a shadow lies at the edge beyond which there is more. */
+.scroll { overflow-x: auto; margin: .6rem 0; background:
+  linear-gradient(to right, var(--ground) 30%, transparent) left / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--ground) 30%, transparent) right / 3rem 100% no-repeat local,
+  radial-gradient(farthest-side at 0 50%, var(--shade), transparent) left / 1rem 100% no-repeat scroll,
+  radial-gradient(farthest-side at 100% 50%, var(--shade), transparent) right / 1rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .28rem .7rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }

@@ -8,19 +8,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bontune.report import plots
-from bontune.report.markup import Figures, escape, known, short
+from bontune.report.markup import Figures, escape, known, or_zero, short
 from bontune.report.plots import Series, is_rate
 from bontune.report.run import Run, number
 
 SHOWN_METRICS = 24
 
+_PASS_AT = r"pass_at[._/]?(\d+)"
 _METRICS = (  # (pattern of the key, label); the order is that of the panels
     (r"reward(_mean)?|mean_reward", "mean reward of the responses"),
-    (r"pass_at[._/]?(\d+)", "pass@{0} on training prompts"),
+    (_PASS_AT, "pass@{0} on training prompts"),
     (r"best_of[._/]?(\d+)", "best-of-{0} on training prompts"),
     (r"value|objective", "value of the objective"),
     (r"entropy", "entropy, nats per response"),
-    (r"distinct(_share)?", "distinct responses"),
+    (r"distinct(_share)?", "different, of the responses"),
     (r"kl", "KL to the policy at the start, nats"),
     (r"grad(ient)?_norm", "gradient norm"),
     (r"zero_weight(_share|_responses)?", "responses with weight 0"),
@@ -35,6 +36,8 @@ _METRICS = (  # (pattern of the key, label); the order is that of the panels
     (r"lr|learning_rate", "learning rate"),
 )
 
+# What a reader needs; the others are folded away. Of several N, the largest.
+_FIRST = (r"reward(_mean)?|mean_reward", _PASS_AT, r"entropy", r"zero_weight(_share|_responses)?")
 
 _NOT_DRAWN = re.compile(
     r"(global_)?step|epoch|seed|samples|responses|prompts|tokens|policy_step|time(stamp)?|.*\btotal"
@@ -54,24 +57,35 @@ def training(run: Run, draw: Figures) -> str:
     keys = list(dict.fromkeys(key for rows in run.metrics.values() for row in rows for key in row))
     stages = {key: stage for key in keys if (stage := _stage(key))}
     keys = [key for key in keys if key not in stages and not _CPU_TIME.fullmatch(key)]
-    drawn, constant = [], []
+    shares = bool(run.policies) and not run.graded  # of right responses: else pass@N may be of graded rewards
+    drawn, constant = {}, []
     for key in sorted(keys, key=_metric_order):
-        if _NOT_DRAWN.fullmatch(key):
+        if _NOT_DRAWN.fullmatch(key) or (key == "kl" and not measured_kl(run)):
             continue
         series = [line for name, rows in run.metrics.items() if (line := _course(name, rows, key))]
         values = {value for line in series for value in line.y if math.isfinite(value)}
+        label = _metric_label(key) if shares else _metric_label(key).replace("pass@", "max@")
         if len(values) > 1:
-            drawn.append((key, series))
+            percent = bool(re.search(r"share|fraction|zero_weight" + "|pass_at" * shares, key)) and is_rate(
+                series
+            )
+            drawn[key] = (series, label, percent)
         elif values:
-            constant.append(f"{key} = {short(values.pop())}")
-    figures = []
-    for key, series in drawn[:SHOWN_METRICS]:
-        percent = bool(re.search(r"share|fraction|pass_at|zero_weight", key)) and is_rate(series)
-        svg = plots.metric_plot(series, y_label=_metric_label(key), percent=percent, palette=draw.palette)
-        figures.append(draw(svg, f"{_metric_label(key)} during training"))
+            constant.append(f"{label} = {short(values.pop())}")
+    first = [
+        matching[-1]
+        for pattern in _FIRST
+        if (matching := [key for key in drawn if re.fullmatch(pattern, key)])
+    ]
+    first += [key for key in drawn if key not in first][: max(0, len(_FIRST) - len(first))]
+    figures, folded = [], []
+    for key in list(dict.fromkeys([*first, *drawn]))[:SHOWN_METRICS]:
+        series, label, percent = drawn[key]
+        svg = plots.metric_plot(series, y_label=label, percent=percent, palette=draw.palette)
+        (figures if key in first else folded).append(draw(svg, f"{label} during training"))
     notes = []
     if len(drawn) > SHOWN_METRICS:
-        more = ", ".join(key for key, _ in drawn[SHOWN_METRICS:])
+        more = ", ".join(list(dict.fromkeys([*first, *drawn]))[SHOWN_METRICS:])
         notes.append(f"Not drawn: {more}.")
     if constant:
         notes.append(f"The same at every step: {', '.join(constant)}.")
@@ -87,11 +101,34 @@ def training(run: Run, draw: Figures) -> str:
         time = "<h3>Where the time went</h3>" + draw(plots.time_plot(splits), "time per stage of training")
     if not figures and not time:
         return ""
-    return (
-        f'<h2>Training</h2><div class="plots small">{"".join(figures)}</div>'
-        + "".join(f'<p class="soft">{escape(note)}</p>' for note in notes)
-        + time
-    )
+    more = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes)
+    if folded:
+        more = (
+            f"<details><summary>{len(folded)} more</summary>"
+            f'<div class="plots small">{"".join(folded)}</div>{more}</details>'
+        )
+    return f'<h2>Training</h2><div class="plots small">{"".join(figures)}</div>{more}{time}'
+
+
+def measured_kl(run: Run) -> bool:
+    """Whether the KL to the start was measured: where it was not, metrics hold 0 at every step."""
+    return any(or_zero(row.get("kl")) != 0 for rows in run.metrics.values() for row in rows)
+
+
+def trained_how(run: Run) -> list[str]:
+    """What was trained on what for what, for the folder of a training run: from its config.json."""
+    settings, source = run.config.get("config"), run.config.get("source")
+    if (
+        run.config.get("command") != "train"
+        or not isinstance(settings, Mapping)
+        or not isinstance(source, Mapping)
+    ):
+        return []
+    return [
+        f"{run.config.get('model')} was fine-tuned on {source.get('task')} for {run.config.get('objective')}.",
+        f"Each of {settings.get('steps')} steps draws {settings.get('group_size')} responses to each of "
+        f"{settings.get('prompts_per_step')} prompts.",
+    ]
 
 
 def trained(run: Run) -> str:

@@ -62,6 +62,7 @@ class JsonlTask:
     verifier: judges instead of `match`; answers may then be missing.
     shares: percent of the lines in train, tune and test, by a hash of their ids, where the file names no splits.
     answers_required: False lets lines without an answer pass; their responses are undecided.
+    divided: whether the file names no splits, so that `shares` made them.
 
     Raises ValueError on a file that is missing, empty or malformed, on repeated ids, on one prompt in two splits, and
     on answers that `match` could not compare with.
@@ -72,6 +73,7 @@ class JsonlTask:
     verifier: Verifier | None = None
     shares: tuple[int, int, int] = (70, 10, 20)
     answers_required: bool = True
+    divided: bool = field(init=False, repr=False, compare=False)
     _by_split: dict[str, tuple[Prompt, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -83,24 +85,33 @@ class JsonlTask:
             raise ValueError(
                 f"shares must be percent of train, tune and test that add up to 100, got {self.shares}"
             )
-        object.__setattr__(self, "_by_split", self._load())
+        divided, by_split = self._load()
+        object.__setattr__(self, "divided", divided)
+        object.__setattr__(self, "_by_split", by_split)
 
     @property
     def name(self) -> str:
         """The file's name without its ending."""
         return Path(self.path).name.removesuffix(".gz").removesuffix(".jsonl")
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Prompts of each split."""
+        return {split: len(prompts) for split, prompts in self._by_split.items()}
+
     def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
         """All prompts of the split "train", "tune" or "test" in file order, or `count` drawn at random by `seed`.
 
+        "all" is all three: an official test file is used whole by it, where the file names no splits.
         There are fewer than `count` where the split has fewer. A larger count begins with the smaller one.
         Raises ValueError on an unknown or empty split and on a count that is no whole number above 0.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+        if split not in (*SPLITS, "all"):
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, all; got {split!r}")
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise ValueError(f"count must be a whole number above 0, or None for all; got {count!r}")
-        found = list(self._by_split[split])
+        chosen = SPLITS if split == "all" else (split,)
+        found = [prompt for name in chosen for prompt in self._by_split[name]]
         if not found:
             sizes = ", ".join(f"{name} {len(items)}" for name, items in self._by_split.items())
             raise ValueError(
@@ -167,7 +178,7 @@ class JsonlTask:
         for number, text in read_lines(Path(self.path)):
             yield f"line {number}", partial(parse_object, text)
 
-    def _load(self) -> dict[str, tuple[Prompt, ...]]:
+    def _load(self) -> tuple[bool, dict[str, tuple[Prompt, ...]]]:
         found: dict[str, list[Prompt]] = {split: [] for split in SPLITS}
         ids: dict[str, str] = {}
         texts: dict[str, tuple[str, str]] = {}
@@ -195,7 +206,8 @@ class JsonlTask:
             found[split].append(prompt)
         if not ids:
             raise ValueError(f"{self.path} is empty: it needs lines like {EXAMPLE}")
-        return {split: tuple(prompts) for split, prompts in found.items()}
+        divided = named is not None and not named[1]
+        return divided, {split: tuple(prompts) for split, prompts in found.items()}
 
     def _check_answer(self, prompt: Prompt) -> None:
         """A reference that cannot be compared with is a fault of the data, not of the responses."""

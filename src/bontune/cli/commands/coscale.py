@@ -18,11 +18,12 @@ from bontune.cli.commands.inputs import (
     load_engine,
     load_source,
     prompts_of,
+    say_divided,
     total_of,
     write_config,
 )
 from bontune.cli.commands.prompting import Counting, settle, warn_cut
-from bontune.cli.commands.terminal import bar, progress, stages, warn_undecided
+from bontune.cli.commands.terminal import bar, progress, say_last, stages, warn_undecided
 from bontune.evaluate import SampleSet, read_samples
 from bontune.evaluate.coscaling import co_scale
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
@@ -35,8 +36,6 @@ from bontune.store import open_store
 def run(command: arguments.Coscale) -> None:
     """Read or draw samples at several temperatures, measure the grid, and write the results and the page."""
     started = time.process_time()
-    if bool(command.samples) == (command.model is not None):
-        raise ValueError("give either --samples FILE, once or more often, or --model MODEL")
     if command.cut is not None and command.cut < 2:
         raise ValueError(f"--cut must be at least 2, got {command.cut}")
     check_folder(command.output, command)
@@ -70,8 +69,16 @@ def _draw(command: arguments.Coscale, where: str) -> tuple[arguments.Coscale, li
     prompts = prompts_of(task, command.split, command.prompts, command.seed)
     model, tokenizer, engine = load_engine(where, command.placement)
     model, sampling, prompting = settle(
-        where, model, tokenizer, command.sampling, command.prompting, lambda: prompts, command.output
+        where,
+        model,
+        tokenizer,
+        command.sampling,
+        command.prompting,
+        lambda: prompts,
+        command.output,
+        temperatures=command.temperature,
     )
+    say_divided(task, command.split)
     command = replace(command, sampling=sampling, prompting=prompting)
     engine, found = Counting(engine), []
     with progress() as bars, open_store(command.output / STORE, write=True) as store:
@@ -126,9 +133,13 @@ def show(results: dict[str, Any], output: Path) -> None:
         what = {"served": "without a sure check", "checked": "where each response can be checked"}[name]
         out.print(
             f"{last['budget']:g} responses, {what}: {how} of N = {last['n']} at T = {last['temperature']:g}, "
-            f"{100 * last['value']:.1f} % [{100 * last['low']:.1f}, {100 * last['high']:.1f}]",
+            f"{_percent(last['cell'])}; a choice made on other prompts: {_percent(last)}",
             soft_wrap=True,
             markup=False,
         )
-    where = f"{results['cpu_seconds']:.0f} CPU seconds; report: {output / 'report.html'}"
-    out.print(where, soft_wrap=True, markup=False)
+    say_last(out, results, {f"temperature {t}": counts for t, counts in results["undecided"].items()}, output)
+
+
+def _percent(item: dict[str, float]) -> str:
+    between = f" [{100 * item['low']:.1f}, {100 * item['high']:.1f}]" if "low" in item else ""
+    return f"{100 * item['value']:.1f} %{between}"

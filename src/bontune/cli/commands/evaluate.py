@@ -24,8 +24,6 @@ from bontune.store import open_store
 def run(command: arguments.Evaluate) -> None:
     """Read or draw samples, measure them, and write the results and the page."""
     started = time.process_time()
-    if not command.samples and not command.model:
-        raise ValueError("give --samples FILE or --model MODEL, or several of either")
     strategy = build_strategy(command.strategy) if command.strategy else None
     files = named("--samples", command.samples)
     models = named("--model", command.model)
@@ -48,13 +46,32 @@ def run(command: arguments.Evaluate) -> None:
             votes=command.votes,
             started=started,
             on_stage=stages(bars),
+            about=_about(command, files, models),
             **({"grading": grading} if grading else {}),
         )
     write_report(command.output)
-    show(results, command.output)
     _show_other_curves(results)
+    show(results, command.output)
     for name, draw in drawn.items():
         warn_cut_of(draw, name)
+
+
+def _about(command: arguments.Evaluate, files: dict[str, str], models: dict[str, str]) -> list[str]:
+    """What was measured, in a sentence or two for the page."""
+    source, told = command.source, []
+    if models:
+        named = " and ".join(f"{name} ({where})" for name, where in models.items())
+        told.append(
+            f"Prompts of {source.task} ({command.split}) were answered by {named} at temperature "
+            f"{command.sampling.temperature:g}."
+        )
+    if files:
+        told.append(
+            f"Responses of {' and '.join(f'{name} ({path})' for name, path in files.items())} were read."
+        )
+    by = f" What best-of-N serves is chosen by {source.scorer}." if source.scorer else ""
+    judged = f"{source.verifier or 'the verifier of ' + source.task} judges them." if source.task else ""
+    return [*told, *([judged + by] if judged else [])]
 
 
 def _in_force(drawn: dict[str, Draw]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from bontune.records import Prompt, Verdict
 from bontune.rollout import Engine, endpoint, sample_groups
 from bontune.rollout.endpoint import connect, is_endpoint
 from bontune.serve.best import Server
-from bontune.tasks import Task, load_task
+from bontune.tasks import JsonlTask, Task, load_task
 from bontune.verifiers.grading import Score, Verify, judge_all, version_of
 from bontune.verifiers.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
 from bontune.verifiers.learned import LearnedVerifier, on_device
@@ -35,6 +35,10 @@ def warn_blind(server: Server) -> None:
 
 def load_source(source: arguments.Source) -> tuple[Task, Verify, Score | None]:
     """The task, what judges its responses, and what best-of-N selects by."""
+    if not source.task:
+        raise ValueError(
+            "--task is missing: responses without rewards, and those to be scored, need the task that they answer"
+        )
     task = load_task(source.task, answers_required=source.verifier is None)
     if source.verifier in JUDGES:
         verify = JUDGES[source.verifier](task)
@@ -132,8 +136,25 @@ class WatchedScore:
         return self._watched.score_version
 
 
-def prompts_of(task: Task, split: str, count: int, seed: int) -> list[Prompt]:
-    if count < 1:
+def say_divided(task: Task, split: str | None = None) -> None:
+    """Say so where a file names no splits, and its prompts were therefore divided by bontune.
+
+    split: the one that is drawn from, where there is an option to draw from all of them.
+    """
+    if split == "all" or not isinstance(task, JsonlTask) or not task.divided:
+        return
+    sizes = ", ".join(f"{name} {size:,}" for name, size in task.sizes.items())
+    say(
+        f"{task.path} names no splits: its {sum(task.sizes.values()):,} prompts were divided by their ids: {sizes}"
+        + ("" if split is None else f". Drawn from: {split}; --split all takes every one")
+    )
+
+
+def prompts_of(task: Task, split: str, count: int | None, seed: int) -> list[Prompt]:
+    """Prompts of a split; where no number is asked for, the usual one, or all of `all`."""
+    if count is None:
+        count = None if split == "all" else arguments.PROMPTS
+    elif count < 1:
         raise ValueError(f"--prompts must be at least 1, got {count}")
     found = list(task.prompts(split, count, seed))
     if not found:
@@ -202,9 +223,10 @@ def draws(
         model, drawn, prompting = settle(
             where, model, tokenizer, sampling, command.prompting, lambda: prompts, command.output
         )
-        sampling = replace(
-            sampling, max_new_tokens=drawn.max_new_tokens
-        )  # the same for all that are compared
+        if name == next(iter(models)):
+            say_divided(task, command.split)
+        # The same number of tokens for all that are compared.
+        sampling = replace(sampling, max_new_tokens=drawn.max_new_tokens)
         draw = Draw(
             name=model.fingerprint if is_endpoint(where) else where,
             model=model,

@@ -9,6 +9,7 @@ from bontune.cli.commands.inputs import check_folder, draws, total_of, write_con
 from bontune.cli.commands.prompting import warn_cut_of
 from bontune.cli.commands.terminal import bar, progress, say, warn_undecided
 from bontune.evaluate.drawing import STORE, draw_samples
+from bontune.report.run import undecided
 from bontune.store import open_store
 
 
@@ -22,5 +23,6 @@ def run(command: arguments.Sample) -> None:
         reasons = draw_samples(draw, path, advance, store)
     write_config(command.output, replace(command, sampling=draw.sampling, prompting=draw.prompting))
     warn_undecided(reasons)
-    say(f"samples: {path}   measure them: bontune evaluate --samples {path}")
+    counts = {command.model: {"undecided": sum(reasons.values()), "responses": total_of(draw)}}
+    say(" ".join([f"samples: {path}   measure them: bontune evaluate --samples {path}", *undecided(counts)]))
     warn_cut_of(draw)

@@ -21,6 +21,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from bontune.report.markup import FEW_PROMPTS, few_prompts
+from bontune.report.run import undecided
+
 console = Console(stderr=True)
 MOST_REASONS = 5  # that are printed
 
@@ -62,46 +65,71 @@ def say(text: str) -> None:
 
 def show(results: dict[str, Any], output: Path, kind: str = "pass_at") -> None:
     """The table of a run on stdout, and where its report is. kind: the curve it shows, "pass_at" or "best_of"."""
-    shared = set.intersection(*({*item[kind]} for item in results["policies"].values()))
-    title = {"pass_at": "pass@", "best_of": "best-of-"}[kind]
-    differences = (
-        results["differences"] if kind == "pass_at" else results.get("other_differences", {}).get(kind, {})
-    )
-    largest = sorted(shared, key=int)[-1:]
-    budgets = sorted(shared & {"1", "8", "32", "128", *largest}, key=int)
-    reference = results["reference"]
-    table = Table(
-        title=f"{title}N on {results['prompts']} prompts, {results['responses_per_prompt']} responses each"
-    )
+    policies, reference = results["policies"], results["reference"]
+    title = {"pass_at": "max@" if results["graded"] else "pass@", "best_of": "best-of-"}[kind]
+    budgets = _budgets(policies, kind)
+    compared = (budgets[1:] or budgets) if len(policies) > 1 else []
+    most, fewest = results["responses_per_prompt"], results["fewest_responses"]
+    each = f"{most}" if fewest == most else f"{fewest} to {most}"
+    table = Table(title=f"{title}N on {results['prompts']} prompts, {each} responses each")
     table.add_column("policy")
     for n in budgets:
         table.add_column(f"{title}{n}", justify="right")
-    compared = (budgets[1:] or budgets) if len(results["policies"]) > 1 else []
     for n in compared:
         table.add_column(f"@{n} vs {reference}", justify="right")
-    for name, item in results["policies"].items():
-        cells = [f"{item[kind][n]:.3f}" for n in budgets]
+    differences = (
+        results["differences"] if kind == "pass_at" else results.get("other_differences", {}).get(kind, {})
+    )
+    for name, item in policies.items():
         gaps = differences.get(name, {})
-        cells += [
-            f"{100 * gaps[n]['value']:+.1f} [{100 * gaps[n]['low']:+.1f}, {100 * gaps[n]['high']:+.1f}]"
-            if n in gaps and "low" in gaps[n]
-            else ""
-            for n in compared
-        ]
+        cells = [_value(item, kind, n, results["prompts"]) for n in budgets]
+        cells += [_gap(gaps.get(n, {}), 1 if results["graded"] else 100) for n in compared]
         table.add_row(*map(escape, [name, *cells]))
     out = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160)
     out.print(table)
-    if len(results["policies"]) > 1:
-        out.print("differences in points, with 95 % intervals over prompts")
-    for name, item in results["policies"].items():
+    if len(policies) > 1:
+        unit = "in reward" if results["graded"] else "in points"
+        out.print(f"differences {unit}, with 95 % intervals over prompts")
+    for name, item in policies.items():
         if "strategy" in item:
             found = item["strategy"]
             value = f"{found['value']:.3f}" if "value" in found else "not known"
             if "low" in found:
                 value += f" [{found['low']:.3f}, {found['high']:.3f}]"
             out.print(f"{results['strategy']} on {name}: {value}", soft_wrap=True, markup=False)
-    where = f"{results['cpu_seconds']:.0f} CPU seconds; report: {output / 'report.html'}"
-    out.print(where, soft_wrap=True, markup=False)
+    say_last(out, results, policies, output)
+
+
+def _budgets(policies: Mapping[str, Any], kind: str) -> list[str]:
+    """The N that have a column: some usual ones and the largest, of those that all policies have."""
+    shared = set.intersection(*({*item[kind]} for item in policies.values()))
+    largest = sorted(shared, key=int)[-1:]
+    return sorted(shared & {"1", "8", "32", "128", *largest}, key=int)
+
+
+def _value(item: Mapping[str, Any], kind: str, n: str, prompts: int) -> str:
+    """A value, and the prompts it rests on where they are not all."""
+    missing = item.get("excluded", {}).get(kind, {}).get(n, 0)
+    return f"{item[kind][n]:.3f}" + (f" (on {prompts - missing})" if missing else "")
+
+
+def _gap(gap: Mapping[str, float], scale: float) -> str:
+    if "low" not in gap:
+        return ""
+    value, low, high = (f"{scale * gap[key]:+.{1 if scale > 1 else 3}f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def say_last(out: Console, results: Mapping[str, Any], counts: Mapping[str, Any], output: Path) -> None:
+    """The last lines of a measurement: what weakens it, and where the report is.
+
+    counts: {name: {"undecided", "responses"}}.
+    """
+    if results["prompts"] < FEW_PROMPTS:
+        out.print(few_prompts(results["prompts"]), soft_wrap=True)
+    parts = [f"{results['cpu_seconds']:.0f} CPU seconds", f"report: {output / 'report.html'}"]
+    parts += [sentence.removesuffix(".").replace("\u00a0", " ") for sentence in undecided(counts)]
+    out.print("; ".join(parts), soft_wrap=True, markup=False)
 
 
 def warn_undecided(reasons: Mapping[str, int]) -> None:

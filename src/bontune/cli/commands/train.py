@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ import torch
 from accelerate import PartialState
 
 from bontune.cli import arguments
-from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, write_config
+from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, say_divided, write_config
 from bontune.cli.commands.prompting import as_options, settle, warn_cut
 from bontune.cli.commands.terminal import bar, console, progress, say
 from bontune.config import FitConfig, TrainConfig
@@ -29,6 +30,7 @@ from bontune.models.prompting import in_words
 from bontune.objectives.registry import build_objective, served_strategy
 from bontune.records import Scored
 from bontune.report import write_report
+from bontune.report.run import undecided
 from bontune.rollout import Engine, sample_groups
 from bontune.rollout.endpoint import is_endpoint
 from bontune.rollout.vllm import Vllm
@@ -89,6 +91,7 @@ def run(command: arguments.Train) -> None:
         tracked(command.track if leads else (), command.output, plain(command)) as track,
     ):
         if leads:
+            say_divided(task)
             write_config(command.output, command, objective=repr(objective))
         advance = bar(bars, "training", command.config.steps)
         history = train(
@@ -136,8 +139,17 @@ def run(command: arguments.Train) -> None:
         f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
         f"{options}{as_options(sampling, prompting)}"
     )
+    for sentence in _undecided(command.output):
+        say(sentence)
     shares = [metrics["unfinished_share"] for metrics in history]
     warn_cut(sum(shares) / max(1, len(shares)), sampling.max_new_tokens)
+
+
+def _undecided(output: Path) -> list[str]:
+    """A sentence where more than 1 % of the responses of the run could not be decided."""
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    left = sum(row["undecided_share"] * row["responses"] for row in rows)
+    return undecided({"training": {"undecided": left, "responses": sum(row["responses"] for row in rows)}})
 
 
 def _store(command: arguments.Train, leads: bool) -> AbstractContextManager[Store]:

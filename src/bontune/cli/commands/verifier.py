@@ -7,7 +7,14 @@ from dataclasses import replace
 from functools import partial
 
 from bontune.cli import arguments
-from bontune.cli.commands.inputs import check_folder, load_placed, load_source, prompts_of, write_config
+from bontune.cli.commands.inputs import (
+    check_folder,
+    load_placed,
+    load_source,
+    prompts_of,
+    say_divided,
+    write_config,
+)
 from bontune.cli.commands.prompting import cut_share, settle, warn_cut
 from bontune.cli.commands.terminal import bar, progress, say, show
 from bontune.evaluate import SampleGroup, SampleSet, write_json
@@ -36,6 +43,7 @@ def run(command: arguments.Verifier) -> None:
         lambda: [*asked, *judged],
         command.output,
     )
+    say_divided(task)
     command = replace(command, sampling=sampling, prompting=prompting)
     lesson = Lesson(
         model=model,
