@@ -20,7 +20,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "tasks": ("config", "records"),
     "models": ("config", "records"),
     "rollout": ("config", "records", "models"),
-    "verifiers": ("config", "records", "models", "tasks"),
+    "verifiers": ("config", "records", "models", "tasks", "rollout"),
     "store": ("config", "records", "models", "verifiers"),
     # -> update -> evaluate -> report
     "evaluate": ("config", "records", "strategies", "tasks", "models", "rollout", "verifiers", "store"),

@@ -220,6 +220,21 @@ def test_a_torn_write_leaves_the_earlier_ones(tmp_path: Path, monkeypatch: pytes
     assert len(list(tmp_path.iterdir())) == KEPT
 
 
+def test_few_checkpoints_stay_and_of_a_finished_run_the_last(tmp_path: Path) -> None:
+    def names() -> list[str]:
+        return sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+
+    seen, told = [], []
+    run_in(tmp_path, every=1, keep_checkpoints=3, on_step=lambda metrics: seen.append(names()))
+    assert [len(found) for found in seen] == [1, 2, 3, 3, 3, 3, 3, 3]
+    assert names() == [f"step-{STEPS:08d}.ckpt"]
+    before = result(tmp_path)
+    settings = {"keep_checkpoints": 3, "on_step": told.append}
+    _, history = run_in(tmp_path, every=1, on_resume=lambda found: told.append(len(found)), **settings)
+    assert told == [len(history)] == [STEPS]  # where it goes on, and no step is taken again
+    assert result(tmp_path) == before
+
+
 # Another run, another process, a signal.
 
 

@@ -155,8 +155,13 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--lora-targets": (),
         "--load-in-4bit": False,
         "--gradient-checkpointing": False,
+        "--eval-every": None,
+        "--eval-prompts": 64,
+        "--eval-group-size": None,
+        "--keep": "last",
         "--engine": "hf",
         "--checkpoint-every": 10,
+        "--keep-checkpoints": 2,
         "--refresh-every": None,
         "--store": "responses.sqlite",
         "--track": (),
@@ -253,15 +258,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def flat(options: Any, prefix: str = "") -> dict[str, Any]:
     """{--option: value} of a parsed command. Source and config are no prefix of their options."""
     found: dict[str, Any] = {}
+    bare = ("source", "config", "loading", "fit", "evaluation", "prompting", "placement")
     for field in dataclasses.fields(options):
         value = getattr(options, field.name)
         if dataclasses.is_dataclass(value):
-            found |= flat(
-                value,
-                prefix
-                if field.name in ("source", "config", "loading", "fit", "prompting", "placement")
-                else f"{prefix}{field.name}.",
-            )
+            found |= flat(value, prefix if field.name in bare else f"{prefix}{field.name}.")
         else:
             name = "config" if field.name == "config_file" else field.name
             found["--" + (prefix + name).replace("_", "-")] = str(value) if isinstance(value, Path) else value
@@ -362,7 +363,7 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
         ("train --output finished", "finished holds a training run already"),
         ("evaluate", "give --samples FILE or --model MODEL"),
         ("evaluate --samples missing.jsonl", "missing.jsonl: cannot be read"),
-        ("evaluate --samples torn.jsonl", "torn.jsonl, line 1: key 'prompt_id'"),
+        ("evaluate --samples torn.jsonl", "torn.jsonl, line 1: needs a text or a list of texts"),
         ("evaluate --samples bad.jsonl", "bad.jsonl, line 2: key 'reward'"),
         ("evaluate --samples good.jsonl --samples good.jsonl", "two policies are named 'good'"),
         ("evaluate --samples a=good.jsonl --model a=countdown-base", "both name a policy 'a'"),
@@ -520,8 +521,18 @@ def test_train_on_a_users_task_and_verifier(run: Run, mine: None) -> None:
     assert config["source"] == {"task": "sums.jsonl", "verifier": "mine_for_cli:digits", "scorer": None}
     assert Path("t/report.html").exists()
     assert "--model tuned=t/model --task sums.jsonl --verifier mine_for_cli:digits" in done.err
-    again = run("train", *source, *TINY, "--objective", "BestOfN(budget=4)", "--output", "t", status=2)
-    assert "t holds a training run already" in again.err
+    saved = Path("t/model/model.safetensors").stat().st_mtime_ns
+    assert not Path("t/checkpoints").exists()
+    Path("t/report.html").unlink()  # as if killed in the last moment
+    again = run("train", *source, *TINY, "--objective", "BestOfN(budget=4)", "--output", "t")
+    assert "t holds this very run, finished after 2 steps: there is nothing left to do" in again.err
+    assert "compare: bontune evaluate" in again.err
+    assert Path("t/report.html").exists()
+    assert Path("t/model/model.safetensors").stat().st_mtime_ns == saved
+    other = run(
+        "train", *source, *TINY, "--seed", 1, "--objective", "BestOfN(budget=4)", "--output", "t", status=2
+    )
+    assert "t holds a training run already, which is finished: config.seed: 0 then, 1 now" in other.err
     tuned = run(
         *("evaluate", "--model", "base=countdown-base", "--model", "tuned=t/model", *source, *FEW),
         *("--scorer", "mine_for_cli:length", "--strategy", "mine_for_cli:Twice", "--output", "e"),
@@ -535,6 +546,42 @@ def test_train_on_a_users_task_and_verifier(run: Run, mine: None) -> None:
     assert "drawing from tuned" in tuned.err
     assert "measuring votes of N of tuned (--no-votes leaves them out)" in tuned.err
     assert {path.name for path in Path("e/samples").glob("*.jsonl")} == {"base.jsonl", "tuned.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("more", "reward", "said"),
+    [
+        (
+            "--sampling.max-new-tokens 3",
+            0,
+            "all 128 responses were cut at 3 tokens, and none was right: --sampling.max",
+        ),
+        (
+            "--sampling.max-new-tokens 32",
+            0,
+            "no response was right in 4 steps: the model solves none of these prompts",
+        ),
+        ("--sampling.max-new-tokens 8", 1, "every response is right in 4 steps"),
+        (
+            "--sampling.temperature 0.001",
+            "len(text) % 2",
+            "all responses of a group were the same: a higher --samp",
+        ),
+        (
+            "--group-size 1 --report-budgets 1",
+            "len(text) % 2",
+            "a group of one has nothing to be compared with",
+        ),
+    ],
+)
+def test_a_run_that_learned_nothing_ends_with_the_cause(more: str, reward: Any, said: str, run: Run) -> None:
+    Path("judge_for_cli.py").write_text(f"def judge(prompt, text): return {reward}\n")
+    options = [*TINY, "--steps", 4, *more.split(), "--objective", "RLOO", "--verifier", "judge_for_cli:judge"]
+    done = run("train", *options, "--output", "t")
+    last = done.err.strip().splitlines()[-1]
+    assert last.startswith("bontune: nothing was learned: ")
+    assert said in last
+    assert "Nothing was learned: " + said[:20] in Path("t/report.html").read_text()
 
 
 SEQUENTIAL = "Sequential(BestOfN(budget=3), accept=1.0, price=0.01)"
@@ -1053,8 +1100,10 @@ def test_how_much_a_model_may_write_is_what_its_context_leaves(run: Run, chatty:
     said = run("sample", "--model", "talker", *few, "--output", "a").err
     longest = 256 - int(re.findall(r"at most (\d+) new tokens", said)[0])
     assert 40 < longest < 60  # the template around "39 + 1?", in bytes
-    toy = ["--model", "countdown-base", "--prompts", "1", "--group-size", "2"]
-    assert "at most 32 new tokens" in run("sample", *toy, "--output", "b").err
+    assert (
+        "at most 32 new tokens"
+        in run("sample", "--task", "countdown", "--prompts", "1", "--group-size", "2", "--output", "b").err
+    )
     refused = run(
         "sample", "--model", "talker", *few, "--sampling.max-new-tokens", "250", "--output", "c", status=2
     ).err
@@ -1062,6 +1111,26 @@ def test_how_much_a_model_may_write_is_what_its_context_leaves(run: Run, chatty:
         r"prompt '\w+' has \d+ tokens; with max_new_tokens = 250 .*--sampling.max-new-tokens", refused
     )
     assert not Path("c/samples.jsonl").exists()
+
+
+def test_what_the_generation_config_would_do_is_named_and_temperatures_are_told(
+    run: Run, chatty: Path
+) -> None:
+    path = chatty / "generation_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"do_sample": True, "temperature": 0.7, "top_p": 0.8})
+    )
+    said = run(
+        "coscale", "--model", "talker", *ASKED, "--temperature", "0.7", "1", "--sampling.max-new-tokens", "3"
+    ).err.splitlines()
+    assert (
+        said[0]
+        == "talker reads each prompt within the chat template; at most 3 new tokens, temperature 0.7, 1"
+    )
+    assert said[1] == (
+        "the model's generation config has temperature 0.7, top_p 0.8, which is not used: --sampling.* alone decides"
+    )
+    assert said[-1].endswith("or name what ends them as --sampling.stop")
 
 
 def test_precision_and_device_are_options(run: Run, chatty: Path) -> None:

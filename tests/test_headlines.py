@@ -161,6 +161,10 @@ def test_the_prompt_that_one_alone_solves_is_chosen_by_rule(
     assert results["alone"] == {"responses": 2, "prompts": {"base": 1, "tuned": 2}, "shown": "tuned"}
     examples = json.loads((tmp_path / "e" / "examples.json").read_text())
     assert (examples[0]["prompt"], examples[0]["alone"]) == ("c", "tuned")
+    shown = page.split("A prompt that only tuned solves")[1].split("Responses ✓ right")[0]
+    assert re.search(
+        r"base 0 of 2 right, 2 different ✗ 0 ✗ 1 +tuned 1 of 2 right, 2 different ✓ 1 ✗ 0", shown
+    )
     assert (
         "of 5 prompts, 1 by base alone and 2 by tuned alone are solved. Shown is the first of the 2" in page
     )

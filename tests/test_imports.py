@@ -20,7 +20,19 @@ from rooms import PAGE, ROOMS, page_with_picture  # noqa: E402
 PACKAGE = ROOT / "src" / "bontune"
 MOST_ROOMS = 16
 OFTEN = {"config", "records"}  # which any room may use
-OPTIONAL = ("trl", "verl", "vllm", "ray", "peft", "datasets", "openai", "starlette", "uvicorn", "triton")
+OPTIONAL = (
+    "trl",
+    "verl",
+    "vllm",
+    "ray",
+    "peft",
+    "datasets",
+    "openai",
+    "httpx",
+    "starlette",
+    "uvicorn",
+    "triton",
+)
 
 
 def modules_of(room: str, package: Path = PACKAGE) -> list[Path]:

@@ -292,7 +292,7 @@ def test_train_with_adapters_then_evaluate_model_and_adapter(tmp_path: Path) -> 
         code = card.partition("```python\n")[2].partition("```")[0]
         exec(code.replace("FOLDER", str(folder)))  # as the card says
     few = ["--prompts", 3, "--group-size", 4, "--sampling.max-new-tokens", 8, "--no-votes"]
-    both = ["--model", f"merged={model}", "--model", f"adapter={model / 'adapter'}"]
+    both = ["--task", "countdown", "--model", f"merged={model}", "--model", f"adapter={model / 'adapter'}"]
     called("evaluate", *both, *few, "--output", tmp_path / "e")
     merged, adapter = (
         (tmp_path / "e" / "samples" / f"{name}.jsonl").read_text() for name in ("merged", "adapter")

@@ -420,8 +420,13 @@ def test_a_killed_process_of_the_command_is_gone_on_from(tmp_path: Path) -> None
         return ["-m", "bontune.cli", "train", "--task", "countdown", *few, *more]
 
     fsdp = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}
-    ended_well(*command("undisturbed"), **fsdp)
-    assert (tmp_path / "undisturbed" / "checkpoints" / "part-1").exists()
+    with two_processes(*command("undisturbed"), **fsdp) as running:
+        while not (tmp_path / "undisturbed" / "checkpoints" / "part-1").exists():
+            assert running[1].poll() is None
+            time.sleep(0.01)
+        for process in running:
+            process.communicate(timeout=TIMEOUT)
+        assert [process.returncode for process in running] == [0, 0]
     lines = tmp_path / "killed" / "metrics.jsonl"
     with two_processes(*command("killed", "--shard")) as running:
         started = time.monotonic()

@@ -241,6 +241,29 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EvalConfig:
+    """What is measured on held-out prompts while a policy trains, and which policy is saved by it."""
+
+    eval_every: int | None = None
+    """Measure on held-out prompts before the first step, after every so many, and after the last: eval.jsonl, and the
+    report. The difference to the start is paired by prompt."""
+    eval_prompts: int = 64
+    """How many of the task's tune split, always the same ones."""
+    eval_group_size: int | None = None
+    """Responses to each of them; --group-size by default."""
+    keep: Literal["last", "best"] = "last"
+    """Which policy is saved: the last, or the one whose strategy had the highest value on the held-out prompts. That
+    value then flatters it: compare on the test split."""
+
+    def __post_init__(self) -> None:
+        for name in ("eval_every", "eval_prompts", "eval_group_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.keep == "best" and self.eval_every is None:
+            raise ValueError("keep = 'best' is chosen by what is measured: set eval_every, too")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FitConfig:
     """How to train a scorer. Each step takes the responses of some prompts, right and wrong ones weighing the same."""
 

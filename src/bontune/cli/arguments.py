@@ -8,12 +8,21 @@ from typing import Annotated, Literal
 
 import tyro
 
-from bontune.config import FitConfig, Limits, ModelConfig, Placement, Prompting, Sampling, TrainConfig
+from bontune.config import (
+    EvalConfig,
+    FitConfig,
+    Limits,
+    ModelConfig,
+    Placement,
+    Prompting,
+    Sampling,
+    TrainConfig,
+)
 
 Config = Annotated[TrainConfig, tyro.conf.arg(name="")]
+Model = Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a task in the package)")]
 Shown = Annotated[Prompting, tyro.conf.arg(name="")]
 Placed = Annotated[Placement, tyro.conf.arg(name="")]
-Model = Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a task in the package)")]
 
 # Named here, as asking the registry would load PyTorch for every line of help; a test holds the two together.
 STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
@@ -56,13 +65,17 @@ class Source:
     MBPP as published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task
     of your own."""
     verifier: str | None = None
-    """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), or module:function of (prompt,
-    response) -> reward, bool, Verdict, or None where it cannot decide. Replaces the task's own verifier: this is the
-    truth that is trained for and measured."""
+    """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), `judge:URL?threshold=.5#MODEL`
+    (a language model behind a server says), or module:function of (prompt, response) -> reward, bool, Verdict, or None
+    where it cannot decide. Replaces the task's own verifier: this is the truth that is trained for and measured."""
     scorer: str | None = None
     """What best-of-N selects by: the folder of a learned verifier (see `bontune verifier`) or a reward model; `tests` or
-    `tests:FILE`, tests that a model wrote, which also tell what programs do, for votes; or module:function of (prompt,
-    responses) -> one score per response. Without it, best-of-N selects by the reward itself."""
+    `tests:FILE`, tests that a model wrote, which also tell what programs do, for votes; a reward model behind HTTP,
+    `http://HOST:PORT/score` (vLLM; also /classify and /pooling), any other path for OpenRLHF-like servers;
+    `judge:URL#MODEL`, a language model that is asked, by P("Yes") or `?votes=K`, with `?template=FILE`;
+    `CHEAP > COSTLY @ 0.2`, two of these, the second for the best fifth of each group by the first; `log-prob` or
+    `mean-log-prob`, without a verifier (for WeightedVote `prob`, `mean-prob`, `vote-then-prob`); or module:function of
+    (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,8 +169,8 @@ class Best:
     prompting: Shown = field(default_factory=Prompting)
     """Where it should differ from the one trained for."""
     scorer: str | None = None
-    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, or
-    module:function of (prompt, responses) -> one score per response."""
+    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, the
+    address of a reward model, or module:function of (prompt, responses) -> one score per response."""
     all: bool = False
     """Print all N responses with their scores as JSON lines."""
     seed: int = 0
@@ -191,8 +204,8 @@ class Serve:
     sampling: Sampling = field(default_factory=as_allowed)
     """Of a backend without a run."""
     scorer: str | None = None
-    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, or
-    module:function of (prompt, responses) -> one score per response."""
+    """What best-of-N selects by, where it should differ from the run's: the folder of a learned verifier, the
+    address of a reward model, or module:function of (prompt, responses) -> one score per response."""
     name: str | None = None
     """Name of the model that clients see; by default that of the run's folder or of the backend."""
     host: str = "127.0.0.1"
@@ -257,11 +270,14 @@ class Train(FromFile):
     prompting: Shown = field(default_factory=Prompting)
     config: Config = field(default_factory=training)
     loading: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
+    evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
     engine: Literal["hf", "vllm"] = "hf"
     """What draws responses: transformers, or vLLM in this process, into which the weights are pushed before each step.
     vLLM's log-probabilities are compared with the model's own, and training is refused where they differ."""
     checkpoint_every: int | None = 10
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
+    keep_checkpoints: int = 2
+    """How many of the newest stay while it trains; at the end, when the model is saved, all go."""
     refresh_every: int | None = None
     """Train the learned verifier further on the policy's own judged responses, every so many steps; refreshes.json
     says how far it then differs from the first one."""

@@ -58,21 +58,12 @@ def evaluate(
         _check_measurable(name, scored, strategy)
     policies, curves = {}, {}
     for name, item in samples.items():
-        scored = batches[name]
-        estimators = _estimators(item, scored, votes, partial(_announce, on_stage, name))
-        curves[name] = policy_curves(scored, estimators, ids=item.prompt_ids, seed=seed)
-        policies[name] = policy_results(
-            scored,
-            curves[name],
-            levels=[group.level for group in item.groups],
-            texts=item.responses,
-            log_probs=_log_probs(item),
-            padded=item.padded,
-            seed=seed,
-        )
+        estimators = _estimators(item, batches[name], votes, partial(_announce, on_stage, name))
+        curves[name] = policy_curves(batches[name], estimators, ids=item.prompt_ids, seed=seed)
+        policies[name] = _entry(item, batches[name], curves[name], seed)
         if strategy is not None:
             on_stage(f"measuring {type(strategy).__name__} of {name}")
-            policies[name]["strategy"] = _strategy_entry(strategy, scored, item.prompt_ids, seed)
+            policies[name]["strategy"] = _strategy_entry(strategy, batches[name], item.prompt_ids, seed)
     on_stage("comparing")
     graded = not all(scored.binary for scored in batches.values())
     alone = None if graded else solved_alone(samples, more.get("budget", USUAL_BUDGET))
@@ -98,6 +89,18 @@ def evaluate(
     results["cpu_seconds"] = round(time.process_time() - started, 1)
     write_json(output / "results.json", results)
     return results
+
+
+def _entry(item: SampleSet, scored: Scored, curves: Mapping[str, Curve], seed: int) -> dict[str, Any]:
+    return policy_results(
+        scored,
+        curves,
+        levels=[group.level for group in item.groups],
+        texts=item.responses,
+        log_probs=_log_probs(item),
+        padded=item.padded,
+        seed=seed,
+    )
 
 
 def _check_measurable(name: str, scored: Scored, strategy: Strategy | None) -> None:

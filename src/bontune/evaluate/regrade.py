@@ -21,7 +21,7 @@ from bontune.evaluate import (
 )
 from bontune.records import Prompt, Verdict
 from bontune.tasks import Task
-from bontune.verifiers.grading import Score, Verify, grade_texts, score_texts
+from bontune.verifiers.grading import Score, Verify, grade_texts, score_texts, with_scores
 
 Columns = tuple[tuple[Verdict, ...], tuple[float | None, ...] | None]
 
@@ -58,9 +58,12 @@ class Regrade:
             if (prompt.id, group.temperature) not in done:
                 verdicts, scores = self._grade(group, prompt)
                 append_samples(target, _graded(group, prompt, verdicts, scores))
-                tally.add(group, verdicts)
+                tally.add(group, verdicts, scores)
             advance(len(group.texts))
         found = tally.summary() | {"scorer": getattr(self.score, "version", None)}
+        for name, asked in (("verifier_counts", self.verify), ("scorer_counts", self.score)):
+            if counts := getattr(asked, "counts", None):
+                found[name] = dict(counts)
         return replace(read_samples(target), source=str(source)), found
 
     def _grade(self, group: Responses, prompt: Prompt) -> Columns:
@@ -68,14 +71,25 @@ class Regrade:
             answers = group.answers or (None,) * len(group.texts)
             rows = zip(group.rewards, answers, strict=True)
             verdicts = tuple(Verdict(reward=reward, answer=answer) for reward, answer in rows)
-            scores = None if self.score is None else score_texts(prompt, group.texts, self.score)
+            scores = None
+            if self.score is not None:
+                verdicts, scores = with_scores(verdicts, self._scored(group, prompt))
         else:
-            verdicts, scores = grade_texts(prompt, group.texts, self.verify, self.score)
+            verdicts, scores = grade_texts(prompt, group.texts, self.verify)[0], None
+            if self.score is not None:
+                verdicts, scores = with_scores(verdicts, self._scored(group, prompt))
         behaviours = getattr(self.score, "behaviours", None)
         if behaviours is not None:
             found = zip(verdicts, behaviours(prompt, group.texts), strict=True)
             verdicts = tuple(v if v.answer is not None else replace(v, answer=answer) for v, answer in found)
         return verdicts, scores
+
+    def _scored(self, group: Responses, prompt: Prompt) -> Sequence[Verdict]:
+        """A verdict per response, whose reward is its score."""
+        assert self.score is not None
+        if (of_totals := getattr(self.score, "of_totals", None)) is not None:
+            return of_totals(group.log_probs or (None,) * len(group.texts))
+        return score_texts(prompt, group.texts, self.score)
 
     def _begin(
         self, target: Path, source: str | Path, groups: Sequence[Responses], prompts: Sequence[Prompt]
@@ -107,17 +121,20 @@ class Tally:
         self._responses = self._different = 0
         self._spent = 0.0
 
-    def add(self, group: Responses, verdicts: Sequence[Verdict]) -> None:
+    def add(
+        self, group: Responses, verdicts: Sequence[Verdict], scores: Sequence[float | None] | None = None
+    ) -> None:
         """Count a group."""
         firsts = dict(zip(group.texts, verdicts, strict=True))
         self._responses += len(group.texts)
         self._different += len(firsts)
         self._spent += sum(verdict.cpu_seconds for verdict in firsts.values())
         self._marks |= {(verdict.version, verdict.isolation) for verdict in verdicts if verdict.version}
-        for verdict in verdicts:
+        for i, verdict in enumerate(verdicts):
             undecided = verdict.reward is None
             self._statuses[verdict.status or ("undecided" if undecided else "decided")] += 1
-            self._reasons.update([verdict.reason] if undecided else [])
+            unscored = scores is not None and scores[i] is None
+            self._reasons.update([verdict.reason] if undecided or unscored else [])
 
     def summary(self) -> dict[str, Any]:
         """Counts and seconds, as plain data."""
@@ -134,7 +151,7 @@ class Tally:
         }
 
 
-def prompts_of(groups: Sequence[Responses], task: Task, source: str | Path) -> list[Prompt]:
+def prompts_of(groups: Sequence[Responses | SampleGroup], task: Task, source: str | Path) -> list[Prompt]:
     """The task's prompt of each group, by its id and its text; raises ValueError where there is none.
 
     Other tools have ids of their own: where the text is that of another prompt, the text counts. One that stands in a
@@ -157,7 +174,9 @@ def prompts_of(groups: Sequence[Responses], task: Task, source: str | Path) -> l
     return [prompt for prompt in found if prompt is not None]
 
 
-def _prompt_of(group: Responses, by_id: Mapping[str, Prompt], by_text: Mapping[str, Prompt]) -> Prompt | None:
+def _prompt_of(
+    group: Responses | SampleGroup, by_id: Mapping[str, Prompt], by_text: Mapping[str, Prompt]
+) -> Prompt | None:
     named, text = by_id.get(group.prompt_id or ""), (group.prompt or "").strip()
     if not text or (named is not None and named.text.strip() == text):
         return named
@@ -187,6 +206,7 @@ def _graded(
         scores=None if scores is None else tuple(scores),
         answers=answers if any(answer is not None for answer in answers) else None,
         temperature=group.temperature,
+        log_probs=group.log_probs,
         prompt=prompt.text,
         level=prompt.level,
     )

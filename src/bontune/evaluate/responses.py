@@ -27,7 +27,7 @@ class Responses:
     """The responses to one prompt at one temperature. prompt_id or prompt may be None, not both.
 
     prompt: its text, which a tool may have put into a template of its own.
-    rewards, answers: of the file, None where it has none.
+    rewards, answers, log_probs: of the file, None where it has none.
     """
 
     prompt_id: str | None
@@ -36,6 +36,7 @@ class Responses:
     temperature: float | None = None
     rewards: tuple[float | None, ...] | None = None
     answers: tuple[str | None, ...] | None = None
+    log_probs: tuple[float | None, ...] | None = None
 
 
 def read_responses(path: str | Path) -> tuple[Responses, ...]:
@@ -51,6 +52,7 @@ def read_responses(path: str | Path) -> tuple[Responses, ...]:
                 temperature=group.temperature,
                 rewards=group.rewards,
                 answers=group.answers,
+                log_probs=group.log_probs,
             )
             for group in groups
         )

@@ -13,8 +13,10 @@ from bontune.report.plots import (
     metric_plot,
     time_plot,
 )
+from bontune.report.run import OUTCOME
 
 __all__ = [
+    "OUTCOME",
     "Series",
     "colours",
     "curve_plot",

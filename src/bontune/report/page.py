@@ -37,7 +37,7 @@ from bontune.report.markup import (
 )
 from bontune.report.plots import Series, is_rate
 from bontune.report.run import NEARLY_ALL, Interval, Run, column, flatten, number, read_run, undecided
-from bontune.report.training import measured_kl, trained, trained_how, training
+from bontune.report.training import held_out, measured_kl, trained, trained_how, training
 
 SHOWN_EXAMPLES, SHOWN_RESPONSES = 24, 5
 HIDDEN_RESPONSES = 60
@@ -67,6 +67,7 @@ def render(run: Run) -> str:
         _alone(run, palette),
         _levels(run, draw),
         _meta(run, draw),
+        held_out(run, draw),
         training(run, draw),
         _examples(run, palette),
         _words(run),
@@ -148,6 +149,8 @@ def _head(run: Run) -> str:
     )
     if 0 < run.prompts < FEW_PROMPTS:
         parts.append(f'<p class="warn">{few_prompts(run.prompts)}</p>')
+    if run.policies:  # the sentence above is then about the evaluation
+        parts += [f'<p class="warn">Training: {escape(remark)}.</p>' for remark in run.remarks]
     parts += [f'<p class="soft">{escape(note)}</p>' for note in run.notes]
     return "\n".join(part for part in parts if part)
 
@@ -389,7 +392,7 @@ def _alone(run: Run, palette: Mapping[str, str]) -> str:
         f"<h2>A prompt that only {escape(shown)} solves</h2>"
         f'<p class="soft">In the first {n} responses of each policy, of {run.prompts:,} prompts, {escape(others)} are '
         f"solved. Shown is the first of the {counts.get(shown, 0):,}, in the order of the prompts, with those {n} "
-        "responses.</p>" + _example(found[0], palette, run.graded)
+        "responses, right ones above.</p>" + _example(found[0], palette, run.graded)
     )
 
 
@@ -431,15 +434,23 @@ def _example(item: Mapping[str, Any], palette: Mapping[str, str], graded: bool) 
     ]
     level = item.get("level")
     chip = f'<span class="chip">{escape(str(level))}</span>' if level is not None else ""
-    cells = "".join(f"<div>{_responses(name, policies[name], palette, graded)}</div>" for name in names)
+    cells = "".join(
+        f"<div>{_responses(name, policies[name], palette, graded, 'alone' in item)}</div>" for name in names
+    )
     return (
         f'<div class="example"><div class="prompt">{chip}<div class="text">{long_text(item["prompt"])}</div></div>'
         f'<div class="columns" style="--n: {max(1, len(names))}">{cells}</div></div>'
     )
 
 
-def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[str, str], graded: bool) -> str:
-    """One policy's responses to one prompt, the same text and reward once."""
+def _responses(
+    name: str,
+    rows: Sequence[Mapping[str, Any]],
+    palette: Mapping[str, str],
+    graded: bool,
+    right_first: bool = False,
+) -> str:
+    """One policy's responses to one prompt, the same text and reward once; the most frequent first."""
     counts: dict[tuple[str, float], int] = {}
     for row in rows:
         reward = row.get("reward")
@@ -449,7 +460,7 @@ def _responses(name: str, rows: Sequence[Mapping[str, Any]], palette: Mapping[st
             -math.inf if math.isnan(reward) else reward,
         )  # NaN would not merge with itself
         counts[key] = counts.get(key, 0) + max(1, int(or_zero(row.get("count"))))
-    order = sorted(counts.items(), key=lambda entry: -entry[1])
+    order = sorted(counts.items(), key=lambda entry: (-entry[0][1] if right_first else 0, -entry[1]))
     total = sum(counts.values())
     lines = [
         f'<li>{_mark(reward, graded)}<span class="text">{long_text(text)}</span>'
@@ -499,39 +510,35 @@ def _mark(reward: float, graded: bool) -> str:
 
 def _words(run: Run) -> str:
     """One line for each term that the page uses."""
-    n, policies = run.budget or 1, list(run.policies.values())
-    keys = {key for rows in run.metrics.values() for row in rows for key in row}
-    several = f"the chance that at least one of {n} responses is right"
-    among = f"the {run.group_size} responses" if run.group_size else "all responses"
+    body = "".join(
+        f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>"
+        for used, word, meaning in [*_words_of_curves(run), *_words_of_responses(run)]
+        if used
+    )
+    return f"<h2>Words</h2><dl>{body}</dl>" if body else ""
+
+
+def _words_of_curves(run: Run) -> list[tuple[bool, str, str]]:
+    """(whether the page uses it, term, meaning)."""
+    n, policies, graded = run.budget or 1, list(run.policies.values()), run.graded
+    one_of = f"at least one of {n} responses" if n > 1 else "a response"
+    best, vote = f"the one response with the highest score, of {n},", f"the most frequent answer among {n}"
+
+    def right(what: str) -> str:
+        return f"the expected reward of {what.rstrip(',')}" if graded else f"the chance that {what} is right"
 
     def has(key: str) -> bool:
         return any(column(item, key) for item in policies)
 
-    words = [  # (whether the page uses it, term, meaning)
+    return [
+        (bool(policies) and not graded, f"pass@{n}", right(one_of)),
         (
-            bool(policies) and not run.graded,
-            f"pass@{n}",
-            several if n > 1 else "the chance that a response is right",
-        ),
-        (
-            run.graded or bool(run.metrics and not policies),
+            graded or bool(run.metrics and not policies),
             "max@N",
             "the expected highest reward among N responses; pass@N where rewards are 0 and 1",
         ),
-        (
-            has("best_of"),
-            f"best-of-{n}",
-            "the expected reward of the response with the highest score"
-            if run.graded
-            else f"the chance that the one response with the highest score, of {n}, is right",
-        ),
-        (
-            has("vote"),
-            f"vote of {n}",
-            f"the most frequent answer among {n}: its expected reward"
-            if run.graded
-            else f"the chance that the most frequent answer among {n} is right",
-        ),
+        (has("best_of"), f"best-of-{n}", right(best)),
+        (has("vote"), f"vote of {n}", right(vote)),
         (
             any("score_auc" in item for item in policies),
             "score AUC",
@@ -543,10 +550,19 @@ def _words(run: Run) -> str:
             "computed so that, over repetitions with other prompts, about 95 of 100 hold the true figure",
         ),
         (
-            bool(run.differences("pass_at")) and not run.graded,
+            bool(run.differences("pass_at")) and not graded,
             "points",
             "percentage points: from 70\u00a0% to 75\u00a0% is 5 points",
         ),
+    ]
+
+
+def _words_of_responses(run: Run) -> list[tuple[bool, str, str]]:
+    """(whether the page uses it, term, meaning)."""
+    policies = list(run.policies.values())
+    keys = {key for rows in run.metrics.values() for row in rows for key in row}
+    among = f"the {run.group_size} responses" if run.group_size else "all responses"
+    return [
         (
             any(known(number(item.get("distinct"))) for item in policies),
             "different",
@@ -574,10 +590,6 @@ def _words(run: Run) -> str:
             "a response that does not change the policy and costs no backward pass",
         ),
     ]
-    body = "".join(
-        f"<dt>{escape(word)}</dt><dd>{escape(meaning)}</dd>" for used, word, meaning in words if used
-    )
-    return f"<h2>Words</h2><dl>{body}</dl>" if body else ""
 
 
 def _setup(run: Run) -> str:

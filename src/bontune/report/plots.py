@@ -125,11 +125,17 @@ def metric_plot(
     percent: bool = False,
     palette: Mapping[str, str] | None = None,
 ) -> str:
-    """One training metric over the steps. Long runs show the values faintly, under their running mean."""
+    """One training metric over the steps. Long runs show the values faintly, under their running mean.
+
+    Lines that have a band are drawn as they are.
+    """
     with mpl.rc_context(_STYLE):
         figure, axes = _figure([line.name for line in series], width=3.6, height=2.2)
         colour = palette or colours([line.name for line in series])
-        for line in series:
+        banded = [line for line in series if line.low is not None]
+        plain = [line for line in series if line.low is None]
+        _lines(axes, banded, colour)
+        for line in plain:
             x, y = np.asarray(line.x, float), np.asarray(line.y, float)
             smooth = running_mean(y)
             if smooth is not None:
@@ -145,7 +151,7 @@ def metric_plot(
         axes.set_xlabel(x_label, parse_math=False)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         _value_axis(axes, y_label, percent)
-        _end_labels(axes, [_with_smooth_end(line) for line in series], colour)
+        _end_labels(axes, banded + [_with_smooth_end(line) for line in plain], colour)
         return _svg(figure)
 
 

@@ -13,6 +13,7 @@ Interval = tuple[float, float, float]
 """(value, low, high); low and high are NaN where there is no interval."""
 
 
+OUTCOME = "outcome.json"  # of a training run that is finished: its steps, and what must be said of it
 KINDS = {"pass_at": "pass@N", "best_of": "best-of-N", "vote": "vote of N"}
 NEARLY_ALL = (
     0.95  # of the prompts must have a value at N for a curve to reach it: fewer are another set of prompts
@@ -44,6 +45,8 @@ class Run:
 
     results, config: as in the files.  metrics: rows per policy.  examples: entries that have the right form.
     notes: the "notes" of `results.json`, and what could not be read and was left out, as sentences.
+    held_out: rows of `eval.jsonl`, measured while it was trained.
+    remarks: what the end of a training run said of it, such as that nothing was learned.
     """
 
     name: str
@@ -52,6 +55,8 @@ class Run:
     examples: list[dict[str, Any]]
     config: Mapping[str, Any]
     notes: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
+    held_out: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def policies(self) -> dict[str, Mapping[str, Any]]:
@@ -171,6 +176,8 @@ def read_run(run_dir: Path) -> Run:
         metrics=_metrics(run_dir, list(policies), notes),
         examples=right,
         config=_mapping(_optional(run_dir / "config.json", notes)),
+        remarks=_remarks(run_dir, notes),
+        held_out=_held_out(run_dir, notes),
         notes=tuple(notes),
     )
 
@@ -189,6 +196,8 @@ def _training_only(run_dir: Path) -> Run:
         metrics=metrics,
         examples=[],
         config=_mapping(_optional(run_dir / "config.json", notes)),
+        remarks=_remarks(run_dir, notes),
+        held_out=_held_out(run_dir, notes),
         notes=tuple(notes),
     )
 
@@ -276,6 +285,16 @@ def _json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({error})") from None
+
+
+def _held_out(run_dir: Path, notes: list[str]) -> tuple[Mapping[str, Any], ...]:
+    path = run_dir / "eval.jsonl"
+    return tuple(_rows(path, path.name, notes)) if path.is_file() else ()
+
+
+def _remarks(run_dir: Path, notes: list[str]) -> tuple[str, ...]:
+    found = _mapping(_optional(run_dir / OUTCOME, notes)).get("remarks")
+    return tuple(item for item in found if isinstance(item, str)) if isinstance(found, list) else ()
 
 
 def _is_example(item: Any) -> bool:

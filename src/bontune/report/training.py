@@ -131,8 +131,44 @@ def trained_how(run: Run) -> list[str]:
     ]
 
 
+def held_out(run: Run, draw: Figures) -> str:
+    """The section on what was measured on held-out prompts while it was trained, "" where nothing was."""
+    rows = [row for row in run.held_out if known(number(row.get("step")), number(row.get("value")))]
+    if not rows:
+        return ""
+    strategy, prompts = str(rows[0].get("strategy", "the strategy")), rows[0].get("prompts")
+    value = [_band("value", rows, "value", "low", "high")]
+    later = [row for row in rows if known(number(row.get("difference.value")))]
+    gap = (
+        [_band("difference", later, "difference.value", "difference.low", "difference.high")] if later else []
+    )
+    keys = list(dict.fromkeys(key for row in rows for key in row if re.fullmatch(r"pass_at\.\d+", key)))
+    passed = [line for key in keys if (line := _course(f"pass@{key[8:]}", rows, key))]
+    kinds = (
+        (value, f"value of {strategy}", is_rate(value)),
+        (gap, "the same less the start's", bool(gap) and is_rate(value)),
+        (passed, "pass@N", True),
+    )
+    figures = [
+        draw(plots.metric_plot(series, y_label=label, percent=percent), f"{label} on held-out prompts")
+        for series, label, percent in kinds
+        if series
+    ]
+    return (
+        f'<h2>On held-out prompts</h2><p class="soft">The same {escape(str(prompts))} prompts every time, which are not '
+        "trained on; bands are 95\u00a0% intervals over prompts, those of the difference paired by prompt.</p>"
+        f'<div class="plots small">{"".join(figures)}</div>'
+    )
+
+
+def _band(name: str, rows: Sequence[Mapping[str, Any]], key: str, low: str, high: str) -> Series:
+    columns = [[number(row.get(column)) for row in rows] for column in (key, low, high)]
+    steps = [number(row["step"]) for row in rows]
+    return Series(name=name, x=steps, y=columns[0], low=columns[1], high=columns[2])
+
+
 def trained(run: Run) -> str:
-    """The course of the reward, for a run without an evaluation."""
+    """What its end said of a run, and the course of the reward, for one without an evaluation."""
     parts = []
     for name, rows in run.metrics.items():
         line = _course(name, rows, "reward")
@@ -146,7 +182,8 @@ def trained(run: Run) -> str:
         parts.append(
             f"{name}, mean reward {start:.3g} in the first {steps}, {end:.3g} in the last {last} of {len(rows)}"
         )
-    return f"Training only, not evaluated: {'; '.join(parts)}."
+    said = "".join(f"{remark[:1].upper()}{remark[1:]}. " for remark in run.remarks)
+    return f"{said}Training only, not evaluated: {'; '.join(parts)}."
 
 
 def _course(name: str, rows: Sequence[Mapping[str, Any]], key: str) -> Series | None:

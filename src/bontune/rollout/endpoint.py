@@ -29,6 +29,7 @@ from bontune.rollout.check import check_request
 
 KEY = "OPENAI_API_KEY"  # the variable of the environment that the official client reads, too
 _SEEDS = 2**52  # exact in every JSON reader, and room for the responses of a group behind it
+_PAUSE, _LONGEST_PAUSE = 0.5, 8.0  # seconds before a body that is no JSON is asked for again
 _PROBES = 8  # tokens drawn to learn what a server's log-probabilities are of
 
 
@@ -307,6 +308,66 @@ def _answers(model: Endpoint, parts: Sequence[_Part]) -> Generator[tuple[_Part, 
         raise faults[0]
 
 
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Why a request has no answer.  status: of HTTP, None where none came."""
+
+    reason: str
+    status: int | None = None
+
+
+def post_all(
+    model: Endpoint, path: str, bodies: Sequence[Mapping[str, Any]], key: str = KEY
+) -> list[dict[str, Any] | Failed]:
+    """The JSON object that each request is answered with, or why there is none, in the order of the requests.
+
+    path: below `model.url`, or a whole address.  key: the variable of the environment to be named where it is refused.
+    `model.concurrency` requests are under way at once. One is repeated with growing pauses, or as `Retry-After` says,
+    where it fails for a passing reason or the body is no JSON object; with all its repetitions it has
+    (retries + 1) x timeout seconds. Nothing is raised but ValueError where the openai package is missing.
+    """
+    import anyio
+    from anyio.from_thread import start_blocking_portal
+
+    longest = (model.retries + 1) * model.timeout
+
+    async def ask(body: Mapping[str, Any]) -> dict[str, Any] | Failed:
+        async with limit:
+            try:
+                with anyio.fail_after(longest):
+                    return await _object(client, model, path, body)
+            except TimeoutError:
+                return Failed(f"{model.url} gave no whole answer in {longest:g} s")
+            except Exception as fault:  # of several libraries
+                return Failed(str(_explained(model, fault, key)), getattr(fault, "status_code", None))
+
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(_client(model)) as client,
+    ):
+        limit = anyio.Semaphore(model.concurrency)
+        waiting = [portal.start_task_soon(ask, body) for body in bodies]
+        return [future.result() for future in waiting]
+
+
+async def _object(client: Any, model: Endpoint, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of the answer. Raises _Unreadable where it is no JSON object however often it is asked for."""
+    import anyio
+
+    shown = ""
+    for tried in range(model.retries + 1):
+        try:
+            answer = await client.post(path, body=body, cast_to=object)
+            shown = str(answer)[:200]
+            if isinstance(answer, dict):
+                return answer
+        except (JSONDecodeError, RecursionError) as fault:
+            shown = str(fault)
+        if tried < model.retries:
+            await anyio.sleep(min(_PAUSE * 2**tried, _LONGEST_PAUSE))
+    raise _Unreadable(f"the answer is no JSON object: {shown!r}")
+
+
 def _client(model: Endpoint) -> Any:
     try:
         from openai import AsyncOpenAI
@@ -435,12 +496,12 @@ def _is_processed(model: Endpoint) -> bool:
     return choice.log_probs is not None and min(choice.log_probs) > -1e-6
 
 
-def _explained(model: Endpoint, fault: Exception) -> Exception:
+def _explained(model: Endpoint, fault: Exception, key: str = KEY) -> Exception:
     """ValueError for what the server will refuse again, RuntimeError for what it may not."""
     status = getattr(fault, "status_code", None)
     said = " ".join(str(fault).split())[:500]
     if status is not None and 400 <= status < 500 and status not in (408, 409, 429):
-        hint = f" (its key is read from {KEY})" if status in (401, 403) else ""
+        hint = f" (its key is read from {key})" if status in (401, 403) else ""
         return ValueError(f"{model.url} refused the request for model {model.model!r}: {said}{hint}")
     cause = fault.__cause__
     more = f" ({type(cause).__name__}: {cause})" if cause is not None and str(cause) else ""

@@ -19,9 +19,10 @@ from bontune.records import Group, Prompt, Sampling, Scored
 from bontune.rollout import Engine, sample_groups
 from bontune.rollout.endpoint import Endpoint, with_prompting
 from bontune.strategies import MajorityVote, Strategy
-from bontune.verifiers.grading import Score
+from bontune.verifiers.grading import Score, score_group
 from bontune.verifiers.judges import Answers, load_answers
 from bontune.verifiers.learned import LearnedVerifier, on_device
+from bontune.verifiers.scorers import named_scorer
 
 SERVED = "served.json"
 
@@ -114,8 +115,7 @@ class Server:
         prompt, texts = groups[0].prompt, tuple(text for group in groups for text in group.texts)
         finished = [bool(each) for group in groups for each in group.finished]
         unique = list(dict.fromkeys(texts))
-        known = dict.fromkeys(unique, None) if self.score is None else self._scores(prompt, unique)
-        scores = tuple(known[text] for text in texts)
+        scores = self._scores(groups)
         decided = torch.tensor([[score is not None or self.score is None for score in scores]])
         numbers = torch.tensor([[score or 0.0 for score in scores]], dtype=torch.float64)
         ids: dict[str, int] = {}
@@ -141,10 +141,17 @@ class Server:
             tokens=(len(groups[0].prompt_tokens), drawn) if told else None,
         )
 
-    def _scores(self, prompt: Prompt, texts: list[str]) -> dict[str, float | None]:
-        assert self.score is not None
-        found = [None if value is None else float(value) for value in self.score(prompt, texts)]
-        return dict(zip(texts, found, strict=True))
+    def _scores(self, groups: Sequence[Group]) -> tuple[float | None, ...]:
+        """Of all responses, group by group; equal texts are scored once by a scorer that reads texts."""
+        if self.score is None:
+            return (None,) * sum(group.size for group in groups)
+        if hasattr(self.score, "of_group"):
+            return tuple(verdict.reward for group in groups for verdict in score_group(group, self.score))
+        texts = [text for group in groups for text in group.texts]
+        unique = list(dict.fromkeys(texts))
+        found = [None if value is None else float(value) for value in self.score(groups[0].prompt, unique)]
+        known = dict(zip(unique, found, strict=True))
+        return tuple(known[text] for text in texts)
 
 
 def save_served(
@@ -245,15 +252,20 @@ def _asked_as_trained(model: Endpoint, folder: Path, prompting: Prompting) -> tu
 
 
 def load_scorer(spec: str, folder: Path = Path()) -> Score:
-    """A scorer from module:function, or a learned verifier from its folder, which may be relative to `folder`.
+    """A scorer as `named_scorer` names it, from module:function, or a learned verifier from its folder.
 
-    Raises ValueError where it is neither.
+    folder: what the folder of a learned verifier is relative to. Raises ValueError where it is none of these.
     """
-    if (folder / spec).is_dir():
-        return on_device(LearnedVerifier.load(folder / spec))
+    return named_scorer(spec, lambda other: _learned_or_own(other, folder))
+
+
+def _learned_or_own(spec: str, folder: Path) -> Score:
+    for path in (folder / spec, Path(spec)):
+        if path.is_dir():
+            return on_device(LearnedVerifier.load(path))
     if ":" not in spec:
         raise ValueError(
-            f"--scorer must be the folder of a learned verifier or module:function, got {spec!r}; there is no folder "
-            f"{folder / spec}"
+            f"--scorer must be the folder of a learned verifier, an address or module:function, got {spec!r}; there is "
+            f"no folder {folder / spec}"
         )
     return load_object(spec, "--scorer")

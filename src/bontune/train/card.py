@@ -30,11 +30,13 @@ def model_card(
     name: str,
     prompting: str = "the text as it is",
     adapter: bool = False,
+    held_out: Sequence[Metrics] = (),
 ) -> str:
     """Markdown with the header that model hubs read.
 
     base: the model it was tuned from.  verifier: the truth that was trained for.  scorer: what chooses among the N.
     prompting: what the model read for a prompt, in words.
+    held_out: rows of what was measured while it was trained.
     adapter: the folder holds adapters for the base, not a whole model.
     """
     tail = max(1, round(_SEEN * len(history)))
@@ -73,7 +75,38 @@ the step that learned from it. They are no measurement on held-out prompts: for 
 |---|---|---|
 {_rows({key: f"{numbers[0][key]:.3f} | {value:.3f}" for key, value in numbers[1].items()})}
 
-{_use(strategy, config, adapter)}"""
+{_held_out(held_out)}{_use(strategy, config, adapter)}"""
+
+
+def _held_out(rows: Sequence[Metrics]) -> str:
+    """What was measured on held-out prompts, and which of it is saved."""
+    if not rows:
+        return ""
+    first = rows[0]
+    lines = []
+    for row in rows:
+        gap = row.get("difference", {"value": None})
+        cells = [_number(row["value"]), "" if gap["value"] is None else _number(gap["value"], "+.3f", gap)]
+        lines.append(f"| {row['step']}{' (saved)' if row.get('saved') else ''} | {' | '.join(cells)} |")
+    return f"""## On held-out prompts
+
+Value of `{first["strategy"]}` on the same {first["prompts"]} prompts of the tune split, {first["responses"]} responses
+each; differences to the start are paired by prompt, with 95 % intervals. Where the policy that is saved was chosen by
+this number, the number flatters it.
+
+| step | value | against the start |
+|---|---|---|
+{chr(10).join(lines)}
+
+"""
+
+
+def _number(value: float | None, form: str = ".3f", interval: Metrics | None = None) -> str:
+    if value is None:
+        return "unknown"
+    known = interval is not None and interval["low"] is not None
+    between = f" [{interval['low']:{form}}, {interval['high']:{form}}]" if known and interval else ""
+    return f"{value:{form}}{between}"
 
 
 def _header(base: str, adapter: bool) -> str:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 MAGIC = b"bontune checkpoint 2\n"
-KEPT = 3  # of the newest
+KEPT = 2  # of the newest: one may turn out to be damaged
 
 
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = KEPT) -> Path:
     """Write `state` as the checkpoint after `step` steps: length and SHA-256 before the data, fsync, then a rename.
 
-    A kill at any moment leaves the earlier checkpoints as they were. Only the newest three are kept.
+    A kill at any moment leaves the earlier checkpoints as they were. Only the newest `keep` stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
@@ -39,9 +39,14 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    for old in sorted(folder.glob("step-*.ckpt"))[:-KEPT]:
-        old.unlink(missing_ok=True)
+    prune(folder, keep)
     return path
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Remove all checkpoints but the newest `keep`, which is at least 1."""
+    for old in sorted(folder.glob("step-*.ckpt"))[:-keep]:
+        old.unlink(missing_ok=True)
 
 
 def load_newest(folder: Path, upto: int | None = None) -> tuple[dict[str, Any] | None, list[str]]:

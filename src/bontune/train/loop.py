@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -12,6 +13,8 @@ from bontune.records import Group, Prompt, Scored
 from bontune.store import Origin
 from bontune.store.reuse import drawn_or_kept, judged_or_kept
 from bontune.train.ahead import Ahead
+from bontune.train.diagnosis import warning
+from bontune.train.held_out import HeldOut
 from bontune.train.hopeless import stop_if_hopeless
 from bontune.train.learner import make_learner
 from bontune.train.metrics import Clock, average, describe, record, value_of
@@ -31,7 +34,8 @@ def train(run: Run) -> list[Metrics]:
     """Fine-tune `run.model` in place; returns the metrics of every step.
 
     Each step draws groups, grades them, turns them into weights and moves the policy; the last two are repeated
-    on the same groups where `updates_per_rollout` > 1. Writes `metrics.jsonl` and `model/` below `run.output`.
+    on the same groups where `updates_per_rollout` > 1. Held-out prompts are measured where
+    that is asked for. Writes `metrics.jsonl`, `eval.jsonl` and `model/` below `run.output`.
     """
     with Ahead(run.verify, run.score) as ahead:
         return _train(run, ahead)
@@ -41,8 +45,12 @@ def _train(run: Run, ahead: Ahead) -> list[Metrics]:
     config, learner = run.config, make_learner(run)
     pool = shown(training_prompts(run.task, config), run.tokenizer, run.prompting)
     description = describe_run(run, pool) | parts(run.model, learner.accelerator)
-    history = resume(run, learner, description)
+    held_out = HeldOut(run, learner)
+    history = resume(run, learner, description, held_out)
     first = len(history)
+    if first:
+        run.on_resume(history)
+    held_out.measure(first)
     for step, prompts in enumerate(prompt_batches(pool, config, learner.accelerator)):
         if step < first:
             continue
@@ -78,8 +86,12 @@ def _train(run: Run, ahead: Ahead) -> list[Metrics]:
             metrics |= {"log_ratio_mean": apart.mean, "log_ratio_max": apart.largest}
         history.append(average(learner, metrics) | {"cpu_seconds": clock.cpu, "seconds": clock.wall})
         record(run, learner, history[-1])
+        if learner.accelerator.is_main_process and (said := warning(history, config)):
+            print(f"bontune: {said}", file=sys.stderr)
         stop_if_hopeless(run, history, graded, weights)
-        keep(run, learner, history, description)
+        held_out.measure(len(history))
+        keep(run, learner, history, description, held_out)
+    held_out.take_best()
     save(run, learner, history)
     return history
 

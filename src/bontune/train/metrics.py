@@ -31,6 +31,7 @@ def describe(
     distinct = [len(set(item.group.texts)) / item.group.size for item in graded]
     return {
         "responses": scored.rewards.numel(),
+        "tokens": sum(int(item.group.lengths.sum()) for item in graded),
         "reward": float(scored.rewards.sum() / decided),
         "pass_at": {str(n): value for n, value in zip(budgets, values, strict=True)},
         "entropy": float(surprise.mean()),
@@ -52,9 +53,12 @@ def value_of(strategy: Strategy, scored: Scored) -> float:
 
     A strategy whose N exceeds the group is taken at the group's size.
     """
-    if strategy.budget > scored.group_size:
-        strategy = strategy.with_budget(scored.group_size)
-    return float(strategy.value(scored).nanmean())
+    return float(within(strategy, scored).value(scored).nanmean())
+
+
+def within(strategy: Strategy, scored: Scored) -> Strategy:
+    """The strategy at the size of the groups, where its N exceeds that."""
+    return strategy if strategy.budget <= scored.group_size else strategy.with_budget(scored.group_size)
 
 
 class Clock:
@@ -73,7 +77,7 @@ class Clock:
 
 
 def average(learner: Learner, metrics: Metrics) -> Metrics:
-    """Mean of the processes' metrics; responses and rows are counts and add up."""
+    """Mean of the processes' metrics; responses, tokens and rows are counts and add up."""
     if learner.accelerator.num_processes == 1:
         return metrics
     shares: list[Metrics] = gather_object([metrics])
@@ -83,7 +87,7 @@ def average(learner: Learner, metrics: Metrics) -> Metrics:
             return {key: join([v[key] for v in values], key) for key in values[0]}
         if name == "step":
             return values[0]
-        return sum(values) if name in ("responses", "rows_updated") else sum(values) / len(values)
+        return sum(values) if name in ("responses", "tokens", "rows_updated") else sum(values) / len(values)
 
     return {name: join([share[name] for share in shares], name) for name in metrics}
 

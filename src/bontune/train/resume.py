@@ -20,13 +20,16 @@ from bontune.train.checkpoint import (
     save_checkpoint,
     trained_state,
 )
+from bontune.train.held_out import HeldOut
 from bontune.train.run import Metrics, Run
 from bontune.train.shard import is_sharded, newest_of_all, own_folder
 from bontune.train.update import Learner
 
 
-def resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metrics]:
+def resume(run: Run, learner: Learner, description: dict[str, Any], held_out: HeldOut) -> list[Metrics]:
     """Put model, optimizer and schedule where the newest checkpoint left them; its metrics, none without one.
+
+    Into `held_out` goes what was measured by then.
 
     The number of threads is the checkpoint's, too: sums split otherwise differ in their last bits, and so does the end.
     Raises ValueError that names what differs where the checkpoint is of another run.
@@ -34,14 +37,14 @@ def resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metr
     if run.checkpoint_every is None or run.output is None:
         return []
     if is_sharded(run.model):  # each has its own, and they come to an agreement
-        return _resume(run, learner, description)
+        return _resume(run, learner, description, held_out)
     with (
         learner.accelerator.main_process_first()
     ):  # others find what it leaves, and no file it is still writing
-        return _resume(run, learner, description)
+        return _resume(run, learner, description, held_out)
 
 
-def _resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Metrics]:
+def _resume(run: Run, learner: Learner, description: dict[str, Any], held_out: HeldOut) -> list[Metrics]:
     assert run.output is not None
     folder, writes = own_folder(run.output / "checkpoints", run.model, learner.accelerator)
     found, damaged = (newest_of_all if is_sharded(run.model) else load_newest)(folder)
@@ -51,11 +54,11 @@ def _resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Met
         if damaged:
             raise ValueError(f"no checkpoint below {run.output} is whole; start anew with another output")
         if writes:  # so that a kill before the next one can be gone on from, too
-            save_checkpoint(folder, 0, _state(run, learner, [], description))
+            save_checkpoint(folder, 0, _state(run, learner, [], description, held_out))
         return []
     if changed := differences(found["description"], description):
         raise ValueError(f"{run.output} holds another run: {'; '.join(changed)}. Choose another output")
-    if missing := sorted({*_state(run, learner, [], {})} - {*found}):
+    if missing := sorted({*_state(run, learner, [], {}, held_out)} - {*found}):
         raise ValueError(
             f"the checkpoint below {run.output} lacks {missing}: the end would differ. Start anew"
         )
@@ -64,6 +67,7 @@ def _resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Met
     learner.scheduler.load_state_dict(found["scheduler"])
     if run.learns is not None:
         run.learns.load_state_dict(found["learns"])
+    held_out.rows = found.get("evaluations", [])
     restore_random_state(found["random"][learner.accelerator.process_index % len(found["random"])])
     torch.set_num_threads(found["layout"]["threads"])
     if changed := differences(found["layout"], _layout(learner)):
@@ -75,16 +79,18 @@ def _resume(run: Run, learner: Learner, description: dict[str, Any]) -> list[Met
     return history
 
 
-def keep(run: Run, learner: Learner, history: list[Metrics], description: dict[str, Any]) -> None:
+def keep(
+    run: Run, learner: Learner, history: list[Metrics], description: dict[str, Any], held_out: HeldOut
+) -> None:
     """A checkpoint where its turn has come, after the last step, and where the run is asked to stop."""
     stopping = _any_process(learner, run.should_stop())
     if run.output is not None and run.checkpoint_every is not None:
         last = len(history) == run.config.steps
         if stopping or last or len(history) % run.checkpoint_every == 0:
-            state = _state(run, learner, history, description)
+            state = _state(run, learner, history, description, held_out)
             folder, writes = own_folder(run.output / "checkpoints", run.model, learner.accelerator)
             if writes:
-                save_checkpoint(folder, len(history), state)
+                save_checkpoint(folder, len(history), state, run.keep_checkpoints)
     if stopping and len(history) < run.config.steps:
         raise Stopped(f"stopped after step {len(history)} of {run.config.steps}")
 
@@ -98,7 +104,9 @@ def _several(learner: Learner) -> bool:
     return learner.accelerator.num_processes > 1
 
 
-def _state(run: Run, learner: Learner, history: list[Metrics], description: dict[str, Any]) -> dict[str, Any]:
+def _state(
+    run: Run, learner: Learner, history: list[Metrics], description: dict[str, Any], held_out: HeldOut
+) -> dict[str, Any]:
     """All that a run needs to go on. Prompts and random streams follow from the seed and the step."""
     return {
         "description": description,
@@ -109,6 +117,7 @@ def _state(run: Run, learner: Learner, history: list[Metrics], description: dict
         "learns": None if run.learns is None else run.learns.state_dict(),
         "layout": _layout(learner),
         "history": history,
+        **({} if run.evaluation.eval_every is None else {"evaluations": held_out.rows}),
     }
 
 

@@ -8,12 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bontune.config import Prompting, TrainConfig
+from bontune.config import EvalConfig, Prompting, TrainConfig
 from bontune.models.prompting import in_force
 from bontune.records import Graded, Prompt
 from bontune.rollout import Engine, sample_groups
 from bontune.store import NO_STORE, Origin, Store
 from bontune.tasks import Task
+from bontune.train.checkpoint import KEPT
 from bontune.train.shard import whole_tensor
 from bontune.verifiers.grading import Score, Verify, version_of
 
@@ -25,13 +26,17 @@ class Run:
     """Everything one training run uses. `score` is what best-of-N selects by; the reward where None.
 
     after_step: called with the step and its judged groups, to train a verifier further, for instance.
+    on_resume: told of the steps that were taken already, where the run goes on from a checkpoint.
     checkpoint_every: steps between checkpoints below `output`; a run that finds one goes on from there. None: none.
+    keep_checkpoints: how many of the newest stay while it trains; after the end, the last one does.
     should_stop: asked after every step; where it says yes, a checkpoint is written and `Stopped` raised.
     store: where every response is kept with its verdicts; steps taken again after a kill find theirs there.
     learns: what else learns during the run, such as a verifier that is refreshed: has `state_dict` and `load_state_dict`.
     card: makes of the metrics of all steps the model card, README.md in the saved model; told whether that is adapters.
     engine: draws the responses of every step from the model as it then is.
     prompting: what the model reads for a prompt.
+    evaluation: what is measured on held-out prompts meanwhile, and which policy is saved by it.
+    on_evaluation: told of each such measure.
     """
 
     config: TrainConfig
@@ -43,14 +48,18 @@ class Run:
     score: Score | None = None
     output: Path | None = None
     on_step: Callable[[Metrics], None] = field(default=lambda metrics: None)
+    on_resume: Callable[[Sequence[Metrics]], None] = field(default=lambda history: None)
     after_step: Callable[[int, Sequence[Graded]], None] = field(default=lambda step, graded: None)
     checkpoint_every: int | None = None
+    keep_checkpoints: int = KEPT
     should_stop: Callable[[], bool] = field(default=lambda: False)
     store: Store = NO_STORE
     learns: Any = None
     card: Callable[[Sequence[Metrics], bool], str] | None = None
     engine: Engine = sample_groups
     prompting: Prompting = field(default_factory=Prompting)
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+    on_evaluation: Callable[[Metrics], None] = field(default=lambda row: None)
 
 
 def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
@@ -68,6 +77,7 @@ def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
         "verifier": version_of(run.verify),
         "scorer": version_of(run.score),
         "model": model,
+        **({} if run.evaluation.eval_every is None else {"evaluation": repr(run.evaluation)}),
         **(
             {}
             if run.engine is sample_groups

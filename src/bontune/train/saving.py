@@ -7,16 +7,24 @@ from collections.abc import Sequence
 
 from bontune.models.adapters import ADAPTER_CONFIG
 from bontune.models.loading import save_policy
+from bontune.train.checkpoint import prune
 from bontune.train.run import Metrics, Run
-from bontune.train.shard import join_parts
+from bontune.train.shard import join_parts, own_folder
 from bontune.train.update import Learner
 
 
 def save(run: Run, learner: Learner, history: Sequence[Metrics]) -> None:
-    """The tuned model as a plain transformers folder, below `output/model`; there as a whole or not at all."""
-    if run.output is not None:
-        join_parts(run.model, keep=learner.accelerator.is_main_process)
-    if run.output is not None and learner.accelerator.is_main_process:
+    """The tuned model as a plain transformers folder, below `output/model`; there as a whole or not at all.
+
+    Then only the last checkpoint stays.
+    """
+    if run.output is None:
+        return
+    checkpoints, writes = own_folder(run.output / "checkpoints", run.model, learner.accelerator)
+    join_parts(
+        run.model, keep=learner.accelerator.is_main_process
+    )  # each process has written its last checkpoint
+    if learner.accelerator.is_main_process:
         writing, place = run.output / ".model-writing", run.output / "model"
         shutil.rmtree(writing, ignore_errors=True)
         save_policy(run.model, run.tokenizer, writing)
@@ -26,3 +34,5 @@ def save(run: Run, learner: Learner, history: Sequence[Metrics]) -> None:
                 (folder / "README.md").write_text(text, encoding="utf-8")
         shutil.rmtree(place, ignore_errors=True)
         writing.rename(place)
+    if writes:
+        prune(checkpoints, keep=1)

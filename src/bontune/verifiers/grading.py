@@ -18,7 +18,11 @@ Verify = Callable[[Prompt, str], Any]
 """(prompt, response) -> Verdict, or a number, a bool, or None where it cannot decide."""
 
 Score = Callable[[Prompt, Sequence[str]], Sequence[float | None]]
-"""(prompt, responses) -> one score per response: what best-of-N selects by."""
+"""(prompt, responses) -> one score per response: what best-of-N selects by.
+
+One with a method `many(prompt, responses)` is asked by it for verdicts, whose `reason` says why there is no score; one
+with a method `of_group(group)` is asked by that, where there is a group, for one verdict per response.
+"""
 
 
 def grade(group: Group, verify: Verify, score: Score | None = None) -> Graded:
@@ -27,7 +31,11 @@ def grade(group: Group, verify: Verify, score: Score | None = None) -> Graded:
     A verifier or scorer that raises, or returns NaN, infinity, or something that is no number, leaves those
     responses undecided, with the reason in `Verdict.reason`. Rewards are kept where only the score is missing.
     """
-    verdicts, scores = grade_texts(group.prompt, group.texts, verify, score)
+    if hasattr(score, "of_group"):
+        verdicts, _ = grade_texts(group.prompt, group.texts, verify)
+        verdicts, scores = with_scores(verdicts, score_group(group, score))
+    else:
+        verdicts, scores = grade_texts(group.prompt, group.texts, verify, score)
     return Graded(group=group, verdicts=verdicts, scores=scores)
 
 
@@ -39,18 +47,41 @@ def grade_texts(
     known = dict(zip(unique, judge_all(prompt, unique, verify), strict=True))
     if score is None:
         return tuple(known[text] for text in texts), None
-    found = dict(zip(unique, _scores(prompt, unique, score), strict=True))
-    for text, (value, fault) in found.items():
-        verdict = known[text]
-        if value is None and verdict.reward is not None:
-            known[text] = replace(verdict, reason=fault)
-    return tuple(known[text] for text in texts), tuple(found[text][0] for text in texts)
+    return with_scores([known[text] for text in texts], score_texts(prompt, texts, score))
 
 
-def score_texts(prompt: Prompt, texts: Sequence[str], score: Score) -> tuple[float | None, ...]:
-    """One score per text; None where the scorer raises or gives no number."""
+def with_scores(
+    verdicts: Sequence[Verdict], scored: Sequence[Verdict]
+) -> tuple[tuple[Verdict, ...], tuple[float | None, ...]]:
+    """(the verdicts, the scores): a verdict with a reward and without a score gets the reason why there is none."""
+    pairs = zip(verdicts, scored, strict=True)
+    kept = tuple(
+        verdict
+        if score.reward is not None or verdict.reward is None
+        else replace(verdict, reason=score.reason)
+        for verdict, score in pairs
+    )
+    return kept, tuple(score.reward for score in scored)
+
+
+def score_group(group: Group, score: Any) -> list[Verdict]:
+    """One verdict per response, whose reward is the score, of a scorer that is asked by `of_group` or by texts."""
+    if not hasattr(score, "of_group"):
+        return list(score_texts(group.prompt, group.texts, score))
+    try:
+        values = list(score.of_group(group))
+    except Exception as fault:  # as below
+        return [Verdict(reward=None, reason=_raised("scorer", fault))] * group.size
+    if len(values) != group.size:
+        reason = f"scorer returned {len(values)} scores for {group.size} responses"
+        return [Verdict(reward=None, reason=reason)] * group.size
+    return [_score_of(value) for value in values]
+
+
+def score_texts(prompt: Prompt, texts: Sequence[str], score: Score) -> tuple[Verdict, ...]:
+    """`score_all`, equal texts being scored once."""
     unique = list(dict.fromkeys(texts))
-    known = {text: value for text, (value, _) in zip(unique, _scores(prompt, unique, score), strict=True)}
+    known = dict(zip(unique, score_all(prompt, unique, score), strict=True))
     return tuple(known[text] for text in texts)
 
 
@@ -85,7 +116,7 @@ def _checked(verdict: Any) -> Verdict:
     answer = None if verdict.answer is None else str(verdict.answer)
     if verdict.reward is None:
         return replace(verdict, answer=answer, reason=verdict.reason or "undecided")
-    reward = _number(verdict.reward)
+    reward = finite(verdict.reward)
     if reward is None:
         return Verdict(reward=None, answer=answer, reason=_no_number("verifier", verdict.reward))
     return replace(verdict, reward=reward, answer=answer)
@@ -101,19 +132,24 @@ def undecided_reasons(graded: Sequence[Graded]) -> dict[str, int]:
     return dict(sorted(reasons.items(), key=lambda entry: -entry[1]))
 
 
-def _scores(prompt: Prompt, texts: list[str], score: Score) -> list[tuple[float | None, str]]:
-    """(score, "") per text, or (None, why not)."""
+def score_all(prompt: Prompt, texts: Sequence[str], score: Score) -> list[Verdict]:
+    """One verdict per text, whose reward is the score; without one, its reason says why. Raises nothing."""
     try:
-        values = list(score(prompt, texts))
+        values = list(getattr(score, "many", score)(prompt, texts))
     except (Exception, SystemExit) as fault:  # as above
-        return [(None, _raised("scorer", fault))] * len(texts)
+        return [Verdict(reward=None, reason=_raised("scorer", fault))] * len(texts)
     if len(values) != len(texts):
-        return [(None, f"scorer returned {len(values)} scores for {len(texts)} responses")] * len(texts)
-    numbers = [None if value is None else _number(value) for value in values]
-    return [
-        (number, "" if number is not None else _no_number("scorer", value))
-        for number, value in zip(numbers, values, strict=True)
-    ]
+        reason = f"scorer returned {len(values)} scores for {len(texts)} responses"
+        return [Verdict(reward=None, reason=reason)] * len(texts)
+    return [_score_of(value) for value in values]
+
+
+def _score_of(value: Any) -> Verdict:
+    reason = ""
+    if isinstance(value, Verdict):
+        value, reason = value.reward, value.reason
+    number = None if value is None else finite(value)
+    return Verdict(reward=number, reason="" if number is not None else reason or _no_number("scorer", value))
 
 
 def version_of(judge: Any) -> str:
@@ -134,7 +170,7 @@ def version_of(judge: Any) -> str:
     return f"{known.__module__}:{known.__qualname__} {hashlib.sha256(source).hexdigest()[:12]}"
 
 
-def _number(value: Any) -> float | None:
+def finite(value: Any) -> float | None:
     """A finite float, or None. Texts are no numbers, even where they look like one."""
     if isinstance(value, str | bytes | bytearray):
         return None

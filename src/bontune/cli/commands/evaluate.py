@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
+
+import torch
 
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import check_folder, draws, load_source, named, total_of, write_config
@@ -15,10 +18,13 @@ from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.evaluate.policies import evaluate
 from bontune.evaluate.reading import read_any
-from bontune.evaluate.regrade import Regrade
+from bontune.evaluate.regrade import Regrade, prompts_of
+from bontune.evaluate.staging import staging
 from bontune.objectives.registry import build_strategy
 from bontune.report import write_report
 from bontune.store import open_store
+from bontune.verifiers.grading import score_texts
+from bontune.verifiers.staged import parse_staged
 
 
 def run(command: arguments.Evaluate) -> None:
@@ -32,10 +38,16 @@ def run(command: arguments.Evaluate) -> None:
             f"--samples and --model both name a policy {twice[0]!r}; use NAME=... to tell them apart"
         )
     check_folder(command.output, command)
-    found, grading = _read_files(command, files)
+    staged = None if command.source.scorer is None else parse_staged(command.source.scorer)
+    # What is lost is known where the costly scorer has seen all responses.
+    by_costly = command if staged is None else _with_scorer(command, staged[1])
+    found, grading = _read_files(by_costly, files)
     drawn: dict[str, Draw] = {}
     if models:
-        found |= _draw_models(command, models, drawn)
+        found |= _draw_models(by_costly, models, drawn)
+    more: dict[str, Any] = {"grading": grading} if grading else {}
+    if staged is not None:
+        more["staged"] = _staged(_with_scorer(command, staged[0]), found, staged[2])
     write_config(command.output, command, **_in_force(drawn))
     with progress() as bars:
         results = evaluate(
@@ -47,13 +59,15 @@ def run(command: arguments.Evaluate) -> None:
             started=started,
             on_stage=stages(bars),
             about=_about(command, files, models),
-            **({"grading": grading} if grading else {}),
+            **more,
         )
     write_report(command.output)
     _show_other_curves(results)
-    show(results, command.output)
     for name, draw in drawn.items():
         warn_cut_of(draw, name)
+    for name, entry in more.get("staged", {}).items():
+        _show_staged(name, entry)
+    show(results, command.output)
 
 
 def _about(command: arguments.Evaluate, files: dict[str, str], models: dict[str, str]) -> list[str]:
@@ -81,6 +95,44 @@ def _in_force(drawn: dict[str, Draw]) -> dict[str, Any]:
         for name, draw in drawn.items()
     }
     return {"in_force": told} if told else {}
+
+
+def _with_scorer(command: arguments.Evaluate, scorer: str) -> arguments.Evaluate:
+    return replace(command, source=replace(command.source, scorer=scorer))
+
+
+def _staged(command: arguments.Evaluate, found: dict[str, SampleSet], share: float) -> dict[str, Any]:
+    """For each policy, what its costly scores and those of the command's scorer, the cheap one, come to in stages."""
+    task, _, cheap = load_source(command.source)
+    assert cheap is not None
+    entries = {}
+    for name, samples in found.items():
+        groups = samples.at().groups
+        scored = samples.scored()
+        scores = torch.full_like(scored.rewards, torch.nan)
+        for row, (group, prompt) in enumerate(
+            zip(groups, prompts_of(groups, task, samples.source), strict=True)
+        ):
+            values = [verdict.reward for verdict in score_texts(prompt, group.responses, cheap)]
+            scores[row, : group.size] = torch.tensor([math.nan if v is None else v for v in values])
+        most = int((scored.decided & scores.isfinite()).sum(-1).min())
+        budgets = [2**i for i in range(most.bit_length())]
+        entries[name] = staging(scored, scores, samples.responses, share, budgets=budgets, seed=command.seed)
+    return entries
+
+
+def _show_staged(name: str, entry: dict[str, Any]) -> None:
+    """What the costly scorer sees of the largest N, and what that loses."""
+    if not entry["loss"]:
+        say(f"{name}: a prompt has no response that both scorers scored, so stages cannot be measured")
+        return
+    budget = max(entry["loss"], key=int)
+    loss = entry["loss"][budget]
+    say(
+        f"{name}: of N = {budget}, the costly scorer sees {entry['judged'][budget]:.0%}; best-of-N is "
+        f"{entry['staged'][budget]:.3f} instead of {entry['costly'][budget]:.3f}, a loss of {loss['value']:.3f} "
+        f"[{loss['low']:.3f}, {loss['high']:.3f}]"
+    )
 
 
 def _show_other_curves(results: dict[str, Any]) -> None:

@@ -17,14 +17,16 @@ from bontune.config import Placement, Sampling, load_object
 from bontune.evaluate import write_json
 from bontune.evaluate.drawing import Draw
 from bontune.models.loading import PACKAGED, as_device, as_dtype, load_policy, policy_path
-from bontune.records import Prompt, Verdict
+from bontune.records import Group, Prompt, Verdict
 from bontune.rollout import Engine, endpoint, sample_groups
 from bontune.rollout.endpoint import connect, is_endpoint
 from bontune.serve.best import Server
 from bontune.tasks import JsonlTask, Task, load_task
-from bontune.verifiers.grading import Score, Verify, judge_all, version_of
+from bontune.verifiers.generative import judge_as_verifier
+from bontune.verifiers.grading import Score, Verify, judge_all, score_all, score_group, version_of
 from bontune.verifiers.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
 from bontune.verifiers.learned import LearnedVerifier, on_device
+from bontune.verifiers.scorers import named_scorer
 
 
 def warn_blind(server: Server) -> None:
@@ -42,6 +44,8 @@ def load_source(source: arguments.Source) -> tuple[Task, Verify, Score | None]:
     task = load_task(source.task, answers_required=source.verifier is None)
     if source.verifier in JUDGES:
         verify = JUDGES[source.verifier](task)
+    elif source.verifier is not None and source.verifier.startswith("judge:"):
+        verify = judge_as_verifier(source.verifier)
     else:
         verify = task.verify if source.verifier is None else _callable(source.verifier, "--verifier")
     score = None if source.scorer is None else _scorer(source.scorer, task)
@@ -51,6 +55,10 @@ def load_source(source: arguments.Source) -> tuple[Task, Verify, Score | None]:
 
 
 def _scorer(spec: str, task: Task) -> Score:
+    return named_scorer(spec, lambda other: _other_scorer(other, task))
+
+
+def _other_scorer(spec: str, task: Task) -> Score:
     if spec == "tests" or spec.startswith("tests:"):
         return written_tests(spec, task)
     return (
@@ -91,21 +99,22 @@ class Watched:
 
     def many(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text."""
-        verdicts = judge_all(prompt, texts, self._verify)
+        return self._counted(judge_all(prompt, texts, self._verify))
+
+    def scores(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        """What the scorer says; its faults are counted."""
+        assert self._score is not None
+        return self._counted(score_all(prompt, texts, self._score))
+
+    def group_scores(self, group: Group) -> list[Verdict]:
+        """The same of a scorer that needs the whole group."""
+        return self._counted(score_group(group, self._score))
+
+    def _counted(self, verdicts: list[Verdict]) -> list[Verdict]:
         for verdict in verdicts:
             if verdict.reward is None:
                 self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
         return verdicts
-
-    def scores(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
-        """What the scorer says; its faults are counted."""
-        assert self._score is not None
-        try:
-            return self._score(prompt, texts)
-        except Exception as fault:  # a user's scorer may raise anything
-            reason = f"scorer raised {type(fault).__name__}: {fault}"[:500]
-            self._reasons[reason] = self._reasons.get(reason, 0) + len(texts)
-            raise
 
     @property
     def score_version(self) -> str:
@@ -125,9 +134,15 @@ class WatchedScore:
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self.overlaps = getattr(watched._score, "overlaps", False)
+        if hasattr(watched._score, "of_group"):
+            self.of_group = watched.group_scores
 
-    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> Sequence[float | None]:
+    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """One score per text."""
+        return [verdict.reward for verdict in self.many(prompt, texts)]
+
+    def many(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        """The same, with the reasons."""
         return self._watched.scores(prompt, texts)
 
     @property
@@ -218,15 +233,16 @@ def draws(
     task, verify, score = load_source(command.source)
     prompts = prompts_of(task, command.split, command.prompts, command.seed)
     sampling = _shared_budget(command.sampling, models.values())
-    for name, where in models.items():
+    for number, (name, where) in enumerate(models.items()):
         model, tokenizer, engine = load_engine(where, command.placement)
         model, drawn, prompting = settle(
             where, model, tokenizer, sampling, command.prompting, lambda: prompts, command.output
         )
-        if name == next(iter(models)):
+        if not number:
             say_divided(task, command.split)
-        # The same number of tokens for all that are compared.
-        sampling = replace(sampling, max_new_tokens=drawn.max_new_tokens)
+        sampling = replace(
+            sampling, max_new_tokens=drawn.max_new_tokens
+        )  # the same for all that are compared
         draw = Draw(
             name=model.fingerprint if is_endpoint(where) else where,
             model=model,

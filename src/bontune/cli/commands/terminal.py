@@ -26,13 +26,19 @@ from bontune.report.run import undecided
 
 console = Console(stderr=True)
 MOST_REASONS = 5  # that are printed
+COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+)
 
 
 @contextmanager
 def progress() -> Iterator[Progress]:
     """Bars on a terminal; nothing in a log."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bars:
+    with Progress(*COLUMNS, console=console, disable=not console.is_terminal) as bars:
         yield bars
 
 

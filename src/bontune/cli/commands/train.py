@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -22,22 +22,28 @@ from accelerate import PartialState
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, say_divided, write_config
 from bontune.cli.commands.prompting import as_options, settle, warn_cut
-from bontune.cli.commands.terminal import bar, console, progress, say
+from bontune.cli.commands.terminal import console, say
+from bontune.cli.commands.watching import Screen, screen
 from bontune.config import FitConfig, TrainConfig
 from bontune.evaluate import write_json
 from bontune.models.loading import gguf_of, load_trainable, policy_path
 from bontune.models.prompting import in_words
 from bontune.objectives.registry import build_objective, served_strategy
 from bontune.records import Scored
-from bontune.report import write_report
-from bontune.report.run import undecided
+from bontune.report import OUTCOME, write_report
+from bontune.report.run import flatten, undecided
 from bontune.rollout import Engine, sample_groups
 from bontune.rollout.endpoint import is_endpoint
 from bontune.rollout.vllm import Vllm
 from bontune.serve.best import save_served
 from bontune.store import NO_STORE, Store, open_store
 from bontune.strategies import Strategy
+from bontune.tasks import Task
 from bontune.train.card import model_card
+from bontune.train.checkpoint import differences
+from bontune.train.diagnosis import remarks
+from bontune.train.held_out import FILE as EVALUATIONS
+from bontune.train.held_out import read_rows, saved_by
 from bontune.train.loop import train
 from bontune.train.prompts import training_prompts
 from bontune.train.run import Metrics, Run
@@ -52,17 +58,12 @@ from bontune.verifiers.learned import LearnedVerifier, Refreshed
 def run(command: arguments.Train) -> None:
     """Fine-tune and write the model, the metrics and a report of the training."""
     objective = build_objective(command.objective)
+    if is_finished(command, objective):
+        _tell_again(command)
+        return
     task, verify, score = load_source(command.source)
     check_objective(objective, command.config)
-    if command.checkpoint_every is not None and command.checkpoint_every < 1:
-        raise ValueError(f"--checkpoint-every must be at least 1, got {command.checkpoint_every}")
-    checkpoints = command.checkpoint_every
-    going_on = checkpoints is not None and any((command.output / "checkpoints").glob("step-*.ckpt"))
-    if (command.output / "model").exists() or ((command.output / "metrics.jsonl").exists() and not going_on):
-        raise ValueError(f"{command.output} holds a training run already; choose another --output")
-    if is_endpoint(command.model):
-        raise ValueError("--model: a model behind a server cannot be trained, only sampled and measured")
-    check_folder(command.output, command)
+    _check_command(command)
     device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
     model, sampling, prompting = settle(
@@ -77,13 +78,12 @@ def run(command: arguments.Train) -> None:
     command = replace(command, config=replace(command.config, sampling=sampling), prompting=prompting)
     engine = _engine(command, model)
     refreshed = _refreshed(score, command)
-    drift = (
-        None if refreshed is None else Drift(refreshed, _budget(served_strategy(objective), command.config))
-    )
+    budget = _budget(served_strategy(objective), command.config)
+    drift = None if refreshed is None else Drift(refreshed, budget)
     watched = Watched(verify, refreshed or score)
     with (
         one_of_many() as leads,
-        progress() as bars,
+        screen(repr(served_strategy(objective)), command.config.steps) as shown,
         watched,
         locked(command.output) if leads else nullcontext(),
         asked_to_stop() as should_stop,
@@ -93,7 +93,6 @@ def run(command: arguments.Train) -> None:
         if leads:
             say_divided(task)
             write_config(command.output, command, objective=repr(objective))
-        advance = bar(bars, "training", command.config.steps)
         history = train(
             Run(
                 config=command.config,
@@ -104,8 +103,12 @@ def run(command: arguments.Train) -> None:
                 verify=watched,
                 score=watched.score,
                 output=command.output,
-                on_step=partial(_show_step, command.output, advance, track),
-                checkpoint_every=checkpoints,
+                on_step=partial(_show_step, command.output, shown, track),
+                on_resume=shown.resume,
+                evaluation=command.evaluation,
+                on_evaluation=partial(_show_evaluation, shown, track),
+                checkpoint_every=command.checkpoint_every,
+                keep_checkpoints=command.keep_checkpoints,
                 should_stop=should_stop,
                 store=store,
                 learns=drift,
@@ -115,34 +118,113 @@ def run(command: arguments.Train) -> None:
                 **({"after_step": drift.observe} if drift else {}),
             )
         )
-    if not leads:
-        return
-    scorer = command.source.scorer
-    if isinstance(score, LearnedVerifier):
-        (refreshed.verifier if refreshed else score).save(command.output / "verifier")
-        scorer = "verifier"
-    if drift is not None:
-        _report_drift(drift, command.output)
-    save_served(
-        command.output,
-        served_strategy(objective),
-        sampling,
-        scorer,
-        answers_of(task, command.source.verifier),
-        prompting,
-    )
+    if leads:
+        _save_verifier(command, refreshed.verifier if refreshed else score, drift)
+        _save_strategy(command, objective, task, score)
+        _conclude(command, history)
+
+
+def _check_command(command: arguments.Train) -> None:
+    """Raise ValueError where nothing can be trained as asked for, or the folder holds something else."""
+    for option in ("checkpoint_every", "keep_checkpoints"):
+        value = getattr(command, option)
+        if value is not None and value < 1:
+            raise ValueError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
+    output, checkpoints = command.output, command.output / "checkpoints"
+    going_on = command.checkpoint_every is not None and any(checkpoints.glob("step-*.ckpt"))
+    if ((output / "model").exists() or (output / "metrics.jsonl").exists()) and not going_on:
+        raise ValueError(f"{output} holds a training run already; choose another --output")
+    if is_endpoint(command.model):
+        raise ValueError("--model: a model behind a server cannot be trained, only sampled and measured")
+    check_folder(output, command)
+
+
+_AROUND = {"output", "store", "track", "config_file", "checkpoint_every", "keep_checkpoints"}
+"""Options that do not decide what comes out."""
+
+
+def is_finished(command: arguments.Train, objective: Any) -> bool:
+    """Whether the folder holds the end of this very run. Raises ValueError, with what differs, for that of another."""
+    outcome, config = command.output / OUTCOME, command.output / "config.json"
+    if not (outcome.is_file() and config.is_file() and (command.output / "model").is_dir()):
+        return False
+    known = json.loads(config.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(plain(command) | {"objective": repr(objective)}))
+    _settle_as(wanted, known)
+    names = wanted.keys() - _AROUND
+    changed = differences(*(flatten({name: item.get(name) for name in names}) for item in (known, wanted)))
+    if changed:
+        raise ValueError(
+            f"{command.output} holds a training run already, which is finished: {'; '.join(sorted(changed))}. "
+            "Choose another --output"
+        )
+    return True
+
+
+def _settle_as(wanted: dict[str, Any], known: Mapping[str, Any]) -> None:
+    """What the command leaves to the model is as the run found it."""
+    settled = known.get("config", {}).get("sampling", {})
+    if not wanted["config"]["sampling"]["max_new_tokens"]:
+        wanted["config"]["sampling"]["max_new_tokens"] = settled.get("max_new_tokens")
+    if wanted["prompting"]["chat"] == "auto" and "prompting" in known:
+        wanted["prompting"]["chat"] = known["prompting"].get("chat")
+
+
+def _tell_again(command: arguments.Train) -> None:
+    """What a run that is run again after its end says; whatever a kill in its last moments left undone is done."""
+    with one_of_many() as leads:
+        if leads:
+            steps = command.config.steps
+            say(
+                f"{command.output} holds this very run, finished after {steps} steps: there is nothing left to do"
+            )
+            _conclude(command, None)
+
+
+def _conclude(command: arguments.Train, history: Sequence[Metrics] | None) -> None:
+    """Write what came out and the report, drop the checkpoints, and say how to go on; history: None where it is written.
+
+    The outcome is written first: from then on the run counts as finished and needs no checkpoint.
+    """
+    outcome = command.output / OUTCOME
+    if history is not None:
+        said = remarks(history, command.config) + saved_by(read_rows(command.output))
+        write_json(outcome, {"steps": len(history), "remarks": said})
+    shutil.rmtree(command.output / "checkpoints", ignore_errors=True)
     page = write_report(command.output)
     say(f"model: {command.output / 'model'}   report: {page}")
     named = {"--task": command.source.task, "--verifier": command.source.verifier}
     options = "".join(f" {option} {value}" for option, value in named.items() if value is not None)
-    say(
-        f"compare: bontune evaluate --model base={command.model} --model tuned={command.output / 'model'}"
-        f"{options}{as_options(sampling, prompting)}"
-    )
+    tuned = command.output / "model"
+    how = as_options(command.config.sampling, command.prompting)
+    say(f"compare: bontune evaluate --model base={command.model} --model tuned={tuned}{options}{how}")
+    for remark in json.loads(outcome.read_text(encoding="utf-8"))["remarks"]:
+        say(f"bontune: {remark}")
     for sentence in _undecided(command.output):
         say(sentence)
-    shares = [metrics["unfinished_share"] for metrics in history]
-    warn_cut(sum(shares) / max(1, len(shares)), sampling.max_new_tokens)
+    if history:
+        shares = [metrics["unfinished_share"] for metrics in history]
+        warn_cut(sum(shares) / len(shares), command.config.sampling.max_new_tokens)
+
+
+def _save_verifier(command: arguments.Train, score: Score | None, drift: Drift | None) -> None:
+    """The learned verifier beside the model, as it is served, and how far it has moved."""
+    if isinstance(score, LearnedVerifier):
+        score.save(command.output / "verifier")
+    if drift is not None:
+        _report_drift(drift, command.output)
+
+
+def _save_strategy(command: arguments.Train, objective: Any, task: Task, score: Score | None) -> None:
+    """What `bontune serve` and `best` need to know beside the model."""
+    save_served(
+        command.output,
+        served_strategy(objective),
+        command.config.sampling,
+        "verifier" if isinstance(score, LearnedVerifier) else command.source.scorer,
+        answers_of(task, command.source.verifier),
+        command.prompting,
+    )
 
 
 def _undecided(output: Path) -> list[str]:
@@ -171,23 +253,29 @@ def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], 
         name=command.output.resolve().name,
         prompting=in_words(command.prompting),
         adapter=adapter,
+        held_out=read_rows(command.output),
     )
 
 
-def _show_step(
-    output: Path, advance: Callable[[int], None], track: Callable[[Metrics], None], metrics: Metrics
-) -> None:
-    """Tell the bar, the trackers and the log of a step; ends a run whose first step taught it nothing."""
-    advance(1)
+def _show_step(output: Path, shown: Screen, track: Callable[[Metrics], None], metrics: Metrics) -> None:
+    """Tell the screen and the trackers of a step; ends a run whose first step could not be judged."""
+    shown.step(metrics)
     track(metrics)
     if metrics["step"] == 0 and metrics["undecided_share"] == 1:
-        # Nothing was trained, so the folder is free for a run with another verifier; the responses stay in the store.
-        (output / "metrics.jsonl").unlink()
-        shutil.rmtree(output / "checkpoints", ignore_errors=True)
+        _forget(output)
         raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
-    if not console.is_terminal:
-        reached = "  ".join(f"pass@{n} {value:.3f}" for n, value in metrics["pass_at"].items())
-        say(f"step {metrics['step']}  reward {metrics['reward']:.3f}  {reached}")
+
+
+def _show_evaluation(shown: Screen, track: Callable[[Metrics], None], row: Metrics) -> None:
+    shown.evaluation(row)
+    track({"step": row["step"], "eval": row})
+
+
+def _forget(output: Path) -> None:
+    """Nothing was trained: the folder is free for a run with another verifier. The responses stay in the store."""
+    (output / "metrics.jsonl").unlink()
+    (output / EVALUATIONS).unlink(missing_ok=True)
+    shutil.rmtree(output / "checkpoints", ignore_errors=True)
 
 
 @contextmanager

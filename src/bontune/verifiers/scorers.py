@@ -1,0 +1,32 @@
+"""Scorers by name: what `--scorer` takes beside the folder of a learned verifier and module:function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bontune.verifiers.generative import connect_judge
+from bontune.verifiers.grading import Score
+from bontune.verifiers.likelihood import LIKELIHOOD, Likelihood
+from bontune.verifiers.remote import connect_remote
+from bontune.verifiers.staged import Staged, parse_staged
+
+
+def named_scorer(spec: str, other: Callable[[str], Score]) -> Score:
+    """The scorer that a text names; `other` makes those that are not named here.
+
+    `http://...` or `https://...`: a reward model behind HTTP (`bontune.verifiers.remote`).
+    `judge:http://...`: a language model that is asked (`bontune.verifiers.generative`).
+    `CHEAP > COSTLY @ SHARE`: two of all these in stages (`bontune.verifiers.staged`).
+    A name of `LIKELIHOOD`: the probability of a response (`bontune.verifiers.likelihood`).
+    Raises ValueError where it names none, or one that does not work.
+    """
+    if (stages := parse_staged(spec)) is not None:
+        cheap, costly, share = stages
+        return Staged(named_scorer(cheap, other), named_scorer(costly, other), share)
+    if spec.startswith(("http://", "https://")):
+        return connect_remote(spec)
+    if spec.startswith("judge:"):
+        return connect_judge(spec)
+    if spec in LIKELIHOOD:
+        return Likelihood(spec)
+    return other(spec)
