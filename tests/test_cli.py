@@ -542,7 +542,7 @@ def test_train_on_a_users_task_and_verifier(run: Run, mine: None) -> None:
     assert set(results["differences"]) == {"tuned"}
     assert set(results["differences"]["tuned"]["4"]) == {"value", "low", "high"}
     assert {"pass_at", "best_of", "vote", "strategy"} <= set(results["policies"]["tuned"])
-    assert re.search(r"Twice\(.*\) on tuned: \d\.\d{3} \[", tuned.out)
+    assert re.search(r"mine_for_cli:Twice on tuned: \d\.\d{3} \[", tuned.out)
     assert "drawing from tuned" in tuned.err
     assert "measuring votes of N of tuned (--no-votes leaves them out)" in tuned.err
     assert {path.name for path in Path("e/samples").glob("*.jsonl")} == {"base.jsonl", "tuned.jsonl"}

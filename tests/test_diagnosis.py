@@ -62,14 +62,11 @@ def test_the_cause_that_is_named(more: dict, said: str) -> None:
     assert re.search(said, found), found
 
 
-def test_part_of_a_run_and_shares_that_matter() -> None:
+def test_part_of_a_run() -> None:
     assert remarks([GOOD] * 3, CONFIG) == []
     assert remarks([GOOD, GOOD, step()], CONFIG) == []  # fewer than half: a prompt may be too hard at times
     (said,) = remarks([GOOD, step(), step()], CONFIG)
     assert said.startswith("2 of 3 steps taught the policy nothing; of those: the objective gave")
-    shares = GOOD | {"unfinished_share": 0.06, "undecided_share": 0.02}
-    assert [said.split(" of")[0] for said in remarks([shares], CONFIG)] == ["2.0%", "6%"]
-    assert remarks([GOOD | {"unfinished_share": 0.05, "undecided_share": 0.01}], CONFIG) == []
 
 
 def test_a_policy_that_is_ruined_is_told_from_one_that_is_unlucky() -> None:

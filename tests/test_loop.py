@@ -127,8 +127,13 @@ def test_every_kind_of_objective_trains(objective, more: dict, tmp_path: Path) -
     history = train(run)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert len(rows) == len(history) == 2
-    assert {"reward", "pass_at", "entropy", "distinct_share", "kl", "ratio", "grad_norm"} <= set(rows[0])
-    assert 0 <= rows[0]["value"] <= 1
+    assert {"pass_at", "responses", "rows_updated", "learning_rate", "grad_norm"} <= set(rows[0])
+    if objective == objectives.SFT():  # which draws nothing
+        assert rows[0]["responses"] == 0
+        assert rows[0]["reference_log_prob"] < 0
+    else:
+        assert {"reward", "entropy", "distinct_share", "kl", "ratio"} <= set(rows[0])
+        assert 0 <= rows[0]["value"] <= 1
     load_policy(tmp_path / "model")
 
 

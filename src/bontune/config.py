@@ -6,13 +6,18 @@ Nothing heavy is imported here: the command line is parsed with these.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
+import inspect
 import json
 import math
 import os
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
+from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 
@@ -341,3 +346,75 @@ def load_object(spec: str, what: str) -> Any:
         near = difflib.get_close_matches(attribute, vars(module))
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{what}: module {module_name!r} has no {attribute!r}{hint}") from fault
+
+
+_NAMED: dict[
+    int, tuple[Any, str]
+] = {}  # by id; the object beside its name lives as long, so no id comes again
+
+
+def remember(found: Any, spec: str) -> None:
+    """From now on `spec_of(found)` is this spec, by which it is found again in another process."""
+    _NAMED[id(found)] = found, spec
+
+
+def spec_of(found: Any) -> str:
+    """What is written of an objective or a strategy: the name it was given by, else its repr, which is Python again.
+
+    A function, or an object without a repr of its own, is module:name, with the plain values it holds.
+    """
+    if id(found) in _NAMED:
+        return _NAMED[id(found)][1]
+    if hasattr(found, "__qualname__"):
+        return f"{found.__module__}:{found.__qualname__}"
+    kind = type(found)
+    if kind.__repr__ is not object.__repr__:
+        return repr(found)
+    plain = (bool, int, float, str, tuple, type(None))
+    held = [f"{name}={value!r}" for name, value in vars(found).items() if isinstance(value, plain)]
+    return f"{kind.__module__}:{kind.__qualname__}" + (f"({', '.join(held)})" if held else "")
+
+
+def named_in(found: Any) -> ModuleType | None:
+    """The module that something was named by, which may be another than the one that defines its class."""
+    return sys.modules.get(_NAMED[id(found)][1].partition(":")[0]) if id(found) in _NAMED else None
+
+
+def source_of(found: Any) -> bytes:
+    """The file of a module, or that defines a function, a class, or the class of an object.
+
+    The code alone of a function that is in no file.
+    """
+    known = found if hasattr(found, "__qualname__") or inspect.ismodule(found) else type(found)
+    try:
+        return Path(inspect.getsourcefile(known) or "").read_bytes()
+    except (OSError, TypeError):
+        code = getattr(known, "__code__", None)
+        return b"" if code is None else code.co_code + repr(code.co_consts).encode()
+
+
+def sources_of(found: Any) -> dict[str, str]:
+    """{module: hash of its source} of all that an objective, strategy or task is made of and that is not bontune's.
+
+    That are the module it was named by, its class, and those of what it holds. What they import is not seen.
+    """
+    known: dict[str, Any] = {}
+    for module, item in _parts(found):
+        if module.partition(".")[0] not in ("bontune", "builtins", "torch"):
+            known.setdefault(module, item)
+    return {name: hashlib.sha256(source_of(item)).hexdigest()[:12] for name, item in sorted(known.items())}
+
+
+def _parts(found: Any) -> Iterator[tuple[str, Any]]:
+    """(module, what is defined there) of an object and of what it holds."""
+    if isinstance(found, tuple | list):
+        for item in found:
+            yield from _parts(item)
+        return
+    if (module := named_in(found)) is not None:
+        yield module.__name__, module
+    known = found if hasattr(found, "__qualname__") else type(found)
+    yield known.__module__, known
+    if is_dataclass(found) and not isinstance(found, type):
+        for each in fields(found):
+            yield from _parts(getattr(found, each.name))

@@ -283,7 +283,8 @@ def _record(history: Sequence[Metrics]) -> dict[str, Any]:
     for metrics in history:
         for n, value in metrics["pass_at"].items():
             course.setdefault(f"pass_at_{n}", []).append(value)
-        course.setdefault("entropy", []).append(metrics["entropy"])
+        if "entropy" in metrics:  # not where nothing was drawn
+            course.setdefault("entropy", []).append(metrics["entropy"])
     return {
         "steps": len(history),
         "responses": sum(metrics["responses"] for metrics in history),

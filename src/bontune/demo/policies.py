@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bontune.config import TrainConfig
+from bontune.config import TrainConfig, spec_of
 from bontune.evaluate import SampleSet, read_samples
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.evaluate.policies import evaluate
@@ -109,7 +109,7 @@ class Trial:
             votes=False,
             started=started,
             **more,
-            objectives={name: repr(objective) for name, objective in objectives.items()},
+            objectives={name: spec_of(objective) for name, objective in objectives.items()},
         )
         write_report(self.output)
         advance(1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bontune.config import spec_of
 from bontune.evaluate import (
     Curve,
     SampleSet,
@@ -83,7 +84,7 @@ def evaluate(
         **more,
     )
     if strategy is not None:
-        results["strategy"] = repr(strategy)
+        results["strategy"] = spec_of(strategy)
     if not graded and len(samples) > 1 and min(item.sizes[0] for item in samples.values()) > 1:
         results["meta"] = meta_strategy(samples, reference, seed=seed)
     results["cpu_seconds"] = round(time.process_time() - started, 1)

@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
+from bontune.config import spec_of
 from bontune.objectives import StrategyObjective
 from bontune.records import Scored
 from bontune.strategies import Strategy
@@ -70,7 +71,7 @@ class StrategyTrainer(GRPOTrainer):
         args = exact_config(args, skip_zero_weights=skip_zero_weights)
         funcs = list(reward_funcs) if isinstance(reward_funcs, list | tuple) else [reward_funcs]
         self._objective = _objective(objective, args.num_generations, answers)
-        self._name = f"bontune, for {objective!r}"  # in TRL's model card
+        self._name = f"bontune, for {spec_of(objective)}"  # in TRL's model card
         self._answers = answers
         self._score_column = None if scorer is None else len(funcs)
         self._skip = skip_zero_weights
@@ -247,7 +248,7 @@ def _objective(objective: Any, group_size: int, answers: Answers | None) -> Any:
         objective = StrategyObjective(objective)
     if not callable(objective) or hasattr(objective, "with_experts"):
         raise ValueError(
-            f"objective must be a strategy or an objective that learns from groups alone, got {objective!r}; "
+            f"objective must be a strategy or an objective that learns from groups alone, got {spec_of(objective)}; "
             "those that learn from expert responses are for `bontune train`"
         )
     zeros = torch.zeros(1, group_size)
@@ -255,7 +256,7 @@ def _objective(objective: Any, group_size: int, answers: Answers | None) -> Any:
         objective(Scored(zeros, zeros.clone(), None if answers is None else zeros.long()))
     except ValueError as fault:
         raise ValueError(
-            f"objective {objective!r} does not work with num_generations = {group_size}: {fault}"
+            f"objective {spec_of(objective)} does not work with num_generations = {group_size}: {fault}"
         ) from fault
     return objective
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from typing import Any
 
 import torch
@@ -76,11 +77,16 @@ def compute_weights(
         raise ValueError("the batch must have uids: responses cannot be grouped by prompt without them")
     rows = _groups([str(uid) for uid in index], response_mask, settings.get("group_size"))
     group = _scored(token_level_rewards.sum(-1), rows)
-    weights = build_objective(str(settings["objective"]))(group) * group.group_size
+    weights = _objective(str(settings["objective"]))(group) * group.group_size
     advantages = torch.zeros(len(response_mask), dtype=torch.float64, device=response_mask.device)
     advantages[rows] = weights.to(advantages)
     spread = advantages.to(token_level_rewards).unsqueeze(-1) * response_mask
     return spread, spread
+
+
+@cache
+def _objective(spec: str) -> Any:
+    return build_objective(spec)
 
 
 def _groups(uids: Sequence[str], response_mask: Tensor, size: int | None) -> Tensor:

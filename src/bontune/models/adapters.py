@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,7 @@ def add_adapters(model: Any, config: ModelConfig, base: str, seed: int) -> Any:
         target_modules=list(config.lora_targets) or "all-linear",
         lora_dropout=0.0,  # the policy that is updated is the one the responses were drawn from
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _tied_without_a_word():
         torch.manual_seed(seed)
         try:
             found = peft.get_peft_model(model, settings)
@@ -45,10 +48,106 @@ def base_of(folder: str | Path) -> str:
     return str(_peft().PeftConfig.from_pretrained(str(folder)).base_model_name_or_path)
 
 
-def with_adapters(model: Any, folder: str | Path) -> Any:
-    """The model with saved adapters: merged into its weights, beside them where those are in 4 bits."""
-    found = _peft().PeftModel.from_pretrained(model, str(folder))
-    return found if _in_four_bits(model) else found.merge_and_unload()
+def with_adapters(model: Any, tokenizer: Any, folder: str | Path) -> Any:
+    """The model with saved adapters: merged into its weights, beside them where those are in 4 bits.
+
+    tokenizer: the adapters'. The embedding gets as many rows as it had where they were trained.
+    Raises ValueError where rows for added tokens were not saved, or where the adapters cannot be merged.
+    """
+    rows = _rows(model, tokenizer, folder)
+    if rows != model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(rows, mean_resizing=False)  # rows that are used come with the adapters
+    with _tied_without_a_word():
+        found = _peft().PeftModel.from_pretrained(model, str(folder))
+    return found if _in_four_bits(model) else _merged(found)
+
+
+def _rows(model: Any, tokenizer: Any, folder: str | Path) -> int:
+    """Rows of the embedding that adapters were trained with, which may have had added tokens."""
+    peft, present = _peft(), model.get_input_embeddings().num_embeddings
+    names = {module: name for name, module in model.named_modules()}
+    embedding, head = names[model.get_input_embeddings()], names.get(model.get_output_embeddings())
+    saved = peft.load_peft_weights(str(folder), device="cpu")
+    if peft.PeftConfig.from_pretrained(str(folder)).trainable_token_indices:
+        return max(present, len(tokenizer))
+
+    def size(end: str, axis: int = 0) -> int | None:
+        return next((v.shape[axis] for name, v in saved.items() if name.endswith(f".{end}")), None)
+
+    matrices = {
+        name: size(f"{name}.weight") or size(f"{name}.base_layer.weight") for name in (embedding, head)
+    }
+    told = (*matrices.values(), size(f"{embedding}.lora_embedding_A", 1), size(f"{head}.lora_B.weight"))
+    rows = next((found for found in told if found is not None), present)
+    lost = [name for name, saved_rows in matrices.items() if saved_rows is None and name is not None]
+    enough = not lost or (_are_tied(model) and len(lost) < len(matrices))
+    if rows > present and not enough:
+        raise ValueError(
+            f"adapters {str(folder)!r} were trained with {rows} tokens, the base has {present}, and the rows of "
+            f"{', '.join(lost)} for the added ones were not saved with them: train again with modules_to_save="
+            f"{[name.rpartition('.')[2] for name in matrices if name]} in PEFT's LoraConfig"
+        )
+    return rows
+
+
+def _merged(model: Any) -> Any:
+    """The plain model with its adapters merged, without loss. Raises ValueError where PEFT cannot.
+
+    A head that is the embedding, too, becomes a matrix of its own where they now differ: adapters change one of their
+    uses and not the other, which one matrix cannot say.
+    """
+    ends = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = _are_tied(model)
+    if tied and any(_base(module) is not module for module in ends):
+        head = _base(ends[0])
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    try:
+        with _tied_without_a_word():
+            plain = model.merge_and_unload()
+    except RuntimeError as fault:
+        if "lora_bias" not in str(fault):
+            raise
+        raise ValueError(
+            "adapters with lora_bias=True cannot be merged into layers without a bias, and bontune uses merged ones: "
+            "train them with lora_bias=False"
+        ) from fault
+    if tied:
+        head, embedding = plain.get_output_embeddings(), plain.get_input_embeddings()
+        if same := torch.equal(head.weight, embedding.weight):
+            head.weight = embedding.weight
+        _say_tied(plain, same)
+    return plain
+
+
+def _are_tied(model: Any) -> bool:
+    """Whether the head's matrix is the embedding's."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is not None and _base(head).weight is _base(embedding).weight
+
+
+def _base(module: Any) -> Any:
+    """What PEFT has put something around."""
+    while True:
+        inner = getattr(module, "original_module", None) or getattr(module, "base_layer", None)
+        if inner is None:
+            return module
+        module = inner
+
+
+def _say_tied(model: Any, tied: bool) -> None:
+    """In its config, by which it is saved and loaded."""
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = tied
+    if hasattr(model, "all_tied_weights_keys"):  # since transformers 5
+        model.all_tied_weights_keys = model.get_expanded_tied_weights_keys(all_submodels=True)
+
+
+@contextmanager
+def _tied_without_a_word() -> Iterator[None]:
+    """Without PEFT's warnings that adapters on a tied matrix may be merged wrongly, which here they are not."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
+        yield
 
 
 def trained_in_four_bits(folder: str | Path) -> bool:
@@ -91,7 +190,7 @@ def save_merged(model: Any, folder: Path) -> Any:
         (folder / FOUR_BITS).write_text("These adapters were trained on weights in 4 bits (NF4).\n")
         return None
     model.save_pretrained(folder / "adapter")
-    return model.merge_and_unload()
+    return _merged(model)
 
 
 def _peft() -> Any:

@@ -191,7 +191,7 @@ def _load_adapted(where: str, **how: Any) -> tuple[Any, Any]:
     model, tokenizer = load_policy(base_of(where), **how)
     if (Path(where) / "tokenizer_config.json").is_file():
         tokenizer = AutoTokenizer.from_pretrained(where)
-    return with_adapters(model, where).eval(), tokenizer
+    return with_adapters(model, tokenizer, where).eval(), tokenizer
 
 
 def _four_bits() -> BitsAndBytesConfig:

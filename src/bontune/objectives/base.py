@@ -22,7 +22,12 @@ class Objective(Protocol):
 
 
 class ExpertObjective(Protocol):
-    """An objective that learns from one expert response per prompt, beside the group."""
+    """An objective that learns from one expert response per prompt, beside the group.
+
+    One with `needs_responses = False` weighs the experts whatever else there is: then no group is drawn and no expert is
+    scored, `group` has one undecided response per prompt, the other two arguments are zeros, and steps cost what updates
+    cost.
+    """
 
     def with_experts(
         self, group: Scored, expert_scores: Tensor, expert_log_probs: Tensor

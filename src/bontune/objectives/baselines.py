@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from bontune.records import Scored
 
 @dataclass(frozen=True, slots=True)
 class SFT:
-    """Supervised fine-tuning: ascend the log-probability of each prompt's expert response."""
+    """Supervised fine-tuning: ascend the log-probability of each prompt's expert response. Nothing is drawn."""
+
+    needs_responses: ClassVar[bool] = False
 
     def with_experts(
         self, group: Scored, expert_scores: Tensor, expert_log_probs: Tensor

@@ -60,6 +60,11 @@ class BoNSFT:
         check_budget(self.budget)
         _check_form(self.form)
 
+    @property
+    def needs_responses(self) -> bool:
+        """For one response all of the group weigh the same, which is noise of mean 0: supervised fine-tuning."""
+        return self.budget > 1
+
     def __call__(self, group: Scored, expert_scores: Tensor) -> tuple[Tensor, Tensor]:
         """Weights of the expert responses [P] (all 1), and of the group [P, M].
 

@@ -2,7 +2,7 @@
 
 A strategy or objective is written as in Python: `BestOfN(budget=32)`,
 `StrategyObjective(BestOfN(8), baseline="centred")`, `GRPO`. The text is parsed, never evaluated. Anything of the
-user's own is `module:attribute`, with the current directory importable.
+user's own is `module:attribute`, with the current directory importable, and is written down under that name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bontune import objectives, strategies
-from bontune.config import load_object
+from bontune.config import load_object, remember, spec_of
 from bontune.strategies import Strategy
 
 STRATEGIES: dict[str, Callable[..., Any]] = {
@@ -37,33 +37,64 @@ def build_objective(spec: str) -> Any:
     """
     built = _build(spec, "objective", {**OBJECTIVES, **STRATEGIES})
     if isinstance(built, Strategy):
-        return objectives.StrategyObjective(built)
+        _keep_name(built, spec)
+        built = objectives.StrategyObjective(built)
     if not callable(built) and not hasattr(built, "with_experts"):
         raise ValueError(f"objective: {spec!r} is no objective or strategy but a {type(built).__name__}")
+    strategy = _strategy_of(built)
+    if strategy is not None and not _is_its_repr(strategy):  # the objective's name finds it again
+        _keep_name(strategy, spec)
+    _keep_name(built, spec)
     return built
 
 
 def build_strategy(spec: str) -> Strategy:
-    """The strategy of a spec; raises ValueError as `build_objective`."""
+    """The strategy of a spec, or of the objective of the user's own that it names; raises ValueError as
+    `build_objective`."""
     built = _build(spec, "strategy", STRATEGIES)
     if inspect.isroutine(built):  # a function that makes one
         built = _call(built, "strategy")
+    if _own(spec) and (strategy := _strategy_of(built)) is not None:
+        built = strategy
     if not isinstance(built, Strategy):
         raise ValueError(f"strategy: {spec!r} is no bontune Strategy but a {type(built).__name__}")
+    _keep_name(built, spec)
     return built
 
 
 def served_strategy(objective: Any) -> Strategy:
     """The strategy that an objective trains for: its own, best-of-N for one with a budget, one response otherwise."""
-    strategy = getattr(objective, "strategy", None)
-    if isinstance(strategy, Strategy):
+    if (strategy := _strategy_of(objective)) is not None:
         return strategy
     budget = getattr(objective, "budget", 1)
     return strategies.BestOfN(budget if isinstance(budget, int) and budget > 0 else 1)
 
 
+def _strategy_of(objective: Any) -> Strategy | None:
+    found = getattr(objective, "strategy", None)
+    return found if isinstance(found, Strategy) and not isinstance(objective, Strategy) else None
+
+
+def _own(spec: str) -> bool:
+    """Whether it names something of the user's own."""
+    return ":" in spec and "(" not in spec
+
+
+def _keep_name(built: Any, spec: str) -> None:
+    if _own(spec):
+        remember(built, spec)
+
+
+def _is_its_repr(strategy: Strategy) -> bool:
+    """Whether what is written of it is understood again."""
+    try:
+        return build_strategy(spec_of(strategy)) == strategy
+    except ValueError:
+        return False
+
+
 def _build(spec: str, what: str, known: dict[str, Callable[..., Any]]) -> Any:
-    if ":" in spec and "(" not in spec:
+    if _own(spec):
         return _instance(load_object(spec, what), what)
     try:
         tree = ast.parse(spec.strip().replace("\0", "?"), mode="eval").body

@@ -27,6 +27,7 @@ _METRICS = (  # (pattern of the key, label); the order is that of the panels
     (r"zero_weight(_share|_responses)?", "responses with weight 0"),
     (r"zero_weight_groups", "groups without any weight"),
     (r"rows_updated", "responses with a backward pass"),
+    (r"reference_log_prob", "log-probability of a reference, nats"),
     (r"unfinished_share", "responses cut by the length limit"),
     (r"undecided_share", "responses not decided"),
     (r"loss", "loss"),

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
-from bontune.config import Limits
+from bontune.config import Limits, spec_of
 from bontune.records import Prompt
 from bontune.serve.best import Answer, Server
 
@@ -499,7 +499,7 @@ def _pieces(asked: Asked, answers: list[Answer]) -> list[list[dict[str, Any]]]:
 def _ending(asked: Asked, answer: Answer) -> dict[str, Any]:
     more: dict[str, Any] = {
         "score": answer.score,
-        "strategy": repr(asked.server.strategy),
+        "strategy": spec_of(asked.server.strategy),
         "drawn": len(answer.alternatives),
     }
     if asked.alternatives:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bontune.config import PLAIN, Prompting, load_object
+from bontune.config import PLAIN, Prompting, load_object, spec_of
 from bontune.evaluate import write_json
 from bontune.models.loading import load_policy, load_tokenizer
 from bontune.models.prompting import in_force, shown
@@ -170,7 +170,7 @@ def save_served(
     write_json(
         folder / SERVED,
         {
-            "strategy": repr(strategy),
+            "strategy": spec_of(strategy),
             "sampling": {**asdict(sampling), "stop": list(sampling.stop)},
             "scorer": scorer,
             "answers": answers,

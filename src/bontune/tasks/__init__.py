@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from bontune.config import remember
 from bontune.tasks import countdown, programs
 from bontune.tasks.base import Task
 from bontune.tasks.countdown import Countdown
@@ -71,4 +72,5 @@ def _imported(spec: str) -> Task:
     missing = [member for member in _MEMBERS if not hasattr(found, member)]
     if missing:
         raise ValueError(f"task: {spec!r} gave a {type(found).__name__}, which lacks {', '.join(missing)}")
+    remember(found, spec)
     return found

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from bontune import __version__
-from bontune.config import TrainConfig
+from bontune.config import TrainConfig, spec_of
 from bontune.strategies import Strategy
 from bontune.train.run import Metrics
 
@@ -41,7 +41,7 @@ def model_card(
     """
     tail = max(1, round(_SEEN * len(history)))
     facts = {
-        "strategy to serve with": f"`{strategy!r}`",
+        "strategy to serve with": f"`{spec_of(strategy)}`",
         "N, responses drawn per prompt": str(strategy.budget),
         "what chooses among them": f"`{scorer}`" if scorer else "the reward itself",
         "temperature": _sampling(config.sampling),
@@ -50,7 +50,7 @@ def model_card(
         "objective": f"`{objective}`",
         "task": f"`{task}`",
         "verifier, the truth trained for": f"`{verifier}`" if verifier else "the task's own",
-        "training": f"{config.steps} steps of {config.prompts_per_step} prompts x {config.group_size} responses, "
+        "training": f"{config.steps} steps of {config.prompts_per_step} prompts x {_learned(history, config)}, "
         f"learning rate {config.learning_rate:g}, seed {config.seed}",
     }
     numbers = _means(history[:tail]), _means(history[-tail:])
@@ -109,6 +109,11 @@ def _number(value: float | None, form: str = ".3f", interval: Metrics | None = N
     return f"{value:{form}}{between}"
 
 
+def _learned(history: Sequence[Metrics], config: TrainConfig) -> str:
+    drew = any(row.get("responses", 1) for row in history)
+    return f"{config.group_size} responses" if drew or not history else "a reference, none drawn"
+
+
 def _header(base: str, adapter: bool) -> str:
     """What model hubs read."""
     on_hub = base.count("/") == 1 and not Path(base).exists()
@@ -149,7 +154,10 @@ def _means(rows: Sequence[Metrics]) -> dict[str, float]:
     """Mean reward, the strategy's value, and unbiased pass@N for every N that was logged (max@N where rewards are not 0
     and 1)."""
     found = {
-        "reward of one response": [row["reward"] for row in rows],
+        "log-probability of a reference, nats": [
+            row["reference_log_prob"] for row in rows if "reference_log_prob" in row
+        ],
+        "reward of one response": [row["reward"] for row in rows if "reward" in row],
         "reward of the strategy's choice": [row["value"] for row in rows if "value" in row],
     }
     for budget in rows[0]["pass_at"] if rows else ():

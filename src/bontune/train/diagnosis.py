@@ -8,7 +8,6 @@ from bontune.config import TrainConfig
 from bontune.train.run import Metrics
 
 IN_A_ROW = 5  # steps that taught nothing, after which it is said; then after twice as many, and so on
-MANY_CUT, MANY_UNDECIDED = 0.05, 0.01  # shares from which the end of a run names them
 _NEARLY_ALL = 0.99
 _EXPECTED = (
     20  # rewards that a policy as it was before would have earned where it has earned none: no chance then
@@ -17,7 +16,7 @@ _EXPECTED = (
 
 def taught_nothing(metrics: Metrics) -> bool:
     """Whether no response of a step had a weight, or the gradient of the weights it had was zero."""
-    return metrics["zero_weight_responses"] == 1 or (
+    return metrics.get("zero_weight_responses") == 1 or (
         metrics["update_applied"] > 0 and metrics["grad_norm"] == 0
     )
 
@@ -26,7 +25,7 @@ def warning(history: Sequence[Metrics], config: TrainConfig) -> str:
     """What to say after the last of these steps, "" where there is nothing: after 5, 10, 20, ... in a row."""
     row: list[Metrics] = []
     for metrics in reversed(history):
-        if not taught_nothing(metrics):
+        if not metrics["responses"] or not taught_nothing(metrics):
             break
         row.append(metrics)
     times, rest = divmod(len(row), IN_A_ROW)
@@ -38,7 +37,9 @@ def warning(history: Sequence[Metrics], config: TrainConfig) -> str:
 
 def remarks(history: Sequence[Metrics], config: TrainConfig) -> list[str]:
     """What the end of a run must say of it, a sentence each; empty where all went well."""
-    found = []
+    history, found = [metrics for metrics in history if metrics["responses"]], []  # others drew nothing
+    if not history:
+        return found
     without = [metrics for metrics in history if taught_nothing(metrics)]
     if without and len(without) == len(history):
         return [f"nothing was learned: {cause(without, config)}"]
@@ -47,14 +48,6 @@ def remarks(history: Sequence[Metrics], config: TrainConfig) -> list[str]:
     if 2 * len(without) > len(history):
         found.append(
             f"{len(without)} of {len(history)} steps taught the policy nothing; of those: {cause(without, config)}"
-        )
-    undecided, cut = _share(history, "undecided_share"), _share(history, "unfinished_share")
-    if undecided > MANY_UNDECIDED:
-        found.append(f"{undecided:.1%} of the responses could not be decided: look at --verifier")
-    if cut > MANY_CUT:
-        found.append(
-            f"{cut:.0%} of the responses were cut at {config.sampling.max_new_tokens} tokens: "
-            "--sampling.max-new-tokens lets them end"
         )
     return found
 

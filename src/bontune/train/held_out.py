@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from bontune.evaluate.curves import bootstrap
+from bontune.models.prompting import shown
 from bontune.objectives.registry import served_strategy
 from bontune.records import Prompt, Scored
 from bontune.strategies import MaxAtK, curve
@@ -167,7 +168,7 @@ def held_out_prompts(run: Run) -> list[Prompt]:
         raise ValueError(
             f"--eval-every: task {run.task.name!r} has no prompts in its tune split to measure on"
         )
-    return found
+    return shown(found, run.tokenizer, run.prompting)
 
 
 def best(rows: Sequence[Metrics]) -> Metrics | None:

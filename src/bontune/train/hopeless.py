@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from bontune.records import Graded
+from bontune.records import Graded, Group
 from bontune.train.run import Metrics, Run
 from bontune.verifiers.grading import undecided_reasons
 
@@ -16,7 +16,9 @@ BAD_GRADIENTS = 3  # in a row, after which a run stops
 UNDECIDED_STEPS = 3  # over which the share of undecided responses is looked at
 
 
-def stop_if_hopeless(run: Run, history: Sequence[Metrics], graded: Sequence[Graded], weights: Tensor) -> None:
+def stop_if_hopeless(
+    run: Run, history: Sequence[Metrics], groups: Sequence[Group], graded: Sequence[Graded], weights: Tensor
+) -> None:
     """Keep the batch of a gradient that was not finite; raise where the last ones all were so, or little was decided.
 
     Raises RuntimeError with what to look at. The newest checkpoint stays, and the same command goes on from it.
@@ -25,7 +27,7 @@ def stop_if_hopeless(run: Run, history: Sequence[Metrics], graded: Sequence[Grad
     if not last["update_applied"] and run.output is not None:
         place = run.output / "bad-batches"
         place.mkdir(parents=True, exist_ok=True)
-        batch = [{"prompt": item.group.prompt.id, "tokens": item.group.tokens.tolist()} for item in graded]
+        batch = [{"prompt": group.prompt.id, "tokens": group.tokens.tolist()} for group in groups]
         batch = [entry | {"weights": row.tolist()} for entry, row in zip(batch, weights, strict=True)]
         name = f"step-{last['step']:08d}-{os.getpid()}.json"
         (place / name).write_text(json.dumps(last | {"batch": batch}), encoding="utf-8")
@@ -36,7 +38,7 @@ def stop_if_hopeless(run: Run, history: Sequence[Metrics], graded: Sequence[Grad
             "learning rate or max_grad_norm, or train in float32; the batches are below bad-batches/"
         )
     recent = history[-UNDECIDED_STEPS:]
-    share = sum(metrics["undecided_share"] for metrics in recent) / len(recent)
+    share = sum(metrics.get("undecided_share", 0.0) for metrics in recent) / len(recent)
     if len(recent) == UNDECIDED_STEPS and share > run.config.undecided_limit:
         reasons = list(undecided_reasons(graded).items())[:3]
         raise RuntimeError(

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from bontune.models.prompting import shown
 from bontune.objectives.registry import served_strategy
-from bontune.records import Group, Prompt, Scored
+from bontune.records import Graded, Group, Prompt, Scored
 from bontune.store import Origin
 from bontune.store.reuse import drawn_or_kept, judged_or_kept
 from bontune.train.ahead import Ahead
@@ -20,11 +21,12 @@ from bontune.train.learner import make_learner
 from bontune.train.metrics import Clock, average, describe, record, value_of
 from bontune.train.on_policy import warn_off_policy
 from bontune.train.prompts import prompt_batches, training_prompts
+from bontune.train.references import learn_references, needs_responses
 from bontune.train.resume import keep, resume
 from bontune.train.run import Metrics, Run, describe_run, origin_of
 from bontune.train.saving import save
 from bontune.train.shard import parts, whole
-from bontune.train.update import UpdateStats, log_probs, update
+from bontune.train.update import Learner, UpdateStats, log_probs, update
 from bontune.train.weighing import drawn_log_probs, kl_weights, weigh
 
 NO_UPDATE = UpdateStats(grad_norm=0.0, kl=0.0, ratio=1.0, rows=0, applied=False)
@@ -34,8 +36,9 @@ def train(run: Run) -> list[Metrics]:
     """Fine-tune `run.model` in place; returns the metrics of every step.
 
     Each step draws groups, grades them, turns them into weights and moves the policy; the last two are repeated
-    on the same groups where `updates_per_rollout` > 1. Held-out prompts are measured where
-    that is asked for. Writes `metrics.jsonl`, `eval.jsonl` and `model/` below `run.output`.
+    on the same groups where `updates_per_rollout` > 1. Where the objective needs no responses, none are drawn.
+    Held-out prompts are measured where that is asked for. Writes `metrics.jsonl`, `eval.jsonl` and `model/` below
+    `run.output`.
     """
     with Ahead(run.verify, run.score) as ahead:
         return _train(run, ahead)
@@ -55,45 +58,56 @@ def _train(run: Run, ahead: Ahead) -> list[Metrics]:
         if step < first:
             continue
         clock = Clock()
-        with clock("rollout"), learner.accelerator.autocast():
-            origin = origin_of(run, step)
-            with whole(run.model):
-                groups = rollout(run, origin, prompts, step, ahead.begin)
-        with clock("score"):
-            graded = judged_or_kept(run.store, origin, groups, run.verify, run.score, judge=ahead.grade)
-            scored = Scored.stack(graded)
-        weights, stats, clipped, apart = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0, None
-        for turn in range(config.updates_per_rollout):
-            with clock("weights"):
-                ratios = log_probs(learner, groups) - drawn_log_probs(groups) if turn else None
-                weighed, weights, clipped = weigh(run, learner, groups, scored, ratios)
-            with clock("update"):
-                kl = kl_weights(config, scored, weights, step)
-                stats = update(learner, weighed, weights, kl, prompts=config.prompts_per_step)
-                apart = apart or stats.apart
-        with clock("after"):
-            run.after_step(step, graded)
-        metrics = describe(config, graded, scored, weights, stats)
-        metrics |= {
-            "step": step,
-            "value": value_of(served_strategy(run.objective), scored),
-            "clipped_share": clipped,
-            "kl_coefficient": config.kl.at(step, config.steps),
-        }
-        metrics |= {"learning_rate": learner.optimizer.param_groups[0]["lr"]}
-        if apart is not None and not hasattr(run.objective, "with_experts"):  # whose experts were not drawn
-            warn_off_policy(apart)
-            metrics |= {"log_ratio_mean": apart.mean, "log_ratio_max": apart.largest}
+        if needs_responses(run):
+            metrics, groups, graded, weights = _step(run, learner, ahead, prompts, step, clock)
+        else:
+            metrics, groups, graded, weights = learn_references(run, learner, prompts, clock)
+        metrics |= {"step": step, "learning_rate": learner.optimizer.param_groups[0]["lr"]}
         history.append(average(learner, metrics) | {"cpu_seconds": clock.cpu, "seconds": clock.wall})
         record(run, learner, history[-1])
         if learner.accelerator.is_main_process and (said := warning(history, config)):
             print(f"bontune: {said}", file=sys.stderr)
-        stop_if_hopeless(run, history, graded, weights)
+        stop_if_hopeless(run, history, groups, graded, weights)
         held_out.measure(len(history))
         keep(run, learner, history, description, held_out)
     held_out.take_best()
     save(run, learner, history)
     return history
+
+
+def _step(
+    run: Run, learner: Learner, ahead: Ahead, prompts: Sequence[Prompt], step: int, clock: Clock
+) -> tuple[Metrics, list[Group], list[Graded], Tensor]:
+    """One rollout with its updates: its numbers, the groups, as judged, and the weights of the last update."""
+    config = run.config
+    with clock("rollout"), learner.accelerator.autocast():
+        origin = origin_of(run, step)
+        with whole(run.model):
+            groups = rollout(run, origin, prompts, step, ahead.begin)
+    with clock("score"):
+        graded = judged_or_kept(run.store, origin, groups, run.verify, run.score, judge=ahead.grade)
+        scored = Scored.stack(graded)
+    weights, stats, clipped, apart = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0, None
+    for turn in range(config.updates_per_rollout):
+        with clock("weights"):
+            ratios = log_probs(learner, groups) - drawn_log_probs(groups) if turn else None
+            weighed, weights, clipped = weigh(run, learner, groups, scored, ratios)
+        with clock("update"):
+            kl = kl_weights(config, scored, weights, step)
+            stats = update(learner, weighed, weights, kl, prompts=config.prompts_per_step)
+            apart = apart or stats.apart
+    with clock("after"):
+        run.after_step(step, graded)
+    metrics = describe(config, graded, scored, weights, stats)
+    metrics |= {
+        "value": value_of(served_strategy(run.objective), scored),
+        "clipped_share": clipped,
+        "kl_coefficient": config.kl.at(step, config.steps),
+    }
+    if apart is not None and not hasattr(run.objective, "with_experts"):  # whose experts were not drawn
+        warn_off_policy(apart)
+        metrics |= {"log_ratio_mean": apart.mean, "log_ratio_max": apart.largest}
+    return metrics, groups, graded, weights
 
 
 def rollout(

@@ -87,7 +87,8 @@ def average(learner: Learner, metrics: Metrics) -> Metrics:
             return {key: join([v[key] for v in values], key) for key in values[0]}
         if name == "step":
             return values[0]
-        return sum(values) if name in ("responses", "tokens", "rows_updated") else sum(values) / len(values)
+        counts = ("responses", "references", "tokens", "rows_updated")
+        return sum(values) if name in counts else sum(values) / len(values)
 
     return {name: join([share[name] for share in shares], name) for name in metrics}
 

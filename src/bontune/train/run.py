@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bontune.config import EvalConfig, Prompting, TrainConfig
+from bontune.config import EvalConfig, Prompting, TrainConfig, sources_of, spec_of
 from bontune.models.prompting import in_force
 from bontune.records import Graded, Prompt
 from bontune.rollout import Engine, sample_groups
@@ -71,7 +71,8 @@ def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
     prompting = in_force(run.prompting, run.tokenizer)
     return config | {
         **({} if prompting.plain else {"prompting": repr(prompting)}),
-        "objective": repr(run.objective),
+        "objective": spec_of(run.objective),
+        **_own_sources(run),
         "task": run.task.name,
         "data": hashlib.blake2b(data.encode(), digest_size=8).hexdigest(),
         "verifier": version_of(run.verify),
@@ -83,6 +84,16 @@ def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
             if run.engine is sample_groups
             else {"engine": getattr(run.engine, "__qualname__", "a function")}
         ),
+    }
+
+
+def _own_sources(run: Run) -> dict[str, str]:
+    """Of the objective and the task, where they are not bontune's."""
+    named = {f"source of the objective {spec_of(run.objective)}": run.objective}
+    named |= {f"source of the task {run.task.name}": run.task}
+    found = {name: sources_of(item) for name, item in named.items()}
+    return {
+        name: ", ".join(f"{k} {v}" for k, v in sources.items()) for name, sources in found.items() if sources
     }
 
 

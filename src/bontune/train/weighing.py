@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bontune.config import TrainConfig
 from bontune.models.prompting import end_of_reply
-from bontune.records import Group, Scored
+from bontune.records import Group, Prompt, Scored
 from bontune.train.run import Run
 from bontune.train.update import Learner, log_probs
 from bontune.verifiers.grading import judge
@@ -47,7 +47,7 @@ def weigh(
 def _weigh_experts(
     run: Run, learner: Learner, groups: list[Group], scored: Scored
 ) -> tuple[list[Group], Tensor]:
-    experts = [_expert(run, group) for group in groups]
+    experts = [expert_of(run, group.prompt, group.prompt_tokens) for group in groups]
     scores = torch.tensor([_expert_score(run, expert) for expert in experts], dtype=torch.float64)
     expert_log_probs = log_probs(learner, experts).squeeze(-1)
     expert, group_weights = run.objective.with_experts(scored, scores, expert_log_probs)
@@ -55,23 +55,29 @@ def _weigh_experts(
     return joined, torch.cat([group_weights, expert.unsqueeze(-1)], dim=-1)
 
 
-def _expert(run: Run, group: Group) -> Group:
-    """The task's first reference answer of a prompt, as a group of one response."""
-    references = run.task.references(group.prompt)
+def expert_of(run: Run, prompt: Prompt, prompt_tokens: tuple[int, ...]) -> Group:
+    """The task's first reference answer of a prompt, as a group of one response that no policy drew.
+
+    Raises ValueError where there is none.
+    """
+    references = run.task.references(prompt)
     if not references:
         raise ValueError(
             f"the objective learns from expert responses, but task {run.task.name!r} has no reference for "
-            f"prompt {group.prompt.id!r}"
+            f"prompt {prompt.id!r}"
         )
     tokens = run.tokenizer(references[0], add_special_tokens=False)["input_ids"]
     tokens = [*tokens, end_of_reply(run.tokenizer, run.prompting)]
-    return replace(
-        group,
+    return Group(
+        prompt=prompt,
         texts=(references[0],),
+        prompt_tokens=prompt_tokens,
         tokens=torch.tensor([tokens]),
         lengths=torch.tensor([len(tokens)]),
         log_probs=torch.zeros(1, len(tokens)),
         finished=torch.tensor([True]),
+        policy_step=0,
+        sampling=run.config.sampling,
     )
 
 

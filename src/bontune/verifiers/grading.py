@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+from bontune.config import named_in, source_of
 from bontune.records import Graded, Group, Prompt, Verdict
 
 _LONGEST_REASON = 500  # characters
@@ -162,11 +161,11 @@ def version_of(judge: Any) -> str:
     if getattr(judge, "version", None):
         return str(judge.version)
     known = judge if hasattr(judge, "__qualname__") else type(judge)
-    try:
-        source = Path(inspect.getsourcefile(known) or "").read_bytes()
-    except (OSError, TypeError):
-        code = getattr(known, "__code__", None)
-        source = b"" if code is None else code.co_code + repr(code.co_consts).encode()
+    source, named = source_of(known), named_in(judge)
+    if (
+        named is not None and named.__name__ != known.__module__
+    ):  # an object made there, of a class from elsewhere
+        source += source_of(named)
     return f"{known.__module__}:{known.__qualname__} {hashlib.sha256(source).hexdigest()[:12]}"
 
 

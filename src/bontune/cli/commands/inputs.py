@@ -13,7 +13,7 @@ from bontune import __version__
 from bontune.cli import arguments
 from bontune.cli.commands.prompting import LEAST, Counting, settle
 from bontune.cli.commands.terminal import say, warn_undecided
-from bontune.config import Placement, Sampling, load_object
+from bontune.config import Placement, Sampling, load_object, remember
 from bontune.evaluate import write_json
 from bontune.evaluate.drawing import Draw
 from bontune.models.loading import PACKAGED, as_device, as_dtype, load_policy, policy_path
@@ -77,6 +77,7 @@ def _callable(spec: str, what: str) -> Any:
             ) from fault
     if not callable(found):
         raise ValueError(f"{what}: {spec!r} is no function but a {type(found).__name__}")
+    remember(found, spec)
     return found
 
 

@@ -10,6 +10,7 @@ from bontune.cli import arguments
 from bontune.cli.commands.inputs import load_engine, warn_blind
 from bontune.cli.commands.prompting import given, say_served, settle
 from bontune.cli.commands.terminal import say
+from bontune.config import spec_of
 from bontune.objectives.registry import build_strategy
 from bontune.serve.app import Service, bind, check_open, listen, make_app
 from bontune.serve.best import Server, load_scorer, load_server
@@ -31,7 +32,7 @@ def run(command: arguments.Serve) -> None:
     warn_blind(server)
     with bind(command.host, command.port) as place:
         host = f"[{command.host}]" if ":" in command.host else command.host
-        say(f"serving {name} by {server.strategy!r} at http://{host}:{place.getsockname()[1]}/v1")
+        say(f"serving {name} by {spec_of(server.strategy)} at http://{host}:{place.getsockname()[1]}/v1")
         listen(app, place)
 
 

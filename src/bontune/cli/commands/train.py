@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from bontune.cli.commands.inputs import Watched, check_folder, load_source, plai
 from bontune.cli.commands.prompting import as_options, settle, warn_cut
 from bontune.cli.commands.terminal import console, say
 from bontune.cli.commands.watching import Screen, screen
-from bontune.config import FitConfig, TrainConfig
+from bontune.config import FitConfig, TrainConfig, spec_of
 from bontune.evaluate import write_json
 from bontune.models.loading import gguf_of, load_trainable, policy_path
 from bontune.models.prompting import in_words
@@ -66,16 +66,7 @@ def run(command: arguments.Train) -> None:
     _check_command(command)
     device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
-    model, sampling, prompting = settle(
-        command.model,
-        model,
-        tokenizer,
-        command.config.sampling,
-        command.prompting,
-        lambda: training_prompts(task, command.config),
-        command.output,
-    )
-    command = replace(command, config=replace(command.config, sampling=sampling), prompting=prompting)
+    given, (model, command) = command, _settled(command, task, model, tokenizer)
     engine = _engine(command, model)
     refreshed = _refreshed(score, command)
     budget = _budget(served_strategy(objective), command.config)
@@ -92,8 +83,8 @@ def run(command: arguments.Train) -> None:
     ):
         if leads:
             say_divided(task)
-            write_config(command.output, command, objective=repr(objective))
-        history = train(
+            write_config(command.output, command, objective=spec_of(objective))
+        train(
             Run(
                 config=command.config,
                 task=task,
@@ -114,14 +105,29 @@ def run(command: arguments.Train) -> None:
                 learns=drift,
                 card=partial(_card, command, objective),
                 engine=engine,
-                prompting=prompting,
+                prompting=command.prompting,
                 **({"after_step": drift.observe} if drift else {}),
             )
         )
     if leads:
         _save_verifier(command, refreshed.verifier if refreshed else score, drift)
         _save_strategy(command, objective, task, score)
-        _conclude(command, history)
+        _conclude(command, given)
+
+
+def _settled(command: arguments.Train, task: Task, model: Any, tokenizer: Any) -> tuple[Any, arguments.Train]:
+    """The model and the command with what the model reads for a prompt, and how much it may write, decided."""
+    model, sampling, prompting = settle(
+        command.model,
+        model,
+        tokenizer,
+        command.config.sampling,
+        command.prompting,
+        lambda: training_prompts(task, command.config),
+        command.output,
+    )
+    config = replace(command.config, sampling=sampling)
+    return model, replace(command, config=config, prompting=prompting)
 
 
 def _check_command(command: arguments.Train) -> None:
@@ -148,11 +154,12 @@ def is_finished(command: arguments.Train, objective: Any) -> bool:
     outcome, config = command.output / OUTCOME, command.output / "config.json"
     if not (outcome.is_file() and config.is_file() and (command.output / "model").is_dir()):
         return False
-    known = json.loads(config.read_text(encoding="utf-8"))
-    wanted = json.loads(json.dumps(plain(command) | {"objective": repr(objective)}))
-    _settle_as(wanted, known)
-    names = wanted.keys() - _AROUND
-    changed = differences(*(flatten({name: item.get(name) for name in names}) for item in (known, wanted)))
+    carried_out = json.loads(config.read_text(encoding="utf-8"))
+    typed = json.loads(outcome.read_text(encoding="utf-8"))["options"]
+    wanted = json.loads(json.dumps(plain(command)))
+    if not _unlike(carried_out, wanted | {"objective": spec_of(objective)}):
+        return True
+    changed = _unlike(typed, wanted)
     if changed:
         raise ValueError(
             f"{command.output} holds a training run already, which is finished: {'; '.join(sorted(changed))}. "
@@ -161,13 +168,10 @@ def is_finished(command: arguments.Train, objective: Any) -> bool:
     return True
 
 
-def _settle_as(wanted: dict[str, Any], known: Mapping[str, Any]) -> None:
-    """What the command leaves to the model is as the run found it."""
-    settled = known.get("config", {}).get("sampling", {})
-    if not wanted["config"]["sampling"]["max_new_tokens"]:
-        wanted["config"]["sampling"]["max_new_tokens"] = settled.get("max_new_tokens")
-    if wanted["prompting"]["chat"] == "auto" and "prompting" in known:
-        wanted["prompting"]["chat"] = known["prompting"].get("chat")
+def _unlike(known: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """What differs in the options that decide what comes out."""
+    names = wanted.keys() - _AROUND
+    return differences(*(flatten({name: item.get(name) for name in names}) for item in (known, wanted)))
 
 
 def _tell_again(command: arguments.Train) -> None:
@@ -181,30 +185,46 @@ def _tell_again(command: arguments.Train) -> None:
             _conclude(command, None)
 
 
-def _conclude(command: arguments.Train, history: Sequence[Metrics] | None) -> None:
-    """Write what came out and the report, drop the checkpoints, and say how to go on; history: None where it is written.
+def _conclude(command: arguments.Train, given: arguments.Train | None) -> None:
+    """Write what came out and the report, drop the checkpoints, and say how to go on.
+
+    command: as it was carried out.  given: as it was typed; None where the outcome is written already.
 
     The outcome is written first: from then on the run counts as finished and needs no checkpoint.
     """
-    outcome = command.output / OUTCOME
-    if history is not None:
-        said = remarks(history, command.config) + saved_by(read_rows(command.output))
-        write_json(outcome, {"steps": len(history), "remarks": said})
+    path = command.output / OUTCOME
+    rows = [json.loads(line) for line in (command.output / "metrics.jsonl").read_text().splitlines()]
+    if given is not None:
+        said = remarks(rows, command.config) + saved_by(read_rows(command.output))
+        outcome = {"steps": len(rows), "remarks": said, "compare": _compare(command), "options": plain(given)}
+        write_json(path, outcome)
+    outcome = json.loads(path.read_text(encoding="utf-8"))
     shutil.rmtree(command.output / "checkpoints", ignore_errors=True)
     page = write_report(command.output)
     say(f"model: {command.output / 'model'}   report: {page}")
+    say(f"compare: {outcome['compare']}")
+    for sentence in undecided_of(rows):
+        say(sentence)
+    if given is not None:
+        shares = [row.get("unfinished_share", 0.0) for row in rows]  # none where nothing was drawn
+        warn_cut(sum(shares) / max(1, len(shares)), command.config.sampling.max_new_tokens)
+    for remark in outcome["remarks"]:
+        say(f"bontune: {remark}")
+
+
+def _compare(command: arguments.Train) -> str:
+    """The command that measures what came out against the base."""
     named = {"--task": command.source.task, "--verifier": command.source.verifier}
     options = "".join(f" {option} {value}" for option, value in named.items() if value is not None)
-    tuned = command.output / "model"
-    how = as_options(command.config.sampling, command.prompting)
-    say(f"compare: bontune evaluate --model base={command.model} --model tuned={tuned}{options}{how}")
-    for remark in json.loads(outcome.read_text(encoding="utf-8"))["remarks"]:
-        say(f"bontune: {remark}")
-    for sentence in _undecided(command.output):
-        say(sentence)
-    if history:
-        shares = [metrics["unfinished_share"] for metrics in history]
-        warn_cut(sum(shares) / len(shares), command.config.sampling.max_new_tokens)
+    settled = as_options(command.config.sampling, command.prompting)
+    models = f"--model base={command.model} --model tuned={command.output / 'model'}"
+    return f"bontune evaluate {models}{options}{settled}"
+
+
+def undecided_of(rows: Sequence[Metrics]) -> list[str]:
+    """A sentence where more than 1 % of the responses of the run could not be decided."""
+    left = sum(row.get("undecided_share", 0.0) * row["responses"] for row in rows)
+    return undecided({"training": {"undecided": left, "responses": sum(row["responses"] for row in rows)}})
 
 
 def _save_verifier(command: arguments.Train, score: Score | None, drift: Drift | None) -> None:
@@ -227,13 +247,6 @@ def _save_strategy(command: arguments.Train, objective: Any, task: Task, score: 
     )
 
 
-def _undecided(output: Path) -> list[str]:
-    """A sentence where more than 1 % of the responses of the run could not be decided."""
-    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    left = sum(row["undecided_share"] * row["responses"] for row in rows)
-    return undecided({"training": {"undecided": left, "responses": sum(row["responses"] for row in rows)}})
-
-
 def _store(command: arguments.Train, leads: bool) -> AbstractContextManager[Store]:
     if command.store == "none":
         return nullcontext(NO_STORE)
@@ -244,7 +257,7 @@ def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], 
     return model_card(
         history,
         base=command.model,
-        objective=repr(objective),
+        objective=spec_of(objective),
         strategy=served_strategy(objective),
         config=command.config,
         task=command.source.task,
@@ -261,7 +274,7 @@ def _show_step(output: Path, shown: Screen, track: Callable[[Metrics], None], me
     """Tell the screen and the trackers of a step; ends a run whose first step could not be judged."""
     shown.step(metrics)
     track(metrics)
-    if metrics["step"] == 0 and metrics["undecided_share"] == 1:
+    if metrics["step"] == 0 and metrics.get("undecided_share") == 1:
         _forget(output)
         raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
 
@@ -397,10 +410,10 @@ def check_objective(objective: Any, config: TrainConfig) -> None:
             hint = ' (in a command: "--off-policy clipped", or "--updates-per-rollout 1")'
         kind = "" if isinstance(fault, ValueError) else f"{type(fault).__name__}: "
         raise ValueError(
-            f"--objective {objective!r} on a group of --group-size {config.group_size}: {kind}{fault}{hint}"
+            f"--objective {spec_of(objective)} on a group of --group-size {config.group_size}: {kind}{fault}{hint}"
         ) from fault
     if not isinstance(weights, torch.Tensor) or weights.shape != rewards.shape:
         got = list(weights.shape) if isinstance(weights, torch.Tensor) else f"a {type(weights).__name__}"
         raise ValueError(
-            f"--objective {objective!r} must give weights of shape [prompts, responses], got {got}"
+            f"--objective {spec_of(objective)} must give weights of shape [prompts, responses], got {got}"
         )

@@ -60,6 +60,8 @@ def screen(strategy: str, steps: int) -> Iterator[Screen]:
 
 def numbers(metrics: Metrics) -> dict[str, float]:
     """What is watched of a step, by what it is called."""
+    if not metrics["responses"]:
+        return {"log-probability of a reference": metrics["reference_log_prob"]}
     reached = metrics["pass_at"]
     ends = dict.fromkeys((min(reached, key=int), max(reached, key=int))) if reached else {}
     seconds = sum(metrics["seconds"].values())
@@ -77,6 +79,8 @@ def numbers(metrics: Metrics) -> dict[str, float]:
 def line(metrics: Metrics, first: Metrics) -> str:
     """A step in one line of a log; the value beside that of the first step, against which it is read."""
     found = {name: shown(name, value) for name, value in numbers(metrics).items()}
+    if not metrics["responses"]:
+        return f"step {metrics['step']}  " + "  ".join(f"{name} {text} nats" for name, text in found.items())
     if metrics is not first:
         found["value"] += f" (first {first['value']:.3f})"
     short = {"groups without weight": "no weight", "tokens a second": "tokens/s"}
