@@ -1118,6 +1118,26 @@ def test_how_much_a_model_may_write_is_what_its_context_leaves(run: Run, chatty:
     assert not Path("c/samples.jsonl").exists()
 
 
+def test_what_the_generation_config_would_do_is_named_and_temperatures_are_told(
+    run: Run, chatty: Path
+) -> None:
+    path = chatty / "generation_config.json"
+    path.write_text(
+        json.dumps(json.loads(path.read_text()) | {"do_sample": True, "temperature": 0.7, "top_p": 0.8})
+    )
+    said = run(
+        "coscale", "--model", "talker", *ASKED, "--temperature", "0.7", "1", "--sampling.max-new-tokens", "3"
+    ).err.splitlines()
+    assert (
+        said[0]
+        == "talker reads each prompt within the chat template; at most 3 new tokens, temperature 0.7, 1"
+    )
+    assert said[1] == (
+        "the model's generation config has temperature 0.7, top_p 0.8, which is not used: --sampling.* alone decides"
+    )
+    assert said[-1].endswith("or name what ends them as --sampling.stop")
+
+
 def test_precision_and_device_are_options(run: Run, chatty: Path) -> None:
     few = ["--model", "talker", *ASKED, "--sampling.max-new-tokens", "3"]
     run("sample", *few, "--dtype", "bfloat16", "--device", "cpu", "--output", "a")

@@ -18,7 +18,9 @@ COMMON = (
 GROUPS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
     Train: {
         "common": COMMON,
-        "response": ("chat", "system", "prompt_template", "sampling.*", "engine", "rows_per_batch"),
+        "response": (
+            "chat", "system", "prompt_template", "template_args", "reply_start", "sampling.*", "engine", "rows_per_batch",
+        ),
         "learning": (
             "schedule", "warmup_steps", "optimizer", "weight_decay", "max_grad_norm", "updates_per_rollout", "off_policy",
             "ratio_clip", "kl.*", "refresh_every", "mixed_precision", "shard", "tokens_per_batch",

@@ -69,7 +69,14 @@ def _draw(command: arguments.Coscale, where: str) -> tuple[arguments.Coscale, li
     prompts = prompts_of(task, command.split, command.prompts, command.seed)
     model, tokenizer, engine = load_engine(where, command.placement)
     model, sampling, prompting = settle(
-        where, model, tokenizer, command.sampling, command.prompting, lambda: prompts, command.output
+        where,
+        model,
+        tokenizer,
+        command.sampling,
+        command.prompting,
+        lambda: prompts,
+        command.output,
+        temperatures=command.temperature,
     )
     say_divided(task, command.split)
     command = replace(command, sampling=sampling, prompting=prompting)

@@ -42,12 +42,13 @@ def settle(
     prompting: Prompting,
     prompts: Callable[[], Sequence[Prompt]],
     output: Path | None = None,
+    temperatures: Sequence[float] = (),
 ) -> Settled:
     """Decide what is left open, check that every prompt fits, and say what is in force.
 
     where: the model's name; one of a training run is drawn from as it was trained where no option says otherwise.
     prompts: those that will be drawn for; none while that is not known.
-    output: a folder that a run of bontune 0.1 began goes on as it began.
+    output: a folder that a run of bontune 0.1 began goes on as it began.  temperatures: drawn at instead of the one.
     Raises ValueError where prompts, settings and model do not go together, before anything is drawn.
     """
     sampling = replace(sampling, stop=tuple(map(_unescaped, sampling.stop)))
@@ -55,7 +56,7 @@ def settle(
     if isinstance(model, Endpoint):
         model = with_prompting(model, prompting)
         sampling = replace(sampling, max_new_tokens=sampling.max_new_tokens or NEW_TOKENS)
-        say(_line(where, model.prompting, sampling, "the server's chat template" if model.chat else ""))
+        say(_line(where, model.prompting, sampling, temperatures, server=model.chat))
         return model, sampling, model.prompting
     prompting = in_force(prompting, tokenizer)
     if where not in PACKAGED:
@@ -64,7 +65,7 @@ def settle(
             sampling = replace(sampling, max_new_tokens=budget_of(model, tokenizer, asked))
         encode(model, tokenizer, asked, sampling)
     sampling = replace(sampling, max_new_tokens=sampling.max_new_tokens or LEAST)
-    say(_line(where, prompting, sampling))
+    say(_line(where, prompting, sampling, temperatures))
     if ignored := ignored_defaults(model, sampling):
         told = ", ".join(f"{name} {value}" for name, value in ignored.items())
         say(f"the model's generation config has {told}, which is not used: --sampling.* alone decides")
@@ -117,22 +118,29 @@ def given(prompting: Prompting) -> Prompting | None:
 
 def say_served(server: Server) -> None:
     """What is in force where prompts are answered."""
-    chat = getattr(server.model, "chat", False)
-    say(_line("the model", server.prompting, server.sampling, "the server's chat template" if chat else ""))
+    elsewhere = getattr(server.model, "chat", False)
+    say(_line("the model", server.prompting, server.sampling, server=elsewhere))
 
 
-def _line(where: str, prompting: Prompting, sampling: Sampling, template: str = "") -> str:
-    words = in_words(prompting).replace("the chat template", template or "the chat template")
-    return f"{where} reads each prompt {_as(words)}; {drawn_as(sampling)}"
+def _line(
+    where: str,
+    prompting: Prompting,
+    sampling: Sampling,
+    temperatures: Sequence[float] = (),
+    *,
+    server: bool = False,
+) -> str:
+    """What is in force. server: the chat template is that of a server."""
+    words = in_words(prompting).replace("the text as it is", "as it is")
+    if server:
+        words = words.replace("the chat template", "the server's chat template")
+    return f"{where} reads each prompt {words}; {drawn_as(sampling, temperatures or (sampling.temperature,))}"
 
 
-def _as(words: str) -> str:
-    return words.replace("the text as it is", "as it is")
-
-
-def drawn_as(sampling: Sampling) -> str:
+def drawn_as(sampling: Sampling, temperatures: Sequence[float]) -> str:
     """The distribution and its limits in words."""
-    parts = [f"at most {sampling.max_new_tokens} new tokens", f"temperature {sampling.temperature:g}"]
+    parts = [f"at most {sampling.max_new_tokens} new tokens"]
+    parts += [f"temperature {', '.join(f'{t:g}' for t in temperatures)}"]
     parts += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
     parts += [f"top-k {sampling.top_k}"] if sampling.top_k else []
     parts += [f"stop at {', '.join(map(repr, sampling.stop))}"] if sampling.stop else []
