@@ -43,7 +43,9 @@ def policy_of(model: Any, ids: torch.Tensor = IDS) -> torch.Tensor:
 
 
 def saved_base(folder: Path, family: str, tied: bool) -> Path:
-    tiny_model(family, tie_word_embeddings=tied).save_pretrained(folder)
+    tiny_model(family, tie_word_embeddings=tied).double().save_pretrained(
+        folder
+    )  # else rounding is seen, too
     word_tokenizer().save_pretrained(folder)
     return folder
 

@@ -458,8 +458,15 @@ def test_the_sandbox_says_the_same(sandbox: CodeVerifier) -> None:
     for prompt in Programs().prompts("test", 12):
         responses = responses_to(prompt, rng)
         ours = {text: Programs().verify(prompt, text).reward for text in responses}
-        theirs = sandbox.verify([code_item(prompt, text) for text in ours])
-        assert ours == {text: verdict.reward for text, verdict in zip(ours, theirs, strict=True)}
+        verdicts = sandbox.verify([code_item(prompt, text) for text in ours])
+        theirs = {text: verdict.reward for text, verdict in zip(ours, verdicts, strict=True)}
+        # What cannot leave the sandbox, such as a function, leaves it undecided; in process it is no list.
+        undecided = {text for text, reward in theirs.items() if reward is None}
+        assert undecided <= {"lambda: 0", "().__class__.__base__.__subclasses__()"}
+        assert all(ours[text] == 0 for text in undecided)
+        assert {text: ours[text] for text in theirs.keys() - undecided} == {
+            text: theirs[text] for text in theirs.keys() - undecided
+        }
         judged.update(ours.values())
     assert judged[1.0] >= 36
     assert judged[0.0] > 400
