@@ -250,10 +250,7 @@ def _decode(
         log_probs[t].index_copy_(0, alive, torch.where(open_, chosen, 0.0))
         done = is_end.index_select(0, drawn)
         if sampling.stop:
-            written = tokens[: t + 1, alive].T.clamp(min=0)
-            texts = tokenizer.batch_decode(written, skip_special_tokens=True)
-            stopped = [any(stop in text for stop in sampling.stop) for text in texts]
-            done |= torch.tensor(stopped, device=device)
+            done |= _stopped(tokenizer, tokens[: t + 1, alive].T.clamp(min=0), sampling)
         open_ = open_ & ~done
         if t + 1 == most:
             break
@@ -264,17 +261,8 @@ def _decode(
             left = int(open_.sum())
             if left == 0:
                 break
-            if row is not None:
-                kept = open_.nonzero().squeeze(-1)
-                parents, branch = _branches(row[kept], drawn[kept], distribution.shape[-1])
-                decoder.keep(parents, left)
-                if len(parents) == left:  # none are alike any more: the responses in the order of the rows
-                    kept = kept[branch.argsort()]
-                row = None if len(parents) == left else branch
-                alive, open_, drawn = alive[kept], open_[kept], drawn[kept]
-            elif left < len(open_) * (1 - _LEAVE_SHARE):
-                kept = _staying(open_, left)
-                decoder.keep(kept, left)
+            if row is not None or left < len(open_) * (1 - _LEAVE_SHARE):
+                row, kept = _going_on(decoder, row, open_, drawn, left)
                 alive, open_, drawn = alive[kept], open_[kept], drawn[kept]
         # One token for every row: those of a row agree.
         decoder.advance(
@@ -290,6 +278,30 @@ def _decode(
     tokens, log_probs = (x[:longest].T.contiguous().cpu() for x in (tokens.clamp(min=0), log_probs))
     texts = texts_of(tokenizer, tokens, lengths, sampling, ends)
     return _Drawn(count, tokens, log_probs, lengths, finished, texts)
+
+
+def _stopped(tokenizer: Any, written: Tensor, sampling: Sampling) -> Tensor:
+    """bool [B]: whether a stop string stands in what was written, int64 [B, t]."""
+    texts = tokenizer.batch_decode(written, skip_special_tokens=True)
+    found = [any(stop in text for stop in sampling.stop) for text in texts]
+    return torch.tensor(found, device=written.device)
+
+
+def _going_on(
+    decoder: _Decoder | _SharedDecoder, row: Tensor | None, open_: Tensor, drawn: Tensor, left: int
+) -> tuple[Tensor | None, Tensor]:
+    """Leaves the `left` open responses in the decoder: the row of each from now on, None where each has its own, and
+    their places among the present ones."""
+    if row is None:
+        kept = _staying(open_, left)
+        decoder.keep(kept, left)
+        return None, kept
+    kept = open_.nonzero().squeeze(-1)
+    parents, branch = _branches(row[kept], drawn[kept], decoder.logits.shape[-1])
+    decoder.keep(parents, left)
+    if len(parents) == left:  # none are alike any more: the responses in the order of the rows
+        return None, kept[branch.argsort()]
+    return branch, kept
 
 
 def _marked(ends: frozenset[int], vocabulary: int, device: torch.device) -> Tensor:
