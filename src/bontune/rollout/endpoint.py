@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from json import JSONDecodeError
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from typing import Any, Protocol, Unpack
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import torch
@@ -26,7 +26,7 @@ from bontune.config import PLAIN, Prompting
 from bontune.models.prompting import conversation, rendered
 from bontune.models.sampling import stream_key
 from bontune.records import Group, Prompt, Sampling
-from bontune.rollout.check import check_request
+from bontune.rollout.request import Asked, Request
 
 KEY = "OPENAI_API_KEY"  # the variable of the environment that the official client reads, too
 _SEEDS = 2**52  # exact in every JSON reader, and room for the responses of a group behind it
@@ -147,45 +147,37 @@ def sample_groups(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     *,
-    group_size: int,
-    sampling: Sampling,
-    seed: int,
-    policy_step: int = 0,
-    first_index: int = 0,
-    rows_per_batch: int = 4096,
     on_group: Callable[[Group], None] | None = None,
+    **asked: Unpack[Asked],
 ) -> list[Group]:
     """Draw `group_size` responses for every prompt; groups come back in the order of the prompts.
 
     tokenizer: where given, prompts are sent as its token ids, special tokens included; not for chat. So are prompts that
     have their token ids.
-    rows_per_batch: responses of one request at most; `model.n` bounds them, too.
+    asked: what `Request` takes; `rows_per_batch` and `model.n` bound the responses of one call of the server.
     on_group: called with each group as soon as it is complete, also while an error is waiting to be raised.
     The rest as in `bontune.rollout.hf`; whether a seed gives the same responses again is up to the server. A prompt's
     `meta["messages"]`, where given, is the whole conversation that a chat endpoint is asked to go on with.
     Raises ValueError on what the server refuses, and RuntimeError on what still fails after all retries.
     """
-    check_request(
-        prompts,
-        group_size=group_size,
-        first_index=first_index,
-        rows_per_batch=rows_per_batch,
-        sampling=sampling,
-    )
-    asked = [
-        _Part(i, first, count, _body(model, tokenizer, prompt, sampling), seed_of(seed, policy_step, prompt))
+    request = Request(prompts=tuple(prompts), **asked)
+    sampling, step = request.sampling, request.policy_step
+    parts = [
+        _Part(i, first, count, _body(model, tokenizer, prompt, sampling), seed_of(request.seed, step, prompt))
         for i, prompt in enumerate(prompts)
-        for first, count in _spans(first_index, group_size, min(model.n, rows_per_batch))
+        for first, count in _spans(
+            request.first_index, request.group_size, min(model.n, request.rows_per_batch)
+        )
     ]
     groups: dict[int, Group] = {}
     drawn: dict[int, dict[int, list[_Choice]]] = {}
-    with closing(_answers(model, asked)) as answers:
+    with closing(_answers(model, parts)) as answers:
         for part, choices in answers:
             mine = drawn.setdefault(part.prompt, {})
             mine[part.first] = choices
-            if sum(map(len, mine.values())) == group_size:
+            if sum(map(len, mine.values())) == request.group_size:
                 found = [choice for first in sorted(mine) for choice in mine[first]]
-                groups[part.prompt] = _group(model, prompts[part.prompt], found, policy_step, sampling)
+                groups[part.prompt] = _group(model, prompts[part.prompt], found, step, sampling)
                 if on_group is not None:
                     on_group(groups[part.prompt])
     return [groups[i] for i in range(len(prompts))]

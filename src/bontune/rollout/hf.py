@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -21,11 +21,11 @@ from torch import Tensor
 from bontune.models.attention import forward, pack, supported, tell_fallback
 from bontune.models.inputs import cache_argument, left_padded, positions
 from bontune.models.prompting import encode, end_tokens
-from bontune.models.sampling import draw, log_probs_of_sampling, response_keys, stream_key, uniforms
+from bontune.models.sampling import draw, log_probs_of_sampling, response_keys, uniforms
 from bontune.records import Group, Prompt, Sampling
-from bontune.rollout.check import check_request
 from bontune.rollout.decoding import Decoding, prompt_keys
 from bontune.rollout.products import fixed_weights, laid_out
+from bontune.rollout.request import Asked, Request
 from bontune.rollout.step import packed_logits
 from bontune.rollout.turns import draw_in_turns, sampling_dtype
 from bontune.rollout.weights import Weights, covered, weights_of
@@ -41,30 +41,19 @@ def sample_groups(
     tokenizer: Any,
     prompts: Sequence[Prompt],
     *,
-    group_size: int,
-    sampling: Sampling,
-    seed: int,
-    policy_step: int = 0,
-    first_index: int = 0,
-    rows_per_batch: int = 4096,
     on_group: Callable[[Group], None] | None = None,
+    **asked: Unpack[Asked],
 ) -> list[Group]:
     """Draw `group_size` responses for every prompt; groups come back in the order of the prompts.
 
-    first_index: number of the first response; drawing M' more with first_index = M tops a group up.
-    rows_per_batch: responses decoded at once; a larger group is drawn in parts, with the same result.
+    asked: what `Request` takes, `group_size`, `sampling` and `seed` at least.
     on_group: called with each group as soon as it is complete.
     No prompts give no groups.
     Raises ValueError where a prompt is empty or does not fit the model with its response, ids repeat, nothing could end
     a response, or the model's logits are not finite.
     """
-    check_request(
-        prompts,
-        group_size=group_size,
-        first_index=first_index,
-        rows_per_batch=rows_per_batch,
-        sampling=sampling,
-    )
+    request = Request(prompts=tuple(prompts), **asked)
+    sampling = request.sampling
     encoded = encode(model, tokenizer, prompts, sampling)
     ends = end_tokens(model, tokenizer, sampling)
     if not ends and not sampling.stop:
@@ -75,12 +64,12 @@ def sample_groups(
     if not prompts:
         return []
     device = next(model.parameters()).device
-    ask = _Request(
+    ask = _Decoding(
         prompts=encoded,
-        streams=[stream_key(seed, policy_step, prompt.id) for prompt in prompts],
-        first=first_index,
-        count=group_size,
-        rows=rows_per_batch,
+        streams=request.streams(),
+        first=request.first_index,
+        count=request.group_size,
+        rows=request.rows_per_batch,
         sampling=sampling,
         ends=ends,
         tokenizer=tokenizer,
@@ -89,14 +78,14 @@ def sample_groups(
     draw_all = _by_turns if covered(model) and in_turns(device) else _by_chunks
     groups: dict[int, Group] = {}
     for i, parts in draw_all(model, ask):
-        groups[i] = _group(prompts[i], encoded[i], parts, policy_step, sampling)
+        groups[i] = _group(prompts[i], encoded[i], parts, request.policy_step, sampling)
         if on_group is not None:
             on_group(groups[i])
     return [groups[i] for i in range(len(prompts))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
+class _Decoding:
     """Responses first, first + 1, ... of prompts, `count` each, at most `rows` at once. streams: a key of each prompt."""
 
     prompts: list[tuple[int, ...]]
@@ -167,7 +156,7 @@ def _drawing(model: Any, *, walked: bool) -> Iterator[None]:
             module.training = True
 
 
-def _by_turns(model: Any, ask: _Request) -> Iterator[tuple[int, list[_Drawn]]]:
+def _by_turns(model: Any, ask: _Decoding) -> Iterator[tuple[int, list[_Drawn]]]:
     """(prompt, its responses) as they are complete; the caller is outside of `_drawing` in between."""
     drawing = draw_in_turns(
         model,
@@ -190,7 +179,7 @@ def _by_turns(model: Any, ask: _Request) -> Iterator[tuple[int, list[_Drawn]]]:
         yield i, [_Drawn(ask.count, tokens, log_probs, lengths, finished, texts)]
 
 
-def _by_chunks(model: Any, ask: _Request) -> Iterator[tuple[int, list[_Drawn]]]:
+def _by_chunks(model: Any, ask: _Decoding) -> Iterator[tuple[int, list[_Drawn]]]:
     """(prompt, parts of its responses), prompts of similar length together."""
     walked = covered(model)
     if not walked and in_turns(ask.device):

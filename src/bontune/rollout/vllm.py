@@ -13,15 +13,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from bontune.models.prompting import encode, end_tokens
-from bontune.models.sampling import stream_key, token_log_probs
+from bontune.models.sampling import token_log_probs
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import hf
-from bontune.rollout.check import check_request
+from bontune.rollout.request import Asked, Request
 
 CHECKED = 4  # responses of a rollout whose log-probabilities are compared
 EXACT, ROUNDED = 1e-3, 0.1  # largest mean difference per token, in float32 and in shorter formats
@@ -67,13 +67,8 @@ class Vllm:
         tokenizer: Any,
         prompts: Sequence[Prompt],
         *,
-        group_size: int,
-        sampling: Sampling,
-        seed: int,
-        policy_step: int = 0,
-        first_index: int = 0,
-        rows_per_batch: int = 4096,
         on_group: Callable[[Group], None] | None = None,
+        **asked: Unpack[Asked],
     ) -> list[Group]:
         """Draw `group_size` responses for every prompt from vLLM, with the weights that `model` has now.
 
@@ -82,26 +77,21 @@ class Vllm:
         Raises ValueError as `rollout.hf.sample_groups`, and RuntimeError where vLLM's log-probabilities are not the
         model's.
         """
-        check_request(
-            prompts,
-            group_size=group_size,
-            first_index=first_index,
-            rows_per_batch=rows_per_batch,
-            sampling=sampling,
-        )
+        request = Request(prompts=tuple(prompts), **asked)
+        sampling, step = request.sampling, request.policy_step
         encoded = encode(model, tokenizer, prompts, sampling)
         if not encoded:
             return []
         if self._step is None:
             self._try_pushing(model, tokenizer, encoded[0], sampling)
-        if self._step != policy_step:
+        if self._step != step:
             self._push(model)
-            self._step = policy_step
-        seeds = [stream_key(seed, policy_step, p.id) % _SEEDS + first_index for p in prompts]
+            self._step = step
+        seeds = [key % _SEEDS + request.first_index for key in request.streams()]
         ends = end_tokens(model, tokenizer, sampling)
-        outputs = self._generate(encoded, group_size, sampling, seeds, ends)
+        outputs = self._generate(encoded, request.group_size, sampling, seeds, ends)
         groups = [
-            _group(prompt, ids, output, tokenizer, ends, policy_step, sampling)
+            _group(prompt, ids, output, tokenizer, ends, step, sampling)
             for prompt, ids, output in zip(prompts, encoded, outputs, strict=True)
         ]
         self._check(model, groups[:CHECKED], "after its weights were pushed")
