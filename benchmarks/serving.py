@@ -136,12 +136,13 @@ def command(backend: str, *words: str) -> Iterator[tuple[str, subprocess.Popen[s
     assert serving.stderr is not None
     try:
         said = next(
-            (found for line in serving.stderr if (found := re.search(r"http://127\S+/v1", line))), None
+            (found for line in serving.stderr if (found := re.search(r"serving .* at (http\S+/v1)", line))),
+            None,
         )
         if said is None:
             raise RuntimeError(f"bontune serve ended with {serving.wait()}")
         threading.Thread(target=serving.stderr.read, daemon=True).start()
-        yield said[0], serving
+        yield said[1], serving
     finally:
         serving.kill()
         serving.wait()
