@@ -64,6 +64,7 @@ def main(steps: int = 16, output: str = "runs/adapters") -> None:
         base, tokenizer = load_policy("countdown-base")
         print("base:    ", measured(base, tokenizer))
         print("adapters:", measured(PeftModel.from_pretrained(base, f"{output}/model/adapter"), tokenizer))
+    torch.distributed.barrier()  # none leaves while another still computes: its end would take the group along
     torch.distributed.destroy_process_group()
 
 
