@@ -95,6 +95,19 @@ def is_endpoint(spec: str) -> bool:
     return spec.startswith(("http://", "https://"))
 
 
+def read_options(query: str, known: Mapping[str, Callable[[str], Any]], what: str) -> dict[str, Any]:
+    """The options of an address, as `known` reads them; raises ValueError that begins with `what`."""
+    options: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name not in known:
+            raise ValueError(f"{what} must be one of {', '.join(known)}; got {name!r}")
+        try:
+            options[name] = known[name](text)
+        except (KeyError, ValueError) as fault:
+            raise ValueError(f"{what} {name} cannot be {text!r}") from fault
+    return options
+
+
 def parse_endpoint(spec: str) -> Endpoint:
     """URL, options and name as one text: `http://127.0.0.1:8000/v1?chat&n=16#my-model`. Nothing is asked yet.
 
@@ -106,14 +119,7 @@ def parse_endpoint(spec: str) -> Endpoint:
         raise ValueError(f"endpoint must be like http://127.0.0.1:8000/v1#my-model, got {spec!r}")
     if "@" in parts.netloc:
         raise ValueError(f"endpoint: give the key in the variable {KEY}, not in the address")
-    options: dict[str, Any] = {}
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in _OPTIONS:
-            raise ValueError(f"endpoint option must be one of {', '.join(_OPTIONS)}; got {name!r}")
-        try:
-            options[name] = _OPTIONS[name](text)
-        except (KeyError, ValueError) as fault:
-            raise ValueError(f"endpoint option {name} cannot be {text!r}") from fault
+    options = read_options(parts.query, _OPTIONS, "endpoint option")
     url = urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/"), "", ""))
     return Endpoint(url=url, model=parts.fragment, key=os.environ.get(KEY), **options)
 

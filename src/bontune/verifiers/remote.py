@@ -16,10 +16,10 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
-from urllib.parse import parse_qsl, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from bontune.records import Prompt, Verdict
-from bontune.rollout.endpoint import Endpoint, Failed, post_all
+from bontune.rollout.endpoint import Endpoint, Failed, post_all, read_options
 from bontune.verifiers.grading import finite
 
 KEY = "BONTUNE_SCORER_KEY"  # the variable of the environment with the key that the server wants
@@ -196,15 +196,7 @@ def read_address(
         raise ValueError(f"{what} must have an address like http://127.0.0.1:8000/score, got {spec!r}")
     if "@" in parts.netloc:
         raise ValueError(f"{what}: give the key in the variable {KEY}, not in the address")
-    options: dict[str, Any] = {}
-    for name, text in parse_qsl(parts.query, keep_blank_values=True):
-        if name not in known:
-            raise ValueError(f"{what}: option must be one of {', '.join(known)}; got {name!r}")
-        try:
-            options[name] = known[name](text)
-        except (KeyError, ValueError) as fault:
-            raise ValueError(f"{what}: option {name} cannot be {text!r}") from fault
-    return parts, options
+    return parts, read_options(parts.query, known, f"{what}: option")
 
 
 def _last(item: Any, label: int | None) -> Any:
