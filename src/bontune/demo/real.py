@@ -143,10 +143,16 @@ class RealTrial:
                 rows_per_batch=ROWS_PER_BATCH,
             )
             self.pace.begin(part, found)
+            batch = max(1, ROWS_PER_BATCH // self.responses) * self.responses  # told of at once
+            waiting = 0
 
             def drawn(count: int) -> None:
+                nonlocal waiting
                 advance(count)
-                self._tell(part, count)
+                waiting += count
+                if waiting >= batch:
+                    self._tell(part, waiting)
+                    waiting = 0
                 if self.should_stop():
                     raise Stopped(f"stopped while measuring {name}")
 
