@@ -213,10 +213,12 @@ def demo_real(
 ) -> dict[str, Any]:
     """Train, measure, report; returns what `results.json` holds. Policies: base, rl and bon.
 
-    Raises Stopped where it is asked to stop while it trains; called again, it goes on.
+    Raises Stopped where it is asked to stop; called again, it goes on. Raises ValueError on more prompts than there are.
     """
     task = problems()
     fresh = task.prompts("test", prompts, seed)
+    if len(fresh) < prompts:
+        raise ValueError(f"prompts must be at most {len(fresh)}, the test problems there are; got {prompts}")
     trial = RealTrial(
         output=output,
         model=str(model),
