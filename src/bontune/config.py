@@ -283,6 +283,9 @@ class FitConfig:
     weight_decay: float = 0.01
     held_out: float = 0.1
     """Share of the prompts that calibration is done on and training is not."""
+    hard_prompts: float = 0.0
+    """Share of each step's prompts that are drawn in proportion to the verifier's own last loss on them; the others come
+    in turn."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -292,6 +295,8 @@ class FitConfig:
             )
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
+        if not 0 <= self.hard_prompts < 1:
+            raise ValueError(f"hard_prompts must be at least 0 and below 1, got {self.hard_prompts}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

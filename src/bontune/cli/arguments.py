@@ -132,7 +132,11 @@ class Verifier(FromFile):
     prompts: int = 2000
     """Training prompts to draw from."""
     group_size: int = 32
-    """Responses per training prompt."""
+    """Responses judged per training prompt, made ones included."""
+    negatives: float = 0.0
+    """Share of the judged responses that are not drawn but made from the policy's right ones: steps deleted, a number or
+    an operator revised, steps shuffled (KnowTuning, arXiv:2402.11176). The task judges each, so that what is still right
+    counts as right. docs/negatives.md says where it helped, and where it did not."""
     prompting: Shown = field(default_factory=Prompting)
     sampling: Sampling = field(default_factory=as_allowed)
     placement: Placed = field(default_factory=Placement)
