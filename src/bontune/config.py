@@ -226,7 +226,8 @@ class TrainConfig:
     rows_per_batch: int = 4096
     """Responses decoded at once."""
     undecided_limit: float = 0.5
-    """Stop, with the reasons, where more than this share of the responses of three steps could not be decided."""
+    """Stop, with the reasons, where more than this share of the responses of three steps could not be decided, or more
+    than a tenth of it and not at random: whole prompts, or one fault of the verifier's own. 1 never stops."""
     report_budgets: tuple[int, ...] = (1, 8, 32)
     """Budgets N whose pass@N is logged, where the group is that large."""
 

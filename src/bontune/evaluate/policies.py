@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -102,6 +103,7 @@ def _entry(item: SampleSet, scored: Scored, curves: Mapping[str, Curve], seed: i
         texts=item.responses,
         log_probs=_log_probs(item),
         padded=item.padded,
+        undecided_by=sum((Counter(group.undecided) for group in item.groups), Counter()),
         seed=seed,
     )
 

@@ -171,7 +171,7 @@ def _cut(samples: SampleSet, draw: Draw) -> SampleSet:
 
 
 def _first(group: SampleGroup, count: int) -> SampleGroup:
-    columns = ("responses", "rewards", "scores", "answers", "log_probs")
+    columns = ("responses", "rewards", "scores", "answers", "log_probs", "faults")
     cut = {name: getattr(group, name)[:count] for name in columns if getattr(group, name) is not None}
     return replace(group, **cut)
 
@@ -188,7 +188,12 @@ def _read_files(
         task, verify, score = load_source(command.source)
         settings = asdict(command.source)
         regrade = Regrade(
-            task=task, verify=verify, score=score, keep=not command.regrade, description=settings
+            task=task,
+            verify=verify,
+            score=score,
+            keep=not command.regrade,
+            undecided_limit=command.undecided_limit,
+            description=settings,
         )
         with progress() as bars:
             for name, path in graded.items():
