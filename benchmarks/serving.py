@@ -7,7 +7,7 @@ base model in the package, whose requests share decoding batches.
 The first backend is a stand-in: a response takes `--delay` seconds, however many are drawn at once, and is right with
 chance p, told by its prompt and seed alone. So what is measured is what serving costs, and what stopping saves; no model.
 The second is the model, with the truth choosing, in a process of its own: what it costs to draw for many at once. Rounds
-with and without sharing alternate, and each number is the median of `--rounds`.
+of two versions alternate, and each number is the median of `--rounds`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -214,45 +214,53 @@ def spent(process: subprocess.Popen[str]) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def of_model(
-    words: Sequence[str], many: int, prompts: Sequence[str], source: str | None
-) -> tuple[float, float, float]:
+def of_model(url: str, process: Any, many: int, prompts: Sequence[str]) -> tuple[float, float, float]:
     """Requests a second, CPU seconds of the server for a request, and its mean `drawn`, by `many` clients at once."""
 
     def ask(client: Any, prompt: str) -> Any:
         return client.completions.create(model="countdown-base", prompt=prompt, seed=1).choices[0].bontune
 
-    limits = ["--limits.waiting", str(2 * many)]
-    served = ["--backend", "countdown-base", "--scorer", "serving:reaches"]
-    with serve([*served, *limits, *words], source) as (url, process):
-        asked(url, many, prompts[:many], ask)
-        before, started = spent(process), time.perf_counter()
-        found = asked(url, many, prompts, ask)
-        seconds, cpu = time.perf_counter() - started, spent(process) - before
+    before, started = spent(process), time.perf_counter()
+    found = asked(url, many, prompts, ask)
+    seconds, cpu = time.perf_counter() - started, spent(process) - before
     return len(found) / seconds, cpu / len(found), sum(each["drawn"] for each in found) / len(found)
 
 
 def measure_local(clients: Sequence[int], rounds: int, against: str | None) -> list[str]:
-    """The rows of the table of the local model: shared batches, and each request by itself."""
+    """The rows of the table of the local model: this version, and another beside it."""
     from bontune.tasks import Countdown
 
     texts = [prompt.text for prompt in Countdown().prompts("test", REQUESTS)]
+    kinds = {"this version": None} | ({"the other": against} if against else {})
+    limits = ["--limits.waiting", str(2 * max(clients))]
     rows = []
     for strategy in (f"BestOfN({BUDGET})", f"Sequential(BestOfN({BUDGET}), accept=1.0)"):
-        for many in clients:
-            prompts, kinds = texts[: max(32, min(len(texts), 3 * many))], {"shared": None, "other": against}
-            kinds = kinds if against else {"shared": None}
-            runs = [
-                (kind, of_model(["--strategy", strategy], many, prompts, source))
-                for _ in range(rounds)
-                for kind, source in kinds.items()
-            ]
-            for kind in kinds:
-                rate, cpu, drawn = map(median, zip(*(run for name, run in runs if name == kind), strict=True))
-                rows.append(
-                    f"| `{strategy}` | {kind} | {many} | {rate:.1f} | {1000 * cpu:.0f} ms | {drawn:.1f} |"
-                )
-                print(rows[-1], flush=True)
+        words = [
+            "--backend",
+            "countdown-base",
+            "--scorer",
+            "serving:reaches",
+            "--strategy",
+            strategy,
+            *limits,
+        ]
+        with ExitStack() as stack:
+            serving = {kind: stack.enter_context(serve(words, source)) for kind, source in kinds.items()}
+            for server in serving.values():
+                of_model(*server, 2, texts[:2])
+            for many in clients:
+                runs = [
+                    (kind, of_model(*server, many, texts[: max(16, min(2 * many, 64))]))
+                    for _ in range(rounds)
+                    for kind, server in serving.items()
+                ]
+                for kind in kinds:
+                    found = zip(*(run for name, run in runs if name == kind), strict=True)
+                    rate, cpu, drawn = map(median, found)
+                    rows.append(
+                        f"| `{strategy}` | {kind} | {many} | {rate:.2f} | {1000 * cpu:.0f} ms | {drawn:.1f} |"
+                    )
+                    print(rows[-1], flush=True)
     return rows
 
 
@@ -272,7 +280,7 @@ def main() -> None:
     given.add_argument("--output", type=Path, help="a page with the marks between which the tables go")
     given.add_argument("--delay", type=float, default=0.1)
     given.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
-    given.add_argument("--rounds", type=int, default=3, help="of the local model, whose median is told")
+    given.add_argument("--rounds", type=int, default=1, help="of the local model, whose median is told")
     given.add_argument("--only", choices=tuple(MARKS), help="one of the tables")
     given.add_argument("--against", help="the src folder of another version, measured beside the local model")
     command_line = given.parse_args()
@@ -291,7 +299,7 @@ def main() -> None:
     if command_line.only != "load":
         local = measure_local(command_line.clients, command_line.rounds, command_line.against)
         table = "\n".join([
-            "| strategy | batches | clients at once | requests/s | server CPU per request | `drawn` per request |",
+            "| strategy | version | clients at once | requests/s | server CPU per request | `drawn` per request |",
             "| --- | --- | --- | --- | --- | --- |",
             *local,
         ])  # fmt: skip

@@ -9,6 +9,7 @@ they leave out the end token, and with it a factor of a response's probability.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from bontune.config import PLAIN, Prompting
 from bontune.models.prompting import conversation, rendered
 from bontune.models.sampling import stream_key
 from bontune.records import Group, Prompt, Sampling
+from bontune.rollout.asking import client_of, start_asking
 from bontune.rollout.request import Asked, Request
 
 KEY = "OPENAI_API_KEY"  # the variable of the environment that the official client reads, too
@@ -354,11 +356,10 @@ def _answers(
     are closed. It is asked after each of them and every _LOOK seconds.
     After a fault nothing more is asked, of its prompt where `wants` is given; what is under way is waited for and
     handed over, and then the fault is raised, if its prompt is still wanted.
-    An interruption ends all at once. The event loop has a thread of its own, so that callers may have one themselves.
+    An interruption ends all at once.
     """
-    import anyio
-    from anyio.from_thread import start_blocking_portal
-
+    client, limit = _client(model), asyncio.Semaphore(model.concurrency)
+    waiting = _Waiting(wants)
     faults: dict[int, Exception] = {}
 
     def halted(part: _Part) -> bool:
@@ -372,21 +373,19 @@ def _answers(
                 faults.setdefault(part.prompt, _explained(model, fault))
                 return None
 
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(_client(model)) as client,
-    ):
-        limit = anyio.Semaphore(model.concurrency)
-        waiting = _Waiting(wants)
+    try:
         while True:
             for part in parts:
-                waiting.add(portal.start_task_soon(ask, part), part)
+                waiting.add(start_asking(ask(part)), part)
             if not waiting.parts:
                 break
             future, part = waiting.next()
             if not future.cancelled() and (answer := future.result()) is not None:
                 yield part, answer
             parts = more()
+    finally:
+        for future in waiting.parts:
+            future.cancel()
     for prompt, fault in faults.items():
         if wants is None or wants(prompt):
             raise fault
@@ -435,34 +434,29 @@ def post_all(
     where it fails for a passing reason or the body is no JSON object; with all its repetitions it has
     (retries + 1) x timeout seconds. Nothing is raised but ValueError where the openai package is missing.
     """
-    import anyio
-    from anyio.from_thread import start_blocking_portal
-
+    client, limit = _client(model), asyncio.Semaphore(model.concurrency)
     longest = (model.retries + 1) * model.timeout
 
     async def ask(body: Mapping[str, Any]) -> dict[str, Any] | Failed:
         async with limit:
             try:
-                with anyio.fail_after(longest):
+                async with asyncio.timeout(longest):
                     return await _object(client, model, path, body)
             except TimeoutError:
                 return Failed(f"{model.url} gave no whole answer in {longest:g} s")
             except Exception as fault:  # of several libraries
                 return Failed(str(_explained(model, fault, key)), getattr(fault, "status_code", None))
 
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(_client(model)) as client,
-    ):
-        limit = anyio.Semaphore(model.concurrency)
-        waiting = [portal.start_task_soon(ask, body) for body in bodies]
+    waiting = [start_asking(ask(body)) for body in bodies]
+    try:
         return [future.result() for future in waiting]
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 async def _object(client: Any, model: Endpoint, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """The body of the answer. Raises _Unreadable where it is no JSON object however often it is asked for."""
-    import anyio
-
     shown = ""
     for tried in range(model.retries + 1):
         try:
@@ -473,20 +467,12 @@ async def _object(client: Any, model: Endpoint, path: str, body: Mapping[str, An
         except (JSONDecodeError, RecursionError) as fault:
             shown = str(fault)
         if tried < model.retries:
-            await anyio.sleep(min(_PAUSE * 2**tried, _LONGEST_PAUSE))
+            await asyncio.sleep(min(_PAUSE * 2**tried, _LONGEST_PAUSE))
     raise _Unreadable(f"the answer is no JSON object: {shown!r}")
 
 
 def _client(model: Endpoint) -> Any:
-    try:
-        from openai import AsyncOpenAI
-    except ImportError as fault:
-        raise ValueError(
-            "asking a server needs the openai package: pip install 'bontune[endpoint]'"
-        ) from fault
-    return AsyncOpenAI(
-        base_url=model.url, api_key=model.key or "none", timeout=model.timeout, max_retries=model.retries
-    )
+    return client_of(model.url, model.key, model.timeout, model.retries)
 
 
 async def _ask(client: Any, model: Endpoint, part: _Part) -> _Answer:
@@ -614,17 +600,13 @@ def _group(
 
 def _models(model: Endpoint) -> list[dict[str, Any]]:
     """The server's list of models; empty where it keeps none."""
-    from anyio.from_thread import start_blocking_portal
+    client = _client(model)
 
-    async def ask(client: Any) -> Any:
+    async def ask() -> Any:
         return await client.get("/models", cast_to=object)
 
     try:
-        with (
-            start_blocking_portal() as portal,
-            portal.wrap_async_context_manager(_client(model)) as client,
-        ):
-            answer = portal.call(ask, client)
+        answer = start_asking(ask()).result()
     except Exception as fault:  # of several libraries
         if getattr(fault, "status_code", None) in (404, 405, 501):
             return []
