@@ -111,6 +111,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--limits.answers": 8,
         "--limits.budget": 128,
         "--limits.waiting": 16,
+        "--limits.rows": 512,
         "--limits.at-once": 1,
         "--limits.seconds": 600,
         "--limits.drain": 30,

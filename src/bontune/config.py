@@ -306,7 +306,8 @@ class Limits:
 
     body: bytes of a request.  prompt: characters of a prompt.  answers: of a request, its prompts times its n.
     budget: N of a request that names its own.  waiting: requests being answered or waiting for it; more get status 429.
-    at_once: requests answered at the same time; 1 for a model in this process.
+    rows: responses of all requests that a model in this process draws at once, which is what bounds its memory.
+    at_once: requests judged at the same time and, where a server elsewhere draws, drawn.
     seconds: of a request, its waiting included; then it gets status 504.  drain: seconds that requests under way have
     to end when the server is asked to.
     """
@@ -316,6 +317,7 @@ class Limits:
     answers: int = 8
     budget: int = 128
     waiting: int = 16
+    rows: int = 512
     at_once: int = 1
     seconds: int = 600
     drain: int = 30
