@@ -34,8 +34,13 @@ OBJECTIVES = (
 # Models in the package with the tasks they were made for, their own first; tests hold them to what there is.
 PACKAGED = {"countdown-base": ("countdown", "countdown-6"), "programs-base": ("programs", "programs-4")}
 
+_UNDECIDED_HELP = (
+    "Stop, with the reason, where more than a tenth of this share of the responses could not be decided, and not at "
+    "random: whole prompts, or one fault of the verifier's own. 1 never stops."
+)
 SPLIT = Literal["test", "tune", "train", "all"]
 PROMPTS = 400  # that are measured on, by default
+Undecided = Annotated[float, tyro.conf.arg(help=_UNDECIDED_HELP)]
 Prompts = Annotated[
     int | None, tyro.conf.arg(help_behavior_hint=f"(default: {PROMPTS}, or all with --split all)")
 ]
@@ -151,7 +156,11 @@ class Verifier(FromFile):
     prompts: int = 2000
     """Training prompts to draw from."""
     group_size: int = 32
-    """Responses per training prompt."""
+    """Responses judged per training prompt, made ones included."""
+    negatives: float = 0.0
+    """Share of the judged responses that are not drawn but made from the policy's right ones: steps deleted, a number or
+    an operator revised, steps shuffled (KnowTuning, arXiv:2402.11176). The task judges each, so that what is still right
+    counts as right. docs/negatives.md says where it helped, and where it did not."""
     prompting: Shown = field(default_factory=Prompting)
     sampling: Sampling = field(default_factory=as_allowed)
     placement: Placed = field(default_factory=Placement)
@@ -270,6 +279,7 @@ class Sample(FromFile):
     rows_per_batch: int = 4096
     """Responses decoded at once: bounds the memory of keys and values."""
     seed: int = 0
+    undecided_limit: Undecided = 0.5
     """Seed of the responses (and of the prompts, where the task makes them)."""
     output: Path = Path("runs/sample")
     """Folder for samples.jsonl, responses.sqlite (the same with tokens and log-probabilities) and config.json."""
@@ -353,6 +363,7 @@ class Evaluate(FromFile):
     placement: Placed = field(default_factory=Placement)
     rows_per_batch: int = 4096
     """Responses decoded at once: bounds the memory of keys and values."""
+    undecided_limit: Undecided = 0.5
     samples_temperature: float | None = None
     """Which temperature of the samples files to measure, where they hold several."""
     strategy: str | None = None
@@ -400,6 +411,7 @@ class Coscale:
     sampling: Sampling = field(default_factory=as_allowed)
     """Its temperature is replaced by those of --temperature."""
     placement: Placed = field(default_factory=Placement)
+    undecided_limit: Undecided = 0.5
     cut: int | None = None
     """Responses of each prompt that the fits may see when they are compared on larger N; a quarter by default."""
     tokenizer: str | None = None
