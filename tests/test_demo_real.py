@@ -240,6 +240,7 @@ def test_stopped_at_any_moment_it_comes_out_the_same(tmp_path: Path, monkeypatch
     page = (whole / "report.html").read_text()
     assert "The model (base) is tiny." in page
     assert "12 problems of its test file" in page
+    assert "CPU minutes: measure base 0." in page
     assert not (whole / "train-bon" / "checkpoints").exists()
 
     parted = tmp_path / "parted"
