@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(bytes(_HEAD))
-            written = _Hashed(file)
+            written: Any = _Hashed(file)
             torch.save(dict(state), written)  # straight into the file: in memory it would be gigabytes
             file.seek(0)
             file.write(MAGIC + written.length.to_bytes(8, "big") + written.sha256.digest())
