@@ -52,12 +52,15 @@ PLACEMENT = {"--dtype": "auto", "--device": None}
 # Every option and its default. A change here is a change of what users type.
 SURFACE: dict[str, dict[str, Any]] = {
     "demo": {
-        "--output": "runs/demo",
+        "--output": None,  # runs/demo, with --real runs/demo-real
         "--seed": 0,
-        "--steps": 48,
-        "--prompts": 400,
-        "--responses": 128,
+        "--steps": None,
+        "--prompts": None,
+        "--responses": None,
         "--verifier": False,
+        "--real": False,
+        "--yes": False,
+        "--model": None,
     },
     "verifier": {
         **CONFIG,
@@ -66,6 +69,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         **SOURCE,
         "--prompts": 2000,
         "--group-size": 32,
+        "--negatives": 0.0,
         **SAMPLING,
         **PLACEMENT,
         "--rows-per-batch": 4096,
@@ -76,6 +80,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--warmup-steps": 20,
         "--weight-decay": 0.01,
         "--held-out": 0.1,
+        "--hard-prompts": 0.0,
         "--seed": 0,
         "--judge-split": "tune",
         "--judge-prompts": 200,
@@ -124,6 +129,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         **SAMPLING,
         **PLACEMENT,
         "--rows-per-batch": 4096,
+        "--undecided-limit": 0.5,
         "--seed": 0,
         "--output": "runs/sample",
     },
@@ -185,6 +191,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         **PLACEMENT,
         "--regrade": False,
         "--rows-per-batch": 4096,
+        "--undecided-limit": 0.5,
         "--samples-temperature": None,
         "--strategy": None,
         "--votes": True,
@@ -201,6 +208,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--group-size": 64,
         **SAMPLING,
         **PLACEMENT,
+        "--undecided-limit": 0.5,
         "--cut": None,
         "--tokenizer": None,
         "--votes": True,
@@ -386,6 +394,12 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
         ("demo --steps 0", "--steps must be at least 1, got 0"),
         ("demo --prompts 0", "--prompts must be at least 1, got 0"),
         ("demo --responses -4", "--responses must be at least 1, got -4"),
+        ("demo --real --steps 0", "--steps must be at least 1, got 0"),
+        ("demo --real --verifier", "--real and --verifier are two different demos"),
+        ("demo --yes", "--yes is for the demo with --real"),
+        ("demo --model m", "--model is for the demo with --real"),
+        ("demo --real --model ./missing", "--model: model folder './missing' does not exist"),
+        ("demo --real --output finished", "finished holds a run of `bontune train`"),
     ],
 )
 def test_wrong_usage_says_so_in_a_line_or_two(arguments: str, said: str, run: Run) -> None:
