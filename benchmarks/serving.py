@@ -167,7 +167,7 @@ def asked(address: str, clients: int, prompts: Sequence[str], ask: Callable[[Any
     import openai
 
     with (
-        openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=120) as client,
+        openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=600) as client,
         ThreadPoolExecutor(clients) as pool,
     ):
         return list(pool.map(lambda prompt: ask(client, prompt), prompts))
