@@ -112,9 +112,11 @@ dist: setup
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python scripts/try_wheel.py dist
 
-# The long forms: 50 kills of a training run and of a writer of the store, 100 corruptions of the store, all hostile programs on every isolation, all hostile formulas.
+# The long forms: 50 kills of a training run and of a writer of the store, 100 corruptions of the store, all hostile programs on every isolation, all hostile formulas,
+# and ten minutes of 64 clients before a backend that fails: five for each way to draw.
 faults: setup
 	BONTUNE_KILLS=50 BONTUNE_FLIPS=100 $(BIN)/python -m pytest -s tests/test_store.py tests/test_checkpoint.py tests/test_verifier_code.py tests/test_verifier_math.py
+	BONTUNE_SOAK=300 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_load.py -k ends_as
 
 clean:
 	rm -rf .venv .venv-trl-oldest .venv-deepspeed .venv-verl .venv-vllm runs dist build  # build/ holds the documentation
