@@ -27,7 +27,6 @@ def add_adapters(model: Any, config: ModelConfig, base: str, seed: int) -> Any:
     peft = _peft()
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
         target_modules=list(config.lora_targets) or "all-linear",
