@@ -1112,6 +1112,22 @@ def test_a_chat_model_is_trained_measured_and_served_by_what_was_said_once(run: 
     assert alone.splitlines()[0].partition(" reads ")[2] == first.partition(" reads ")[2]
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        "sample --prompts 2 --group-size 4",
+        "evaluate --prompts 2 --group-size 4",
+        "coscale --prompts 2 --group-size 4 --temperature 0.5 1",
+        "verifier --prompts 6 --group-size 8 --steps 1 --judge-prompts 2",
+    ],
+)
+def test_every_command_that_draws_reads_through_the_template(more: str, run: Run, chatty: Path) -> None:
+    """Without being asked to, and its first line says so; `train`, `best` and `serve` are above and below."""
+    few = ["--sampling.max-new-tokens", 4, "--output", "out"]
+    said = run(*more.split(), "--model", "talker", *ASKED[:4], *few).err
+    assert said.startswith("talker reads each prompt within the chat template; at most 4 new tokens")
+
+
 def test_the_template_of_the_tokenizer_is_used_unless_told_otherwise(run: Run, chatty: Path) -> None:
     said = run("sample", "--model", "talker", *ASKED, "--sampling.max-new-tokens", 4, "--output", "a").err
     assert said.startswith("talker reads each prompt within the chat template; at most 4 new tokens")

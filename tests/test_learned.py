@@ -181,6 +181,26 @@ def test_calibration_meets_the_observed_rate(tmp_path: Path) -> None:
     assert found.scale != 1
 
 
+def test_a_verifier_is_never_turned_round(tmp_path: Path) -> None:
+    """Taught on little it may score right responses lower: its order stays, its chances say little, and it is said."""
+    taught = verifier(tmp_path)
+    texts = tuple(WORDS[1:7])
+    items, orders = [], []
+    for prompt in PROMPTS:
+        scores = torch.tensor([score or 0.0 for score in taught(prompt, texts)])
+        orders.append(scores.argsort().tolist())
+        lowest = orders[-1][:2]
+        right = tuple(i in lowest for i in range(6))
+        items.append(Labelled(prompt=prompt, texts=texts, right=right, counts=(1,) * 6))
+    with pytest.warns(UserWarning, match="scores right responses no higher than wrong ones"):
+        found = calibrate(taught, items)
+    assert found.scale > 0
+    for prompt, order in zip(PROMPTS, orders, strict=True):
+        chances = torch.tensor([score or 0.0 for score in found(prompt, texts)], dtype=torch.float64)
+        assert chances.argsort().tolist() == order
+        assert float((chances - 1 / 3).abs().max()) < 0.01  # the share that is right
+
+
 def test_labels_of_a_group_are_its_decided_texts() -> None:
     found = Labelled.of(graded(PROMPTS[0], ("a", "b", "a", "c"), (1.0, 0.0, 1.0, None)))
     assert (found.texts, found.right, found.counts) == (("a", "b"), (True, False), (2, 1))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -237,8 +239,15 @@ def fit(
     return calibrate(verifier, [item for item in mixed if item.prompt.id in aside] + rest)
 
 
+_ORDER_ALONE = 1e-3  # a scale by which scores have an order and nearly the same value
+
+
 def calibrate(verifier: LearnedVerifier, labelled: Sequence[Labelled]) -> LearnedVerifier:
-    """Scale and offset of the logit that make its chances fit the labels best (Platt, 1999)."""
+    """Scale and offset of the logit that make its chances fit the labels best (Platt, 1999), with a scale above 0.
+
+    A verifier keeps the order it was trained for: where the best scale is not above 0, since right responses scored no
+    higher than wrong ones, every chance is nearly the share that is right, and a warning says so.
+    """
     plain = replace(verifier, scale=1.0, offset=0.0)
     logits, right, counts = [], [], []
     for item in labelled:
@@ -250,6 +259,14 @@ def calibrate(verifier: LearnedVerifier, labelled: Sequence[Labelled]) -> Learne
     if not logits or len(set(right)) < 2:
         return plain
     scale, offset = _platt(torch.stack(logits), torch.tensor(right).double(), torch.tensor(counts).double())
+    if scale <= 0:
+        warnings.warn(
+            "on the prompts kept aside to calibrate it, the verifier scores right responses no higher than wrong ones: "
+            "it was taught too little to choose by. More --prompts, --group-size or --steps",
+            stacklevel=2,
+        )
+        share = sum(c for c, r in zip(counts, right, strict=True) if r) / sum(counts)
+        scale, offset = _ORDER_ALONE, math.log(share / (1 - share))
     return replace(plain, scale=scale, offset=offset)
 
 
