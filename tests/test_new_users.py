@@ -53,7 +53,10 @@ POINTS = {
     "`train` alone, and `--model ./mine` alone, that train on Countdown": (
         "test_cli::test_what_is_missing_is_a_question_of_usage",
     ),
-    "a verifier turned round by its calibration": ("test_learned::test_a_verifier_is_never_turned_round",),
+    "a verifier turned round by its calibration": (
+        "test_learned::test_starved_verifiers_are_never_turned_round",
+        "test_learned::test_calibration_keeps_the_order_and_says_where_the_labels_speak_against_it",
+    ),
     '"8 responses each" where there are not': (
         "test_headlines::test_values_say_on_how_many_prompts_they_rest",
     ),
