@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: setup demo test test-trl-oldest test-deepspeed test-verl test-vllm unit lint base base-seeds bench bench-gpu
-.PHONY: faults docs dist clean
+.PHONY: faults docs dist clean test-real-model
 
 setup: .venv/installed
 
