@@ -14,9 +14,9 @@ from bontune.report import Series, curve_plot, difference_plot
 from studies.paper.document import read_document
 from studies.paper.markdown import cell_text, gap_text, runs_text, table
 from studies.paper.plan import BASE, Results, Study, TaskPlan
-from studies.sequential.frontier import Frontier, at_draws
-from studies.sequential.plan import DRAWS, KNOWN, PRICE_OF, cells_of, choose, of_cell, served
-from studies.sequential.tables import Method, at_price, by_draws, difference, methods_of, needed
+from studies.sequential.frontier import Frontier, at_draws, net
+from studies.sequential.plan import BUDGET, CHOSEN_ON, DRAWS, KNOWN, PRICE_OF, choose, of_cell, plan, served
+from studies.sequential.tables import Method, by_draws, difference, methods_of, needed, net_difference
 
 PAGE, FOLDER = "sequential-training.md", "sequential-training"
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
@@ -78,7 +78,7 @@ def shortened(result: Mapping[str, Any]) -> dict[str, Any]:
 def task_text(study: Study, task: TaskPlan, results: Results, paper: Results, figures: dict[str, str]) -> str:
     """One task: its choices, its frontiers and the differences between them; empty where nothing is measured."""
     methods = methods_of(study, task, results, paper)
-    text = choices_text(study, task, results, paper)
+    text = choices_text(study, results, paper) if task == CHOSEN_ON else ""
     trained = [method for method in methods if method.name in PRICE_OF]
     if not trained:
         return text
@@ -102,12 +102,10 @@ def task_text(study: Study, task: TaskPlan, results: Results, paper: Results, fi
     return "\n\n".join(part for part in parts if part)
 
 
-def choices_text(study: Study, task: TaskPlan, results: Results, paper: Results) -> str:
+def choices_text(study: Study, results: Results, paper: Results) -> str:
     """The sweep: every price and rate tried here, and those of the paper's study for its methods, on tune prompts."""
-    choice = choose(study, task, results)
-    cells = [
-        cell for cell in cells_of(study, task, results) if cell.section == "sweep" and cell.id in results
-    ]
+    choice = choose(study, results)
+    cells = [cell for cell in plan(study, results) if cell.section == "sweep" and cell.id in results]
     if not cells:
         return ""
     rows = []
@@ -121,17 +119,17 @@ def choices_text(study: Study, task: TaskPlan, results: Results, paper: Results)
                 policy.method,
                 f"{policy.learning_rate:g}{' ✓' if taken else ''}",
                 _percent(served(of)),
-                _percent(float(at_price(price)(of).mean())),
+                _percent(float(net(of, BUDGET, price).mean())),
                 *_at_each(of),
             )
         )
     for name in KNOWN:
         for key, result in sorted(paper.items()):
-            if key.startswith(f"sweep/{task.task}/") and result["policy"]["method"] == name:
+            if key.startswith(f"sweep/{CHOSEN_ON.task}/") and result["policy"]["method"] == name:
                 of, rate = of_cell(result), result["policy"]["learning_rate"]
                 rows.append((name, f"{rate:g}", _percent(served(of)), "", *_at_each(of)))
     head = ("method", "learning rate", "mean", "value less price, N = 32", *(f"{d:g} draws" for d in DRAWS))
-    return f"### {task.task}: what was chosen, on tune prompts\n\n{table(head, rows)}"
+    return f"### {CHOSEN_ON.task}: what was chosen, on tune prompts\n\n{table(head, rows)}"
 
 
 def _at_each(of: Frontier) -> tuple[str, ...]:
@@ -168,7 +166,7 @@ def _own(methods: Sequence[Method], trained: Sequence[Method]) -> str:
     prices = sorted({PRICE_OF[method.name] for method in trained})
     rows = []
     for first, second in _pairs(methods, trained):
-        gaps = [difference(first, second, at_price(price)) for price in prices]
+        gaps = [net_difference(first, second, price) for price in prices]
         rows.append((f"{first.name} minus {second.name}", *(gap_text(gap) if gap else "" for gap in gaps)))
     return table(("difference", *(f"price {price:g}" for price in prices)), rows)
 
