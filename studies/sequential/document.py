@@ -211,7 +211,7 @@ def _sizes(results: Results) -> str:
 
 
 def _percent(value: float) -> str:
-    return "" if np.isnan(value) else f"{100 * value:.1f}"
+    return "" if np.isnan(value) else f"{100 * value:.1f}".replace("-", "−")
 
 
 def _between(page: Path, text: str) -> str:
