@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from studies.paper.cells import read_results
 from studies.paper.plan import BASE, TASK_PLANS
 from studies.sequential import __main__ as program
-from studies.sequential.document import read_results_of, write_document
+from studies.sequential.document import BEGIN, read_results_of, write_document
 from studies.sequential.frontier import Frontier, at_draws, frontier, net
 from studies.sequential.plan import FIRST_RATE, LOGARITHM, PRICES, SEQUENTIAL, Choice, choose, plan, the_study
 from studies.sequential.tables import Method, by_draws, difference, net_difference
@@ -168,6 +169,14 @@ def test_the_page_in_the_documentation_is_that_of_its_results(tmp_path: Path) ->
     assert page.read_text() == (DOCS / "sequential-training.md").read_text()
     figures = {path.name for path in (tmp_path / "sequential-training").glob("*.svg")}
     assert figures == {path.name for path in (DOCS / "sequential-training").glob("*.svg")}
+
+
+def test_what_the_page_says_by_hand_stands_in_its_tables() -> None:
+    head, tables = (DOCS / "sequential-training.md").read_text().split(BEGIN)
+    claims = re.findall(r"[▲▼○] [+−]\d+\.\d \[[+−]\d+\.\d, [+−]\d+\.\d\]", head)
+    assert claims
+    for claim in claims:
+        assert claim in tables, claim
 
 
 def test_a_tiny_study_runs_resumes_and_says_what_it_costs(
