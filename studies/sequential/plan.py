@@ -16,7 +16,7 @@ from studies.paper.plan import TASK_PLANS, Cell, Method, Place, Policy, Results,
 from studies.sequential.frontier import LONGEST, Frontier, at_draws, frontier, net
 
 BUDGET = 32
-PRICES = (0.003, 0.01, 0.03, 0.1)  # the slope of the base's frontier is 0.1 at 2 draws and 0.02 at 16
+PRICES = (0.003, 0.01, 0.03, 0.1)  # a further draw brings 0.08 to the base below two, 0.02 at 16
 LOG_PRICE = 0.01  # the largest of these at which every group of 64 with a right response has something left
 FIRST_RATE = 1e-4  # at which prices are compared
 CHOSEN_ON = TASK_PLANS["countdown"]  # the other task takes over what is chosen here
