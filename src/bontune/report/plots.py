@@ -264,6 +264,26 @@ def frontier_plot(
         return _svg(figure)
 
 
+def calibration_plot(predicted: Sequence[float], observed: Sequence[float], counts: Sequence[float]) -> str:
+    """Observed against predicted chance, a point for each bin that holds responses, larger where there are more."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure([], height=3.6)
+        axes.plot([0, 1], [0, 1], color=FIXED["base"], linestyle=_dashes("base"), linewidth=1.2)
+        rows = zip(predicted, observed, counts, strict=True)
+        points = [(x, y, n) for x, y, n in rows if n and math.isfinite(x) and math.isfinite(y)]
+        most = max((n for _, _, n in points), default=1.0)
+        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=HEAT, linewidth=1.2)
+        for x, y, n in points:
+            size = 3 + 9 * math.sqrt(n / most)
+            axes.plot(x, y, color=HEAT, marker="o", markersize=size, alpha=0.75, clip_on=False)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("score: predicted chance of being right", parse_math=False)
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+        _value_axis(axes, "observed share that is right", percent=True)
+        return _svg(figure)
+
+
 def heat_plot(grid: Mapping[str, Mapping[int, float]], *, percent: bool = True) -> str:
     """Values by temperature and budget, {T: {N: value}}: the stronger the colour, the higher; each as a number."""
     rows = list(grid)[::-1]
