@@ -19,6 +19,7 @@ from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.evaluate.policies import evaluate
 from bontune.evaluate.reading import read_any
 from bontune.evaluate.regrade import Regrade, prompts_of
+from bontune.evaluate.samples import COLUMNS
 from bontune.evaluate.staging import staging
 from bontune.objectives.registry import build_strategy
 from bontune.report import write_report
@@ -171,8 +172,7 @@ def _cut(samples: SampleSet, draw: Draw) -> SampleSet:
 
 
 def _first(group: SampleGroup, count: int) -> SampleGroup:
-    columns = ("responses", "rewards", "scores", "answers", "log_probs")
-    cut = {name: getattr(group, name)[:count] for name in columns if getattr(group, name) is not None}
+    cut = {name: getattr(group, name)[:count] for name in COLUMNS if getattr(group, name) is not None}
     return replace(group, **cut)
 
 
