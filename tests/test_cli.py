@@ -187,6 +187,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--samples-temperature": None,
         "--strategy": None,
         "--votes": True,
+        "--tokenizer": None,
         "--seed": 0,
         "--output": "runs/evaluate",
     },

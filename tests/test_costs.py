@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,7 +29,10 @@ from exact import (
 )
 from torch import Tensor
 
-from bontune import BestOfN, MajorityVote, PassAtK, Scored, Sequential
+from bontune import BestOfN, MajorityVote, PassAtK, Scored, Sequential, cli
+from bontune.evaluate import SampleGroup, SampleSet, append_samples
+from bontune.evaluate.policies import evaluate
+from bontune.report import write_report
 from bontune.strategies import Strategy, cost_curve
 
 ACCEPT = 0.75
@@ -74,8 +79,8 @@ def test_expected_costs_are_unbiased(name: str) -> None:
     make, goes_on = CASES[name]
     rule = spent(goes_on)
     policies = (BINARY if name == "until right" else POLICIES).values()
-    for policy in list(policies)[: 1 if name == "until settled" else None]:  # which takes long to enumerate
-        for budget in range(1, 5):
+    for policy in policies:
+        for budget in (1, 2, 3) if name == "until settled" else (1, 2, 3, 4):  # which takes long to enumerate
 
             def estimate(group: Scored, n: int = budget) -> Tensor:
                 return cost_curve(make(1), group, prices(group), [n])[:, 0]
@@ -130,3 +135,85 @@ def test_what_is_not_known_is_nan_and_never_zero() -> None:
         cost_curve(PassAtK(1), group, tokens[:, 0], [1])
     with pytest.raises(ValueError, match="budget 4 exceeds the group size 3"):
         cost_curve(PassAtK(1), group, tokens, [4])
+
+
+def sample_set(tokens: bool, scores: tuple[float, ...] | None = None) -> SampleSet:
+    """Two prompts with one and no right response of three."""
+    rows = {"p": (1.0, 0.0, 0.0), "q": (0.0, 0.0, 0.0)}
+    groups = [
+        SampleGroup(
+            prompt_id=name,
+            responses=("yes", "no, no", "no, no, no"),
+            rewards=rewards,
+            scores=None if scores is None else scores,
+            tokens=(1, 4, 7) if tokens else None,
+        )
+        for name, rewards in rows.items()
+    ]
+    return SampleSet(source="file", groups=tuple(groups))
+
+
+def test_an_evaluation_says_what_its_curves_cost(tmp_path: Path) -> None:
+    found = evaluate({"told": sample_set(True), "untold": sample_set(False)}, tmp_path)
+    told, untold = (found["policies"][name]["spending"] for name in ("told", "untold"))
+    assert told["tokens_per_response"]["value"] == pytest.approx(4)
+    assert [told["all"][n]["tokens"]["value"] for n in ("1", "2", "3")] == pytest.approx([4, 8, 12])
+    # p: the right one ends it, after 0, 1 or 2 wrong ones of 5.5 on average; q: all three are drawn.
+    first = told["stops"]["pass_at"]["3"]
+    assert first["draws"]["value"] == pytest.approx((2 + 3) / 2)
+    assert first["tokens"]["value"] == pytest.approx(((1 + 1 * 5.5) + 12) / 2)
+    assert first["tokens"]["low"] <= first["tokens"]["value"] <= first["tokens"]["high"]
+    assert "tokens_per_response" not in untold
+    assert "all" not in untold
+    assert {key for row in untold["stops"]["pass_at"].values() for key in row} == {"draws"}
+    page = write_report(tmp_path).read_text()
+    assert "Success against what is drawn" in page
+    assert "The samples of untold do not tell their tokens." in page
+    assert not re.search(r"\bnan\b", page, re.IGNORECASE)
+    counted = evaluate({"untold": sample_set(False)}, tmp_path, count_tokens=len)["policies"]["untold"]
+    assert counted["spending"]["all"]["1"]["tokens"]["value"] == pytest.approx((3 + 6 + 10) / 3)
+
+
+@pytest.mark.parametrize(
+    ("scores", "decide"),
+    [((1.0, 0.5, 1.0), True), ((0.9, 0.5, 0.1), False), ((2.0, 1.0, 0.0), False), ((1.0, -1.0, 0.0), False)],
+)
+def test_a_score_decides_where_none_can_be_higher(
+    scores: tuple[float, ...], decide: bool, tmp_path: Path
+) -> None:
+    found = evaluate({"a": sample_set(True, scores)}, tmp_path)["policies"]["a"]
+    stops = found["spending"]["stops"]
+    assert ("best_of" in stops) == decide
+    if decide:  # and the answers are the same
+        scored = sample_set(True, scores).scored()
+        early = Sequential(BestOfN(3), accept=1.0).value(scored)
+        assert torch.equal(early, BestOfN(3).value(scored))
+        assert stops["best_of"]["3"]["draws"]["value"] == pytest.approx(4 / 3)
+
+
+def test_a_strategy_that_stops_tells_its_tokens(tmp_path: Path) -> None:
+    scores, strategy = (0.8, 0.5, 0.1), Sequential(BestOfN(3), accept=0.7)
+    found = evaluate({"a": sample_set(True, scores)}, tmp_path, strategy=strategy)["policies"]["a"]
+    row = found["strategy"]["by_budget"]["3"]
+    assert row["tokens"]["value"] == pytest.approx(1 + 1 * 5.5)
+    assert row["whole_tokens"]["value"] == pytest.approx(12)
+    assert found["strategy"]["tokens"] == row["tokens"]
+    without = evaluate({"a": sample_set(False, scores)}, tmp_path, strategy=strategy)["policies"]["a"]
+    assert "tokens" not in without["strategy"]
+    assert "tokens" not in without["strategy"]["by_budget"]["3"]
+
+
+def test_the_command_says_what_it_costs_or_that_it_is_not_known(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for tokens, said in (
+        (True, "N = 3, drawn until the first right response ends it: 2.5 [2.0, 3.0] responses and 9 [6, 12] tokens"),
+        (False, "its samples do not tell the tokens of responses, so none are counted; --tokenizer counts them"),
+    ):  # fmt: skip
+        path = tmp_path / f"{tokens}.jsonl"
+        for group in sample_set(tokens).groups:
+            append_samples(path, group)
+        with pytest.raises(SystemExit) as done:
+            cli.main(["evaluate", "--samples", f"a={path}", "--output", str(tmp_path / "run")])
+        assert done.value.code in (None, 0)
+        assert f"a: {said}" in capsys.readouterr().out

@@ -340,6 +340,9 @@ class Evaluate(FromFile):
     """Also measure this strategy, e.g. "WeightedVote(budget=16)" or module:attribute of your own."""
     votes: bool = True
     """Measure majority votes where answers are given: for large groups they take longer than all else."""
+    tokenizer: str | None = None
+    """A transformers folder or GGUF file whose tokenizer counts the tokens of responses. Without it they are those that
+    the samples tell, as those of `bontune sample` do; where they do not, no curve against tokens is given."""
     seed: int = 0
     """Seed of the responses and of the resampling of prompts behind the intervals."""
     output: Path = Path("runs/evaluate")

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from bontune.cli import arguments
-from bontune.cli.commands.inputs import check_folder, draws, load_source, named, total_of, write_config
+from bontune.cli.commands.inputs import (
+    check_folder,
+    draws,
+    load_source,
+    named,
+    token_counter,
+    total_of,
+    write_config,
+)
 from bontune.cli.commands.prompting import warn_cut_of
 from bontune.cli.commands.terminal import bar, progress, say, show, stages, warn_undecided
 from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
@@ -57,6 +65,7 @@ def run(command: arguments.Evaluate) -> None:
             seed=command.seed,
             strategy=strategy,
             votes=command.votes,
+            count_tokens=None if command.tokenizer is None else token_counter(command.tokenizer),
             started=started,
             on_stage=stages(bars),
             about=_about(command, files, models),
