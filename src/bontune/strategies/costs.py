@@ -16,6 +16,8 @@ from bontune.strategies import stages
 from bontune.strategies.base import Strategy, check_budget
 from bontune.strategies.sequential import Sequential
 
+_CHUNK = 4_000_000  # numbers held at once: 32 MB, and their gradients
+
 
 def cost_curve(strategy: Strategy, group: Scored, costs: Tensor, budgets: Sequence[int]) -> Tensor:
     """[P, len(budgets)] float64: unbiased expected cost of what a strategy draws, for each N of `budgets`.
@@ -32,14 +34,13 @@ def cost_curve(strategy: Strategy, group: Scored, costs: Tensor, budgets: Sequen
     for budget in budgets:
         check_budget(budget, group)
     costs = torch.where(group.decided, costs.to(torch.float64), 0.0)
-    n = torch.tensor(budgets, device=costs.device)
+    n = torch.tensor(list(budgets), device=costs.device)
     if not isinstance(strategy, Sequential):
         found = _mean(costs, group.decided).unsqueeze(-1) * n
     elif strategy.accept is not None:
         found = _until_accepted(strategy, group, costs)[:, n - 1]
     else:
-        each = (strategy.with_budget(budget).drawn(group) for budget in budgets)
-        found = torch.stack([(drawn * costs).sum(-1) for drawn in each], dim=-1)
+        found = torch.stack([_of_drawn(strategy.with_budget(n), group, costs) for n in budgets], dim=-1)
     return torch.where(group.counts.unsqueeze(-1) >= n, found, torch.nan)
 
 
@@ -50,6 +51,18 @@ def _until_accepted(strategy: Sequential, group: Scored, costs: Tensor) -> Tenso
     chances = stages.none_of(rejected.sum(-1), group.counts, group.group_size + 1)[:, 1:]
     on_accepted = _mean(costs, accepted).unsqueeze(-1) * (1 - chances)
     return on_accepted + _mean(costs, rejected).unsqueeze(-1) * chances.cumsum(-1)
+
+
+def _of_drawn(strategy: Sequential, group: Scored, costs: Tensor) -> Tensor:
+    """[P], some prompts at a time: the gradients behind `drawn` hold N^2 M numbers of each."""
+    rows = max(1, _CHUNK // (strategy.budget**2 * group.group_size))
+    parts = []
+    for first in range(0, group.prompts, rows):
+        part = slice(first, first + rows)
+        answers = None if group.answers is None else group.answers[part]
+        some = Scored(group.rewards[part], group.scores[part], answers, group.decided[part])
+        parts.append((strategy.drawn(some) * costs[part]).sum(-1))
+    return torch.cat(parts)
 
 
 def _mean(costs: Tensor, kept: Tensor) -> Tensor:
