@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from bontune.evaluate import (
     run_results,
     write_json,
 )
+from bontune.evaluate.available import available
 from bontune.evaluate.spending import CountTokens, intervals, spending, token_costs
 from bontune.records import Scored
 from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Sequential, Strategy, cost_curve, curve
@@ -69,6 +72,9 @@ def evaluate(
         policies[name]["spending"] = spending(
             batches[name], _has_scores(item), tokens, ids=item.prompt_ids, seed=seed
         )
+        budget = min(more.get("budget", USUAL_BUDGET), item.sizes[1])
+        if (gain := available(batches[name], budget, seed=seed)) is not None:
+            policies[name]["available"] = asdict(gain)
         if strategy is not None:
             on_stage(f"measuring {type(strategy).__name__} of {name}")
             policies[name]["strategy"] = _strategy_entry(
@@ -109,6 +115,7 @@ def _entry(item: SampleSet, scored: Scored, curves: Mapping[str, Curve], seed: i
         texts=item.responses,
         log_probs=_log_probs(item),
         padded=item.padded,
+        undecided_by=sum((Counter(group.undecided) for group in item.groups), Counter()),
         seed=seed,
     )
 

@@ -32,6 +32,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,14 @@ from bontune.evaluate.curves import (
     Curve,
     Estimator,
     all_budgets,
-    auc_within,
+    auc_per_prompt,
     difference,
     diversity,
     doubling_budgets,
     level_curves,
     measure,
 )
+from bontune.evaluate.verifier import interval_of
 from bontune.records import Scored
 
 PASS_AT, BEST_OF, VOTE = "pass_at", "best_of", "vote"
@@ -92,6 +94,7 @@ def policy_results(
     texts: Sequence[Sequence[str]] | None = None,
     log_probs: Tensor | Sequence[Sequence[float]] | None = None,
     padded: int = 0,
+    undecided_by: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The entry of one policy in `results.json`.
@@ -100,6 +103,7 @@ def policy_results(
     texts: responses per prompt, for `distinct`.
     log_probs: of whole responses, [P, M], for `entropy` (nats per response).
     padded: entries of `scored` that stand for no response at all; they do not count as undecided.
+    undecided_by: how many responses are undecided, by fault (`bontune.verifiers.undecided`).
     """
     undecided = int((~scored.decided).sum()) - padded
     result: dict[str, Any] = {}
@@ -110,6 +114,8 @@ def policy_results(
     result["distinct_share"] = None if spread is None else spread.share
     result["entropy"] = None if spread is None else spread.entropy
     result["undecided"] = undecided
+    if undecided and undecided_by:
+        result["undecided_by"] = dict(undecided_by)
     result["responses"] = int(scored.decided.numel()) - padded
     excluded = {
         key: {str(n): count for n, count in zip(curve.budgets, curve.excluded, strict=True) if count}
@@ -118,9 +124,9 @@ def policy_results(
     if any(excluded.values()):
         result["excluded"] = {key: counts for key, counts in excluded.items() if counts}
     if BEST_OF in curves and scored.binary:
-        auc, prompts = auc_within(scored)
-        if prompts:
-            result["score_auc"] = {"value": auc, "prompts": prompts}
+        auc = interval_of(auc_per_prompt(scored), seed=seed)
+        if auc.prompts:
+            result["score_auc"] = _known(asdict(auc))
     if levels is not None and any(levels) and PASS_AT in curves:
         whole = curves[PASS_AT]
         doubling = [budget for budget in doubling_budgets(whole.budgets[-1]) if budget in whole.budgets]

@@ -13,6 +13,7 @@ log_prob     optional: log-probability of the whole response under the distribut
 tokens       optional: how many tokens the response has, its end included; what it cost to draw.
 prompt_tokens  optional: how many tokens its prompt has.
 verifier_seconds  optional: CPU seconds that judging it took.
+undecided    optional: of a response without a reward or a score, why, in a word (`bontune.verifiers.undecided`).
 prompt, level  optional: the prompt's text and difficulty, for reports; the first of a prompt's lines counts.
 Other keys are ignored, and so are blank lines. A file in gzip form is read as it is.
 """
@@ -23,6 +24,7 @@ import gzip
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,9 +33,10 @@ from typing import Any, BinaryIO, Literal
 import torch
 
 from bontune.records import Graded, Scored, Verdict
+from bontune.verifiers.undecided import OTHER
 
 # Of a group, one entry per response.
-COLUMNS = ("responses", "rewards", "scores", "answers", "log_probs", "tokens", "verifier_seconds")
+COLUMNS = ("responses", "rewards", "scores", "answers", "log_probs", "tokens", "verifier_seconds", "faults")
 EXAMPLE = '{"prompt_id": "HumanEval/0", "response": "return a + b", "reward": 1}'
 
 
@@ -53,6 +56,7 @@ class Sample:
     prompt: str | None = None
     level: str | None = None
     prompt_tokens: int | None = None
+    undecided: str | None = None
     keys: frozenset[str] = frozenset()
 
 
@@ -61,7 +65,7 @@ class SampleGroup:
     """The responses of one prompt at one temperature, M of each.
 
     rewards: None where undecided.  scores: None as a whole where there are none; an entry is None where
-    undecided.  answers: likewise; an entry of None is an abstention.
+    undecided.  answers: likewise; an entry of None is an abstention.  faults: why each is undecided, where that is said.
     tokens, verifier_seconds: what each response cost to draw and to judge; None as a whole where one is not known.
     prompt_tokens: the length of the prompt; None where not known.
     """
@@ -78,6 +82,7 @@ class SampleGroup:
     prompt: str | None = None
     level: str | None = None
     prompt_tokens: int | None = None
+    faults: tuple[str | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.responses:
@@ -94,6 +99,13 @@ class SampleGroup:
     def size(self) -> int:
         """M, the number of responses."""
         return len(self.responses)
+
+    @property
+    def undecided(self) -> dict[str, int]:
+        """How many responses are undecided, by fault."""
+        known = self.faults or (None,) * self.size
+        rows = zip(self.rewards, self.scores or self.rewards, known, strict=True)
+        return dict(Counter(why or OTHER for reward, score, why in rows if reward is None or score is None))
 
     @classmethod
     def of(cls, graded: Graded) -> SampleGroup:
@@ -112,6 +124,7 @@ class SampleGroup:
             prompt=group.prompt.text,
             level=group.prompt.level,
             prompt_tokens=len(group.prompt_tokens) or None,
+            faults=faults_of(graded.verdicts, graded.scores),
         )
 
 
@@ -308,6 +321,7 @@ def parse_line(line: bytes, where: str) -> Sample:
         prompt=_text(item.get("prompt"), "prompt", where),
         level=_text(item.get("level"), "level", where),
         prompt_tokens=_count(item.get("prompt_tokens"), "prompt_tokens", where),
+        undecided=item["undecided"] if isinstance(item.get("undecided"), str) else None,
         keys=frozenset(item) & {"score", "answer", "temperature", "log_prob"},
     )
 
@@ -329,6 +343,24 @@ def append_samples(path: str | Path, group: SampleGroup, *, skip_torn_tail: bool
         data = _mend_tail(file, path, skip_torn_tail) + data
         file.write(data)
         file.flush()
+
+
+def faults_of(
+    verdicts: Sequence[Verdict], scores: Sequence[float | None] | None
+) -> tuple[str | None, ...] | None:
+    """Why each response is undecided; None for one that is decided or whose verdict does not say, and for all such."""
+    rows = zip(verdicts, scores or [verdict.reward for verdict in verdicts], strict=True)
+    found = tuple(
+        (verdict.fault or None) if verdict.reward is None or score is None else None
+        for verdict, score in rows
+    )
+    return found if any(found) else None
+
+
+def drop_undecided(path: Path) -> None:
+    """Leave out of a samples file the groups that have undecided responses."""
+    groups = [group for group in read_samples(path, skip_torn_tail=True).groups if not group.undecided]
+    path.write_bytes(b"".join(map(_encode, groups)))
 
 
 def pair(first: SampleSet, second: SampleSet) -> tuple[SampleSet, SampleSet]:
@@ -390,6 +422,7 @@ def _group(samples: list[Sample], has_scores: bool, has_answers: bool, has_log_p
         prompt=samples[0].prompt,
         level=samples[0].level,
         prompt_tokens=samples[0].prompt_tokens,
+        faults=tuple(s.undecided for s in samples) if any(s.undecided for s in samples) else None,
     )
 
 
@@ -422,6 +455,8 @@ def _encode(group: SampleGroup) -> bytes:
             item["prompt_tokens"] = group.prompt_tokens
         if group.verifier_seconds is not None:
             item["verifier_seconds"] = group.verifier_seconds[i]
+        if group.faults is not None and group.faults[i] is not None:
+            item["undecided"] = group.faults[i]
         if i == 0:  # the same for all, so once is enough
             item |= {k: v for k in ("prompt", "level") if (v := getattr(group, k)) is not None}
         line = json.dumps(item).encode("ascii")

@@ -38,9 +38,20 @@ from bontune.report.markup import (
     write_page,
 )
 from bontune.report.plots import Series, is_rate
-from bontune.report.run import NEARLY_ALL, Interval, Run, column, flatten, number, read_run, undecided
+from bontune.report.run import (
+    NEARLY_ALL,
+    Interval,
+    Run,
+    column,
+    flatten,
+    in_order,
+    number,
+    read_run,
+    undecided,
+)
 from bontune.report.spending import spending, stopping
 from bontune.report.training import held_out, measured_kl, trained, trained_how, training
+from bontune.report.verifier import found_in, of_verifier
 
 SHOWN_EXAMPLES, SHOWN_RESPONSES = 24, 5
 HIDDEN_RESPONSES = 60
@@ -62,6 +73,9 @@ def render(run: Run) -> str:
     names = [*run.policies, *(name for name in run.metrics if name not in run.policies)]
     palette = plots.colours(names)
     draw = Figures(palette)
+    if found_in(run):
+        sections = [*of_verifier(run, draw), _examples(run, palette), _setup(run)]
+        return document(f"{run.name}: bontune report", "\n".join(section for section in sections if section))
     sections = [
         _head(run),
         _differences(run, draw),
@@ -643,7 +657,9 @@ def _undecided(item: Mapping[str, Any]) -> str:
     if not known(count):
         return ""
     share = f" <small>{rate(count / total)}</small>" if known(total) and total > 0 and count else ""
-    return f"{count:,.0f}{share}"
+    by = item.get("undecided_by")
+    why = in_order(by) if isinstance(by, Mapping) else ""
+    return f"{count:,.0f}{share}{f' <small>{escape(why)}</small>' if why else ''}"
 
 
 def _compare(found: Mapping[str, Interval], run: Run) -> str:
