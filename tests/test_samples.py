@@ -6,6 +6,7 @@ import gzip
 import importlib.util
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,9 +249,34 @@ def test_group_of_graded_responses() -> None:
         answers=("7", None),
         temperature=0.5,
         log_probs=(0.0, 0.0),
+        tokens=(1, 1),
         prompt="?",
+        prompt_tokens=1,
     )
     assert SampleGroup.of(Graded(group=drawn, verdicts=verdicts, scores=(0.1, None))).scores == (0.1, None)
+    timed = tuple(replace(verdict, cpu_seconds=0.5 * i) for i, verdict in enumerate(verdicts))
+    assert SampleGroup.of(Graded(group=drawn, verdicts=timed)).verifier_seconds == (0.0, 0.5)
+    untold = replace(drawn, tokens=torch.zeros(2, 0), lengths=torch.zeros(2), prompt_tokens=())
+    found = SampleGroup.of(Graded(group=untold, verdicts=verdicts))
+    assert (found.tokens, found.prompt_tokens, found.verifier_seconds) == (None, None, None)  # and never 0
+
+
+def test_costs_are_known_for_all_responses_or_for_none(tmp_path: Path) -> None:
+    append_samples(tmp_path / "s.jsonl", group("a", tokens=(3, 0), prompt_tokens=7))
+    append_samples(tmp_path / "s.jsonl", group("b", responses=("x",), rewards=(1.0,), tokens=(5,)))
+    found = read_samples(tmp_path / "s.jsonl")
+    tokens = found.costs("tokens")
+    assert tokens is not None
+    assert tokens.nan_to_num(-1).tolist() == [[3, 0], [5, -1]]
+    assert found.costs("verifier_seconds") is None
+    assert [item.prompt_tokens for item in found.groups] == [7, None]
+    append_samples(tmp_path / "s.jsonl", group("b"))  # older lines, without
+    assert read_samples(tmp_path / "s.jsonl").costs("tokens") is None
+    for wrong in ("-1", "1.5", "true", '"3"'):
+        path = tmp_path / "wrong.jsonl"
+        path.write_text(RIGHT.replace("}", f', "tokens": {wrong}}}'))
+        with pytest.raises(ValueError, match=r"key 'tokens' is .*; allowed: a whole number of at least 0"):
+            read_samples(path)
 
 
 def test_pairing_keeps_the_shared_prompts_in_order(tmp_path: Path) -> None:

@@ -145,6 +145,31 @@ class KLSchedule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """What answering a prompt is paid for, in a unit of the user's own. Raises ValueError on a price below 0."""
+
+    token: float = 0.0
+    """Price of a token of a response, in a unit of yours: dollars, seconds of a GPU, or 1 to count tokens."""
+    prompt: float = 0.0
+    """Price of a token of the prompt, in the same unit."""
+    prompt_once: bool = True
+    """Pay a prompt once, as engines ask for that share it among its responses; or once for every response."""
+    verifier: float = 0.0
+    """Price of a second of the verifier, which judges every response that is drawn; a vote needs none."""
+
+    def __post_init__(self) -> None:
+        for name in ("token", "prompt", "verifier"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"price {name} must be a finite number of at least 0, got {value}")
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing has a price."""
+        return not (self.token or self.prompt or self.verifier)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
     """Where a model that is drawn from is held, and in which precision."""
 

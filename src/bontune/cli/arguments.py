@@ -14,6 +14,7 @@ from bontune.config import (
     Limits,
     ModelConfig,
     Placement,
+    Prices,
     Prompting,
     Sampling,
     TrainConfig,
@@ -372,6 +373,9 @@ class Evaluate(FromFile):
     """Also measure this strategy, e.g. "WeightedVote(budget=16)" or module:attribute of your own."""
     votes: bool = True
     """Measure majority votes where answers are given: for large groups they take longer than all else."""
+    tokenizer: str | None = None
+    """A transformers folder or GGUF file whose tokenizer counts the tokens of responses. Without it they are those that
+    the samples tell, as those of `bontune sample` do; where they do not, no curve against tokens is given."""
     seed: int = 0
     """Seed of the responses and of the resampling of prompts behind the intervals."""
     output: Path = Path("runs/evaluate")
@@ -393,6 +397,11 @@ class Coscale:
     Measures pass@N, best-of-N where samples have scores and votes where they have answers; finds the best temperature
     for every N by difficulty; fits pass@N = exp(a N^b) and a beta-binomial, says which predicts held-out N better, and
     predicts beyond the largest N. OUTPUT/report.html shows it, OUTPUT/results.json holds every number.
+
+    With prices it says what to serve within a budget, for each prompt or on average over all of them, whether to stop
+    early included; what the choice is worth and costs is measured on prompts that it was not made by:
+
+        bontune coscale --samples t1.jsonl --price.prompt 5e-8 --price.token 2e-7 --load-budget 0.001
     """
 
     samples: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -417,7 +426,22 @@ class Coscale:
     cut: int | None = None
     """Responses of each prompt that the fits may see when they are compared on larger N; a quarter by default."""
     tokenizer: str | None = None
-    """A transformers folder whose tokenizer counts tokens, for advice by tokens; the model's own by default."""
+    """A transformers folder or GGUF file whose tokenizer counts tokens, for advice by tokens and by prices. Without it
+    they are those that the samples tell, or counted by the model's own."""
+    price: Prices = field(default_factory=Prices)
+    """What answering a prompt is paid for; with a price, what to serve within a budget is said as well."""
+    budget: tuple[float, ...] = ()
+    """What one prompt may cost at most, with all N drawn, in the unit of the prices; one or several. By default, what 1,
+    2, 4, ... of the cheapest responses cost."""
+    load_budget: tuple[float, ...] = ()
+    """What a prompt may cost on average over all: where drawing stops early, easy prompts pay for hard ones."""
+    stop: bool = True
+    """Let drawing end as soon as what is served is decided, where that is cheaper; not where a server draws all N at
+    once."""
+    prompt_tokens: float | None = None
+    """Tokens of a prompt on average, instead of what samples and tokenizer tell."""
+    verifier_seconds: float | None = None
+    """Seconds that the verifier takes for a response on average, instead of what the samples tell."""
     votes: bool = True
     """Measure majority votes where answers are given."""
     seed: int = 0

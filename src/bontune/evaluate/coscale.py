@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -48,10 +49,10 @@ class Plane:
         )
 
 
-def by_temperature(sets: Sequence[SampleSet]) -> dict[float, SampleSet]:
+def by_temperature(sets: Sequence[SampleSet], fewest: int = 2) -> dict[float, SampleSet]:
     """{T: samples}, T increasing, cut down to the prompts that have responses at every T, in one order.
 
-    Raises ValueError where a file names no temperature, where two hold the same one, and for fewer than two in all.
+    Raises ValueError where a file names no temperature, where two hold the same one, and for fewer than `fewest` in all.
     """
     found: dict[float, SampleSet] = {}
     for item in sets:
@@ -63,9 +64,10 @@ def by_temperature(sets: Sequence[SampleSet]) -> dict[float, SampleSet]:
                     f"temperature {temperature:g} is in {found[temperature].source} and in {item.source}"
                 )
             found[temperature] = item.at(temperature)
-    if len(found) < 2:
+    if len(found) < fewest:
         raise ValueError(
-            f"co-scaling needs samples of two temperatures or more, got {', '.join(f'{t:g}' for t in found)}"
+            f"co-scaling needs samples of two temperatures or more, got {', '.join(f'{t:g}' for t in found)}; one is "
+            "enough where prices are given, by which N alone is then chosen"
         )
     first = found[min(found)]
     for item in found.values():
@@ -85,6 +87,7 @@ def columns(scored: Scored, part: slice) -> Scored:
     return Scored(scored.rewards[:, part], scored.scores[:, part], answers, scored.decided[:, part])
 
 
+@lru_cache(maxsize=2)
 def resampled(prompts: int, seed: int = 0, resamples: int = RESAMPLES) -> np.ndarray:
     """[R, P]: how often each prompt is drawn in each resample."""
     generator = np.random.default_rng(seed)
@@ -107,7 +110,7 @@ def grid(found: Plane, seed: int = 0) -> dict[str, dict[str, dict[str, float]]]:
     low, high = np.nanquantile(means(found.values, resampled(found.values.shape[1], seed)), TAILS, axis=0)
     return {
         f"{t:g}": {
-            str(n): _known(value=mean[i, j], low=low[i, j], high=high[i, j])
+            str(n): known_only(value=mean[i, j], low=low[i, j], high=high[i, j])
             for j, n in enumerate(found.budgets)
             if not math.isnan(mean[i, j])
         }
@@ -247,7 +250,7 @@ def held_out(
     found: dict[str, Any] = {
         "cut": cut,
         "at": {
-            str(n): _known(observed=observed[j], **{name: row[j] for name, row in predicted.items()})
+            str(n): known_only(observed=observed[j], **{name: row[j] for name, row in predicted.items()})
             for j, n in enumerate(large)
         },
         "error": error,
@@ -259,7 +262,7 @@ def held_out(
             if len(other) == 2:
                 gaps.append(np.nanmean(abs(other["power"] - truth)) - np.nanmean(abs(other["beta"] - truth)))
         low, high = np.quantile(gaps, TAILS)
-        found["difference"] = _known(value=error["power"] - error["beta"], low=low, high=high)
+        found["difference"] = known_only(value=error["power"] - error["beta"], low=low, high=high)
     return found
 
 
@@ -289,7 +292,9 @@ def extrapolate(
     found: dict[str, Any] = {}
     for name, fit in fits.items():
         low, high = np.quantile(np.array(drawn[name]), TAILS, axis=0)
-        found[name] = {str(n): _known(value=fit(n), low=low[j], high=high[j]) for j, n in enumerate(wanted)}
+        found[name] = {
+            str(n): known_only(value=fit(n), low=low[j], high=high[j]) for j, n in enumerate(wanted)
+        }
     power = fits.get("power")
     if isinstance(power, PowerLaw):
         found["a"], found["b"] = power.a, power.b
@@ -342,7 +347,7 @@ def _mean_of(values: np.ndarray, seed: int) -> dict[str, float]:
     """Mean of values [P] over the known prompts, with its interval."""
     column = values[None, :, None]
     low, high = np.nanquantile(means(column, resampled(len(values), seed))[:, 0, 0], TAILS)
-    return _known(value=means(column)[0, 0], low=low, high=high)
+    return known_only(value=means(column)[0, 0], low=low, high=high)
 
 
 def _choice(
@@ -360,5 +365,6 @@ def _choice(
     return best
 
 
-def _known(**values: float) -> dict[str, float]:
+def known_only(**values: float) -> dict[str, float]:
+    """The numbers that are not NaN."""
     return {name: float(value) for name, value in values.items() if not math.isnan(value)}

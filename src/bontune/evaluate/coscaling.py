@@ -13,8 +13,17 @@ import numpy as np
 import torch
 
 from bontune.evaluate import SampleSet, coscale, doubling_budgets, write_json
+from bontune.evaluate.billing import Asked, Costs, bill_of, priced
+from bontune.evaluate.spending import CountTokens, token_costs
 from bontune.records import Scored
-from bontune.strategies import BestOfN, BetaPrior, MajorityVote, PassAtK, Strategy, curve
+from bontune.strategies import (
+    BestOfN,
+    BetaPrior,
+    MajorityVote,
+    PassAtK,
+    Strategy,
+    curve,
+)
 
 PASS_AT = "pass_at"
 Announce = Callable[[str], None]
@@ -27,18 +36,24 @@ def co_scale(
     seed: int = 0,
     cut: int | None = None,
     votes: bool = True,
-    count_tokens: Callable[[str], int] | None = None,
+    count_tokens: CountTokens | None = None,
+    asked: Asked | None = None,
     started: float | None = None,
     on_stage: Announce = lambda title: None,
 ) -> dict[str, Any]:
     """Measure samples of several temperatures and write results.json below `output`.
 
     cut: responses of each prompt that the fits may see when they are compared; a quarter of the group by default.
-    count_tokens: tokens of a response, for advice by tokens.  Returns what `results.json` holds.
-    Raises ValueError where rewards are not 0 or 1, and as `coscale.by_temperature`.
+    count_tokens: tokens of a response, for advice by tokens and prices; without it they are those of the records.
+    asked: prices and budgets; with prices one temperature is enough.  Returns what `results.json` holds.
+    Raises ValueError where rewards are not 0 or 1, where a price is given and what it is paid for is not known, and as
+    `coscale.by_temperature`.
     """
     started = time.process_time() if started is None else started
-    samples = coscale.by_temperature(sets)
+    asked = asked or Asked()
+    samples = coscale.by_temperature(sets, fewest=2 if asked.price.free else 1)
+    tokens = {t: token_costs(item, count_tokens) for t, item in samples.items()}
+    bill = None if asked.price.free else bill_of(asked, samples, tokens, count_tokens)
     batches = {t: item.scored() for t, item in samples.items()}
     for t, scored in batches.items():
         if not scored.binary:
@@ -58,7 +73,7 @@ def co_scale(
         },
         "fits": fits,
         "best_temperature": _best(samples, batches, pass_at, seed),
-        "advice": _advice(samples, planes, count_tokens, seed),
+        "advice": _advice(tokens, planes, seed),
         "prompts": pass_at.values.shape[1],
         "responses_per_prompt": {f"{t:g}": scored.group_size for t, scored in batches.items()},
         "fewest_responses": {f"{t:g}": item.sizes[0] for t, item in samples.items()},
@@ -66,6 +81,9 @@ def co_scale(
         "sources": sorted({item.source for item in sets}),
         "notes": [note for item in sets for note in item.notes],
     }
+    if bill is not None:
+        on_stage("pricing")
+        found["priced"] = priced(asked, bill, batches, _rules(samples, batches, votes), seed)
     found["cpu_seconds"] = round(time.process_time() - started, 1)
     write_json(output / "results.json", found)
     return found
@@ -79,19 +97,35 @@ def _undecided(samples: SampleSet) -> dict[str, int]:
 def _planes(
     samples: Mapping[float, SampleSet], batches: Mapping[float, Scored], votes: bool, on_stage: Announce
 ) -> list[coscale.Plane]:
+    """One for each of `_rules`."""
+    found = []
+    for rule, strategy in _rules(samples, batches, votes).items():
+        on_stage(f"measuring {rule}")
+        found.append(
+            coscale.plane(rule, partial(curve, strategy), batches, doubling_budgets(_largest(batches)))
+        )
+    return found
+
+
+def _largest(batches: Mapping[float, Scored]) -> int:
+    """The largest N that some prompt has at every temperature."""
+    return min(int(scored.counts.max()) for scored in batches.values())
+
+
+def _rules(
+    samples: Mapping[float, SampleSet], batches: Mapping[float, Scored], votes: bool
+) -> dict[str, Strategy]:
     """pass@N first; best-of-N where every file has scores, votes where every file has answers."""
-    largest = min(int(scored.counts.max()) for scored in batches.values())
     rules: dict[str, Strategy] = {PASS_AT: PassAtK(1)}
-    groups = [group for item in samples.values() for group in item.groups]
-    if all(group.scores is not None for group in groups):
+    if _all_scored(samples):
         rules["best_of"] = BestOfN(1)
     if votes and all(scored.answers is not None for scored in batches.values()):
         rules["vote"] = MajorityVote(1)
-    found = []
-    for rule, strategy in rules.items():
-        on_stage(f"measuring {rule}")
-        found.append(coscale.plane(rule, partial(curve, strategy), batches, doubling_budgets(largest)))
-    return found
+    return rules
+
+
+def _all_scored(samples: Mapping[float, SampleSet]) -> bool:
+    return all(group.scores is not None for item in samples.values() for group in item.groups)
 
 
 def _fits(scored: Scored, cut: int | None, seed: int) -> dict[str, Any]:
@@ -131,21 +165,17 @@ def _part(plane: coscale.Plane, rows: np.ndarray, seed: int) -> dict[str, Any]:
     return {"prompts": int(rows.sum()), "best": coscale.best_temperatures(plane.rows(rows), seed)}
 
 
-def _advice(
-    samples: Mapping[float, SampleSet],
-    planes: list[coscale.Plane],
-    count_tokens: Callable[[str], int] | None,
-    seed: int,
-) -> dict[str, Any]:
-    """By responses, and by tokens where they can be counted: what to serve, and what if a sure check is at hand."""
+def _advice(tokens: Costs, planes: list[coscale.Plane], seed: int) -> dict[str, Any]:
+    """By responses, and by tokens where they are known: what to serve, and what if a sure check is at hand."""
     budgets = [float(n) for n in planes[0].budgets]
     parts = {"served": planes[1:], "checked": planes[:1]}
     found: dict[str, Any] = {
         "responses": {name: coscale.advice(part, budgets, seed=seed) for name, part in parts.items() if part}
     }
-    if count_tokens is None:
+    known = {t: values for t, values in tokens.items() if values is not None}
+    if len(known) < len(tokens):
         return found
-    cost = {t: _mean_tokens(item, count_tokens) for t, item in samples.items()}
+    cost = {t: float(values.nanmean()) for t, values in known.items()}
     cheapest = min(cost.values())
     limits = [float(math.ceil(cheapest * n)) for n in planes[0].budgets]
     found["tokens_per_response"] = {f"{t:g}": value for t, value in cost.items()}
@@ -153,14 +183,3 @@ def _advice(
         name: coscale.advice(part, limits, cost, seed=seed) for name, part in parts.items() if part
     }
     return found
-
-
-def _mean_tokens(samples: SampleSet, count_tokens: Callable[[str], int]) -> float:
-    counts: dict[str, int] = {}
-    total = responses = 0
-    for group in samples.groups:
-        for text in group.responses:
-            if text not in counts:
-                counts[text] = count_tokens(text)
-            total, responses = total + counts[text], responses + 1
-    return total / responses

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,6 @@ from bontune.config import spec_of
 from bontune.evaluate import (
     Curve,
     SampleSet,
-    curve_from,
     doubling_budgets,
     example,
     meta_strategy,
@@ -28,8 +26,9 @@ from bontune.evaluate import (
     write_json,
 )
 from bontune.evaluate.available import available
+from bontune.evaluate.spending import CountTokens, intervals, spending, token_costs
 from bontune.records import Scored
-from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Sequential, Strategy, curve
+from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Sequential, Strategy, cost_curve, curve
 
 USUAL_BUDGET = 32  # N of the headline, where nothing names another
 EXAMPLES = 12  # prompts whose responses the report shows side by side
@@ -42,6 +41,7 @@ def evaluate(
     seed: int = 0,
     strategy: Strategy | None = None,
     votes: bool = True,
+    count_tokens: CountTokens | None = None,
     started: float | None = None,
     on_stage: Callable[[str], None] = lambda title: None,
     **more: Any,
@@ -51,6 +51,7 @@ def evaluate(
     Policies are cut down to the prompts they share. strategy: measured beside the curves, at its own budget; one that
     stops by itself at smaller ones, too, with the responses it draws.
     votes: measure majority votes where answers are given, which takes longer than all else.
+    count_tokens: tokens of a response; without it they are those of the records, and left out where these do not tell.
     started: `time.process_time()` at the beginning of the work that `cpu_seconds` should count.
     on_stage: told what is about to be measured.  more: see `run_results`.
     Returns what `results.json` holds. Raises ValueError where a policy has no decided response, where policies share
@@ -67,12 +68,18 @@ def evaluate(
         estimators = _estimators(item, batches[name], votes, partial(_announce, on_stage, name))
         curves[name] = policy_curves(batches[name], estimators, ids=item.prompt_ids, seed=seed)
         policies[name] = _entry(item, batches[name], curves[name], seed)
+        tokens = token_costs(item, count_tokens)
+        policies[name]["spending"] = spending(
+            batches[name], _has_scores(item), tokens, ids=item.prompt_ids, seed=seed
+        )
         budget = min(more.get("budget", USUAL_BUDGET), item.sizes[1])
         if (gain := available(batches[name], budget, seed=seed)) is not None:
             policies[name]["available"] = asdict(gain)
         if strategy is not None:
             on_stage(f"measuring {type(strategy).__name__} of {name}")
-            policies[name]["strategy"] = _strategy_entry(strategy, batches[name], item.prompt_ids, seed)
+            policies[name]["strategy"] = _strategy_entry(
+                strategy, batches[name], tokens, item.prompt_ids, seed
+            )
     on_stage("comparing")
     graded = not all(scored.binary for scored in batches.values())
     alone = None if graded else solved_alone(samples, more.get("budget", USUAL_BUDGET))
@@ -131,11 +138,15 @@ def _estimators(
 ) -> dict[str, Any]:
     """pass@N (max@N for real rewards) always; best-of-N where scores, and votes where answers are given."""
     estimators: dict[str, Any] = {"pass_at": announced("pass@N", MaxAtK(1))}
-    if any(group.scores is not None for group in item.groups):
+    if _has_scores(item):
         estimators["best_of"] = announced("best-of-N", BestOfN(1))
     if votes and scored.answers is not None and bool((scored.answers >= 0).any()):
         estimators["vote"] = announced("votes of N", MajorityVote(1))
     return estimators
+
+
+def _has_scores(item: SampleSet) -> bool:
+    return any(group.scores is not None for group in item.groups)
 
 
 def _announce(on_stage: Callable[[str], None], policy: str, what: str, strategy: Strategy) -> Any:
@@ -148,26 +159,32 @@ def _announce(on_stage: Callable[[str], None], policy: str, what: str, strategy:
     return estimate
 
 
-def _strategy_entry(strategy: Strategy, scored: Scored, ids: Sequence[str], seed: int) -> dict[str, Any]:
-    """The strategy's value with its interval, and of one that stops by itself its draws, for each N up to its own."""
+def _strategy_entry(
+    strategy: Strategy, scored: Scored, tokens: torch.Tensor | None, ids: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """The strategy's value with its interval, and of one that stops by itself its draws and tokens, for each N up to its
+    own."""
 
-    def intervals(values: Sequence[torch.Tensor]) -> list[dict[str, float]]:
-        stacked = torch.stack(list(values), -1)
-        found: Curve = curve_from("strategy", range(1, len(values) + 1), stacked, ids=ids, seed=seed)
-        rows = zip(found.mean, found.low, found.high, strict=True)
-        named = [dict(zip(("value", "low", "high"), row, strict=True)) for row in rows]
-        return [{key: value for key, value in row.items() if not math.isnan(value)} for row in named]
+    def rows(columns: Sequence[torch.Tensor]) -> list[dict[str, float]]:
+        return intervals(torch.stack(list(columns), -1), range(1, len(columns) + 1), ids=ids, seed=seed)
 
     if not isinstance(strategy, Sequential):
-        return intervals([strategy.value(scored)])[0]
+        return rows([strategy.value(scored)])[0]
     budgets = doubling_budgets(strategy.budget)
     stopping = [strategy.with_budget(n) for n in budgets]
-    values = intervals([each.value(scored) for each in stopping])
-    draws = intervals([each.draws(scored) for each in stopping])
-    whole = intervals([each.strategy.value(scored) for each in stopping])
-    columns = {"stops": values, "draws": draws, "whole": whole}
-    table = {str(n): {key: rows[i] for key, rows in columns.items()} for i, n in enumerate(budgets)}
-    return {**values[-1], "draws": draws[-1], "by_budget": table}
+    columns = {
+        "stops": rows([each.value(scored) for each in stopping]),
+        "draws": rows([each.draws(scored) for each in stopping]),
+        "whole": rows([each.strategy.value(scored) for each in stopping]),
+    }
+    if tokens is not None:
+        columns["tokens"] = rows(list(cost_curve(strategy, scored, tokens, budgets).unbind(-1)))
+        columns["whole_tokens"] = rows(
+            list(cost_curve(strategy.strategy, scored, tokens, budgets).unbind(-1))
+        )
+    table = {str(n): {key: column[i] for key, column in columns.items()} for i, n in enumerate(budgets)}
+    last = {key: column[-1] for key, column in columns.items() if key in ("draws", "tokens")}
+    return {**columns["stops"][-1], **last, "by_budget": table}
 
 
 def _log_probs(item: SampleSet) -> list[list[float]] | None:

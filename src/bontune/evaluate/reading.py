@@ -40,6 +40,7 @@ def _sample_group(rows: Sequence[Mapping[str, Any]]) -> SampleGroup:
     first = rows[0]
     names = ("response", "reward", "score", "answer", "log_prob")
     columns = {name: tuple(row[name] for row in rows) for name in names}
+    lengths = tuple(len(row["tokens"]) for row in rows)  # none where a server told texts only
     return SampleGroup(
         prompt_id=first["prompt_id"],
         responses=columns["response"],
@@ -48,6 +49,7 @@ def _sample_group(rows: Sequence[Mapping[str, Any]]) -> SampleGroup:
         answers=columns["answer"] if any(answer is not None for answer in columns["answer"]) else None,
         temperature=first["temperature"],
         log_probs=columns["log_prob"] if any(value is not None for value in columns["log_prob"]) else None,
+        tokens=lengths if all(lengths) else None,
         prompt=first["prompt"],
         level=first["level"],
     )

@@ -19,7 +19,7 @@ from bontune.evaluate import (
     read_samples,
     write_json,
 )
-from bontune.evaluate.samples import drop_undecided, faults_of
+from bontune.evaluate.samples import drop_undecided, faults_of, seconds_of
 from bontune.records import Prompt, Verdict
 from bontune.tasks import Task
 from bontune.verifiers.grading import Score, Verify, grade_texts, score_texts, with_scores
@@ -218,8 +218,11 @@ def _graded(
         answers=answers if any(answer is not None for answer in answers) else None,
         temperature=group.temperature,
         log_probs=group.log_probs,
+        tokens=group.tokens,
+        verifier_seconds=seconds_of(verdicts),
         prompt=prompt.text,
         level=prompt.level,
+        prompt_tokens=group.prompt_tokens,
         faults=faults_of(verdicts, scores),
     )
 

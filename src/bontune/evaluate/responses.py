@@ -27,7 +27,7 @@ class Responses:
     """The responses to one prompt at one temperature. prompt_id or prompt may be None, not both.
 
     prompt: its text, which a tool may have put into a template of its own.
-    rewards, answers, log_probs: of the file, None where it has none.
+    rewards, answers, log_probs, tokens, prompt_tokens: of the file, None where it has none.
     """
 
     prompt_id: str | None
@@ -37,6 +37,8 @@ class Responses:
     rewards: tuple[float | None, ...] | None = None
     answers: tuple[str | None, ...] | None = None
     log_probs: tuple[float | None, ...] | None = None
+    tokens: tuple[int, ...] | None = None
+    prompt_tokens: int | None = None
 
 
 def read_responses(path: str | Path) -> tuple[Responses, ...]:
@@ -53,6 +55,8 @@ def read_responses(path: str | Path) -> tuple[Responses, ...]:
                 rewards=group.rewards,
                 answers=group.answers,
                 log_probs=group.log_probs,
+                tokens=group.tokens,
+                prompt_tokens=group.prompt_tokens,
             )
             for group in groups
         )

@@ -12,7 +12,12 @@ responses could not be decided, a policy's "excluded" says how many prompts lack
 
 A policy measured with a strategy has "strategy": {"value", "low", "high"}, and of one that stops by itself also
 "draws": {"value", "low", "high"}, the responses drawn, and "by_budget": {N: {"stops", "draws", "whole"}}, each with
-value, low and high: stopping early, what it draws, and the same strategy with all N.
+value, low and high: stopping early, what it draws, and the same strategy with all N; where tokens are known also
+"tokens" and "whole_tokens", what these two take.
+
+"spending" of a policy is what its curves cost per prompt, at N = 1, 2, 4, ...: {"all": {N: {"tokens"}}} with all N drawn,
+{"stops": {"pass_at"?, "best_of"?: {N: {"draws", "tokens"}}}} where drawing ends as soon as a response decides (see
+`spending`), and "tokens_per_response"; without tokens where the samples do not tell them.
 
 Budgets are keys, as decimal strings. A number that is not known (no prompt has N decided responses, no
 interval from a single prompt) is left out; `distinct` and `entropy` are null without texts and

@@ -10,6 +10,9 @@ score        optional, on every line or on none: what best-of-N selects by; null
 answer       optional: the final answer in a normal form, for votes; null or left out is an abstention.
 temperature  optional, on every line or on none.
 log_prob     optional: log-probability of the whole response under the distribution it was drawn from.
+tokens       optional: how many tokens the response has, its end included; what it cost to draw.
+prompt_tokens  optional: how many tokens its prompt has.
+verifier_seconds  optional: CPU seconds that judging it took.
 undecided    optional: of a response without a reward or a score, why, in a word (`bontune.verifiers.undecided`).
 prompt, level  optional: the prompt's text and difficulty, for reports; the first of a prompt's lines counts.
 Other keys are ignored, and so are blank lines. A file in gzip form is read as it is.
@@ -25,13 +28,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import torch
 
 from bontune.records import Graded, Scored, Verdict
 from bontune.verifiers.undecided import OTHER
 
+# Of a group, one entry per response.
+COLUMNS = ("responses", "rewards", "scores", "answers", "log_probs", "tokens", "verifier_seconds", "faults")
 EXAMPLE = '{"prompt_id": "HumanEval/0", "response": "return a + b", "reward": 1}'
 
 
@@ -46,8 +51,11 @@ class Sample:
     answer: str | None = None
     temperature: float | None = None
     log_prob: float | None = None
+    tokens: int | None = None
+    verifier_seconds: float | None = None
     prompt: str | None = None
     level: str | None = None
+    prompt_tokens: int | None = None
     undecided: str | None = None
     keys: frozenset[str] = frozenset()
 
@@ -58,6 +66,8 @@ class SampleGroup:
 
     rewards: None where undecided.  scores: None as a whole where there are none; an entry is None where
     undecided.  answers: likewise; an entry of None is an abstention.  faults: why each is undecided, where that is said.
+    tokens, verifier_seconds: what each response cost to draw and to judge; None as a whole where one is not known.
+    prompt_tokens: the length of the prompt; None where not known.
     """
 
     prompt_id: str
@@ -67,14 +77,17 @@ class SampleGroup:
     answers: tuple[str | None, ...] | None = None
     temperature: float | None = None
     log_probs: tuple[float | None, ...] | None = None
+    tokens: tuple[int, ...] | None = None
+    verifier_seconds: tuple[float, ...] | None = None
     prompt: str | None = None
     level: str | None = None
+    prompt_tokens: int | None = None
     faults: tuple[str | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.responses:
             raise ValueError(f"responses of prompt {self.prompt_id!r} must hold at least one response")
-        for name in ("rewards", "scores", "answers", "log_probs", "faults"):
+        for name in COLUMNS[1:]:
             items = getattr(self, name)
             if items is not None and len(items) != len(self.responses):
                 raise ValueError(
@@ -97,17 +110,20 @@ class SampleGroup:
     @classmethod
     def of(cls, graded: Graded) -> SampleGroup:
         """The group as a rollout and a verifier made it."""
-        answers = tuple(verdict.answer for verdict in graded.verdicts)
+        group, answers = graded.group, tuple(verdict.answer for verdict in graded.verdicts)
         return cls(
-            prompt_id=graded.group.prompt.id,
-            responses=graded.group.texts,
+            prompt_id=group.prompt.id,
+            responses=group.texts,
             rewards=tuple(verdict.reward for verdict in graded.verdicts),
             scores=graded.scores,
             answers=answers if any(answer is not None for answer in answers) else None,
-            temperature=graded.group.sampling.temperature,
-            log_probs=tuple(graded.group.log_probs.double().sum(-1).tolist()) if graded.group.told else None,
-            prompt=graded.group.prompt.text,
-            level=graded.group.prompt.level,
+            temperature=group.sampling.temperature,
+            log_probs=tuple(group.log_probs.double().sum(-1).tolist()) if group.told else None,
+            tokens=tuple(group.lengths.tolist()) if group.told else None,
+            verifier_seconds=seconds_of(graded.verdicts),
+            prompt=group.prompt.text,
+            level=group.prompt.level,
+            prompt_tokens=len(group.prompt_tokens) or None,
             faults=faults_of(graded.verdicts, graded.scores),
         )
 
@@ -206,6 +222,24 @@ class SampleSet:
             rewards, scores, answers if has_answers else None, rewards.isfinite() & scores.isfinite()
         )
 
+    def costs(self, name: Literal["tokens", "verifier_seconds"]) -> torch.Tensor | None:
+        """float64 [P, M], as `scored`: what each response cost, NaN where there is none; None where one is not known."""
+        groups = self.at().groups
+        found = torch.full((len(groups), max(group.size for group in groups)), math.nan, dtype=torch.float64)
+        for row, group in enumerate(groups):
+            values = getattr(group, name)
+            if values is None:
+                return None
+            found[row, : group.size] = _column(values)
+        return found
+
+
+def seconds_of(verdicts: Sequence[Verdict]) -> tuple[float, ...] | None:
+    """CPU seconds of each verdict; None where the verifier does not tell any."""
+    if not any(verdict.cpu_seconds > 0 for verdict in verdicts):
+        return None
+    return tuple(round(verdict.cpu_seconds, 6) for verdict in verdicts)
+
 
 def read_samples(path: str | Path, *, skip_torn_tail: bool = False) -> SampleSet:
     """Read a samples file, plain or gzip.
@@ -282,8 +316,11 @@ def parse_line(line: bytes, where: str) -> Sample:
         answer=_answer(item.get("answer"), where),
         temperature=_temperature(item["temperature"], where) if "temperature" in item else None,
         log_prob=_number(item.get("log_prob"), "log_prob", where),
+        tokens=_count(item.get("tokens"), "tokens", where),
+        verifier_seconds=_seconds(item.get("verifier_seconds"), where),
         prompt=_text(item.get("prompt"), "prompt", where),
         level=_text(item.get("level"), "level", where),
+        prompt_tokens=_count(item.get("prompt_tokens"), "prompt_tokens", where),
         undecided=item["undecided"] if isinstance(item.get("undecided"), str) else None,
         keys=frozenset(item) & {"score", "answer", "temperature", "log_prob"},
     )
@@ -380,10 +417,19 @@ def _group(samples: list[Sample], has_scores: bool, has_answers: bool, has_log_p
         answers=tuple(sample.answer for sample in samples) if has_answers else None,
         temperature=samples[0].temperature,
         log_probs=tuple(sample.log_prob for sample in samples) if has_log_probs else None,
+        tokens=_all_known([sample.tokens for sample in samples]),
+        verifier_seconds=_all_known([sample.verifier_seconds for sample in samples]),
         prompt=samples[0].prompt,
         level=samples[0].level,
+        prompt_tokens=samples[0].prompt_tokens,
         faults=tuple(s.undecided for s in samples) if any(s.undecided for s in samples) else None,
     )
+
+
+def _all_known(values: Sequence[Any]) -> tuple[Any, ...] | None:
+    """The values, None where one of them is."""
+    known = tuple(value for value in values if value is not None)
+    return known if len(known) == len(values) else None
 
 
 def _encode(group: SampleGroup) -> bytes:
@@ -403,6 +449,12 @@ def _encode(group: SampleGroup) -> bytes:
             item["temperature"] = group.temperature
         if group.log_probs is not None:
             item["log_prob"] = group.log_probs[i]
+        if group.tokens is not None:
+            item["tokens"] = group.tokens[i]
+        if group.prompt_tokens is not None:
+            item["prompt_tokens"] = group.prompt_tokens
+        if group.verifier_seconds is not None:
+            item["verifier_seconds"] = group.verifier_seconds[i]
         if group.faults is not None and group.faults[i] is not None:
             item["undecided"] = group.faults[i]
         if i == 0:  # the same for all, so once is enough
@@ -465,6 +517,19 @@ def _number(value: Any, key: str, where: str) -> float | None:
     if number is not None and math.isfinite(number):
         return number
     raise _wrong(value, key, "a finite number, true, false, or null where it could not be decided", where)
+
+
+def _count(value: Any, key: str, where: str) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 0):
+        return value
+    raise _wrong(value, key, "a whole number of at least 0, or null", where)
+
+
+def _seconds(value: Any, where: str) -> float | None:
+    number = None if isinstance(value, bool) else _float(value)
+    if value is None or (number is not None and 0 <= number < math.inf):
+        return number
+    raise _wrong(value, "verifier_seconds", "a finite number of at least 0, or null", where)
 
 
 def _temperature(value: Any, where: str) -> float:

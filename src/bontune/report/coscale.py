@@ -11,6 +11,7 @@ from typing import Any
 from bontune.report import plots
 from bontune.report.markup import FEW_PROMPTS, Figures, document, few_prompts, write_page
 from bontune.report.plots import Series
+from bontune.report.pricing import LINES, priced
 from bontune.report.run import undecided
 
 RULES = {
@@ -37,15 +38,17 @@ def render(results: Mapping[str, Any], name: str) -> str:
     """The page as text."""
     temperatures = [f"{t:g}" for t in results["coscale"]["temperatures"]]
     names = [f"T = {t}" for t in temperatures]
-    draw = Figures(plots.colours([*names, *_FITS.values(), *results["best_temperature"]]))
+    lines = LINES if "priced" in results else ()
+    draw = Figures(plots.colours([*names, *_FITS.values(), *results["best_temperature"], *lines]))
     sections = [
         _head(results, name),
         _grids(results, draw),
         _best(results, draw),
         _fits(results, draw),
         _advice(results),
+        priced(results, draw),
     ]
-    return document(f"{name}: bontune co-scaling", "\n".join(sections))
+    return document(f"{name}: bontune co-scaling", "\n".join(section for section in sections if section))
 
 
 _FITS = {"observed": "measured", "power": "power law", "beta": "beta-binom."}

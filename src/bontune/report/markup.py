@@ -184,3 +184,25 @@ def or_zero(value: Any) -> float:
     """The number, 0 where there is none."""
     found = number(value)
     return 0.0 if math.isnan(found) else found
+
+
+def table_by_n(
+    kind: str, budgets: Sequence[int], cells: Mapping[str, Mapping[int, str]], palette: Mapping[str, str]
+) -> str:
+    """Rows are N, columns policies; cells are HTML."""
+    wide = ' class="overview"' if len(cells) > 2 else ""  # intervals under the values
+    head = "".join(f"<th>{policy_name(name, palette)}</th>" for name in cells)
+    rows = "".join(
+        f"<tr><td>{n}</td>{''.join(f'<td>{row.get(n, str())}</td>' for row in cells.values())}</tr>"
+        for n in budgets
+    )
+    return (
+        f'<div class="scroll"><table{wide}><thead><tr><th title="{escape(kind)}">N</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div>"
+    )
+
+
+def doubling(found: Any) -> list[int]:
+    """N = 1, 2, 4, ... and the largest, of those that are there."""
+    present = set().union(*found)
+    return [n for n in sorted(present) if n & (n - 1) == 0 or n == max(present)]

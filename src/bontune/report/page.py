@@ -17,6 +17,7 @@ from bontune.report.markup import (
     FEW_PROMPTS,
     Figures,
     document,
+    doubling,
     duration,
     escape,
     few_prompts,
@@ -31,6 +32,7 @@ from bontune.report.markup import (
     signed,
     signed_points,
     signed_raw,
+    table_by_n,
     verdict,
     with_interval,
     write_page,
@@ -47,6 +49,7 @@ from bontune.report.run import (
     read_run,
     undecided,
 )
+from bontune.report.spending import spending, stopping
 from bontune.report.training import held_out, measured_kl, trained, trained_how, training
 from bontune.report.verifier import found_in, of_verifier
 
@@ -77,7 +80,8 @@ def render(run: Run) -> str:
         _head(run),
         _differences(run, draw),
         _curves(run, draw),
-        _stopping(run, draw),
+        spending(run, draw),
+        stopping(run, draw),
         _overview(run, palette),
         _alone(run, palette),
         _levels(run, draw),
@@ -255,55 +259,19 @@ def _curves(run: Run, draw: Figures) -> str:
     )
 
 
-def _stopping(run: Run, draw: Figures) -> str:
-    """Of a strategy that stops by itself: value against the responses it draws, beside the same one with all N."""
-    figures, sentences = [], []
-    for name in run.policies:
-        found = run.stopping(name)
-        if not found:
-            continue
-        stops = [(row["draws"][0], row["stops"]) for row in found.values()]
-        whole = [(float(n), row["whole"]) for n, row in found.items()]
-        series = [_path("stopping", stops), _path("all N", whole)]
-        svg = plots.curve_plot(
-            series,
-            y_label=f"{name}: expected reward",
-            x_label="responses drawn per prompt, on average",
-            percent=is_rate(series),
-        )
-        figures.append(draw(svg, f"expected reward of {name} against the responses drawn"))
-        last, (drawn, low, high) = max(found), found[max(found)]["draws"]
-        between = f" ({low:.1f} to {high:.1f})" if known(low, high) else ""
-        value = found[last]["stops"][0]
-        shown = f"{drawn:.1f}{between} of {last} responses per prompt"
-        sentences.append(f"{policy_name(name, draw.palette)}: {value:.3f} by {shown}.")
-    if not figures:
-        return ""
-    return (
-        f"<h2>Stopping when it is decided</h2><p>{escape(str(run.results.get('strategy', '')))}</p>"
-        f'<p>{"<br>".join(sentences)}</p><div class="plots">{"".join(figures)}</div>'
-    )
-
-
-def _path(name: str, points_: Sequence[tuple[float, Interval]]) -> Series:
-    rows = [row for _, row in points_]
-    value, low, high = ([row[i] for row in rows] for i in range(3))
-    return Series(name=name, x=[x for x, _ in points_], y=value, low=low, high=high)
-
-
 def _curve_table(run: Run, palette: Mapping[str, str]) -> str:
     """The curves as numbers, folded, at N = 1, 2, 4, ... and the largest."""
     tables = []
     for key, kind in run.kinds.items():
         found = {name: column(item, key) for name, item in run.policies.items()}
         found = {name: values for name, values in found.items() if values}
-        budgets = _doubling(found.values())
+        budgets = doubling(found.values())
         if budgets:
             cells = {
                 name: {n: _value_cell(run, run.policies[name], key, n) for n in values}
                 for name, values in found.items()
             }
-            tables.append(_table(kind, budgets, cells, palette))
+            tables.append(table_by_n(kind, budgets, cells, palette))
     return f"<details><summary>The curves as numbers</summary>{''.join(tables)}</details>"
 
 
@@ -326,7 +294,7 @@ def _differences(run: Run, draw: Figures) -> str:
         figure = draw(svg, f"difference in {kind} to {run.reference} against N")
         cell = signed_points if percent else signed_raw
         cells = {name: {n: cell(item) for n, item in row.items()} for name, row in found.items()}
-        table = _table(kind, _doubling(found.values()), cells, draw.palette)
+        table = table_by_n(kind, doubling(found.values()), cells, draw.palette)
         parts.append(f'<h3>{escape(kind)}</h3><div class="plots">{figure}<div>{table}</div></div>')
     if not parts:
         return ""
@@ -656,22 +624,6 @@ def _setup(run: Run) -> str:
     )
 
 
-def _table(
-    kind: str, budgets: Sequence[int], cells: Mapping[str, Mapping[int, str]], palette: Mapping[str, str]
-) -> str:
-    """Rows are N, columns policies; cells are HTML."""
-    wide = ' class="overview"' if len(cells) > 2 else ""  # intervals under the values
-    head = "".join(f"<th>{policy_name(name, palette)}</th>" for name in cells)
-    rows = "".join(
-        f"<tr><td>{n}</td>{''.join(f'<td>{row.get(n, str())}</td>' for row in cells.values())}</tr>"
-        for n in budgets
-    )
-    return (
-        f'<div class="scroll"><table{wide}><thead><tr><th title="{escape(kind)}">N</th>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-
-
 def _cell(run: Run, key: str, n: int) -> Callable[[Mapping[str, Any]], str]:
     return lambda item: _value_cell(run, item, key, n)
 
@@ -735,9 +687,3 @@ def _series(name: str, values: Mapping[int, Interval]) -> Series:
         low=[row[1] for row in rows],
         high=[row[2] for row in rows],
     )
-
-
-def _doubling(found: Any) -> list[int]:
-    """N = 1, 2, 4, ... and the largest, of those that are there."""
-    present = set().union(*found)
-    return [n for n in sorted(present) if n & (n - 1) == 0 or n == max(present)]

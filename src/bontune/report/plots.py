@@ -84,7 +84,8 @@ def curve_plot(
     percent: bool = True,
     palette: Mapping[str, str] | None = None,
 ) -> str:
-    """Curves with bands over the budget N, or what x_label says, on a log2 axis, each labelled at its right end."""
+    """Curves with bands over the budget N on a log2 axis, or over what x_label says (above 0) on a logarithmic one, each
+    labelled at its right end."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure([line.name for line in series])
         colour = palette or colours([line.name for line in series])
@@ -95,9 +96,10 @@ def curve_plot(
             axes.set_ylim(bottom=0)
             if max(known) <= 1:
                 axes.set_ylim(top=min(1.0, max(known) * 1.06 + 0.01))
-        _budget_axis(axes, series)
-        if x_label is not None:
-            axes.set_xlabel(x_label, parse_math=False)
+        if x_label is None:
+            _budget_axis(axes, series)
+        else:
+            _cost_axis(axes, series, x_label)
         _value_axis(axes, y_label, percent)
         _end_labels(axes, series, colour)
         return _svg(figure)
@@ -386,6 +388,21 @@ def _budget_axis(axes: Axes, series: Sequence[Series]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlim(0.94, max(largest, 2) * 1.02)
     axes.set_xlabel("N, responses per prompt", parse_math=False)
+
+
+def _cost_axis(axes: Axes, series: Sequence[Series], label: str) -> None:
+    """Logarithmic, from the least to the most, marked at 1, 2 and 5 times powers of ten."""
+    known = [value for line in series for value in line.x if value > 0] or [1.0]
+    low, high = 0.94 * min(known), 1.04 * max(known)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    marks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    marks = [mark for mark in marks if low <= mark <= high]
+    ticks = marks if len(marks) <= 7 else [mark for mark in marks if f"{mark:e}".startswith("1")]
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 1 else f"{tick:g}" for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlim(low, high)
+    axes.set_xlabel(label, parse_math=False)
 
 
 def _value_axis(axes: Axes, label: str, percent: bool, signed: bool = False) -> None:

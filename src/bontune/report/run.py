@@ -145,13 +145,31 @@ class Run:
         return known | {key: name for key, name in own.items() if isinstance(name, str) and key not in KINDS}
 
     def stopping(self, name: str) -> dict[int, dict[str, Interval]]:
-        """{N: {"stops", "draws", "whole"}} of a policy measured with a strategy that stops by itself; else empty."""
+        """{N: {"stops", "draws", "whole"}} of a policy measured with a strategy that stops by itself; else empty.
+
+        Where tokens are known, also "tokens" and "whole_tokens".
+        """
         rows = _mapping(_mapping(self.policies[name].get("strategy")).get("by_budget"))
-        found = {
-            _whole(n): {key: _interval(_mapping(row).get(key)) for key in ("stops", "draws", "whole")}
-            for n, row in rows.items()
-        }
+        found = {}
+        for n, row in rows.items():
+            row = _mapping(row)
+            more = [key for key in ("tokens", "whole_tokens") if key in row]
+            found[_whole(n)] = {key: _interval(row.get(key)) for key in ("stops", "draws", "whole", *more)}
         return {n: found[n] for n in sorted(found) if n > 0 and _known_all(found[n])}
+
+    def spending(self, name: str, key: str | None = None) -> dict[int, dict[str, Interval]]:
+        """{N: {"tokens"}} of a policy with all N drawn, or {N: {"draws", "tokens"}} of the curve `key` where the first
+        response that decides it ends the drawing; without what is not known."""
+        found = _mapping(self.policies[name].get("spending"))
+        rows = found.get("all") if key is None else _mapping(found.get("stops")).get(key)
+        parts = {
+            _whole(n): {what: _interval(item) for what, item in _mapping(row).items()}
+            for n, row in _mapping(rows).items()
+        }
+        kept = {
+            n: {what: item for what, item in row.items() if item[0] > 0} for n, row in sorted(parts.items())
+        }
+        return {n: row for n, row in kept.items() if n > 0 and row}
 
     def differences(self, key: str) -> dict[str, dict[int, Interval]]:
         """{policy: {N: (value, low, high)}} for one of `kinds`; empty where there are none."""

@@ -3,6 +3,7 @@
 from bontune.strategies.base import BASELINES, Baseline, Strategy, curve
 from bontune.strategies.best_of_n import BestOfN, MaxAtK, PassAtK
 from bontune.strategies.choose import Chosen, Tested, choose_accept, choose_within_loss
+from bontune.strategies.costs import cost_curve
 from bontune.strategies.decider import Decider
 from bontune.strategies.extrapolate import BetaPrior
 from bontune.strategies.sequential import Sequential
@@ -26,5 +27,6 @@ __all__ = [
     "WeightedVote",
     "choose_accept",
     "choose_within_loss",
+    "cost_curve",
     "curve",
 ]

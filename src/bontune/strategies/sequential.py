@@ -170,7 +170,7 @@ class Sequential(Strategy):
             )
         chosen = self.strategy.select(group)
         if self.accept is not None:
-            accepted = self._accepted(group)
+            accepted = self.accepted(group)
             return torch.where(accepted.any(-1), accepted.to(torch.int8).argmax(-1), chosen)
         leader = vote_paths(self._rule, group).leader
         return torch.where(leader >= 0, leader, chosen)
@@ -212,7 +212,7 @@ class Sequential(Strategy):
     def _rule(self) -> VoteRule:
         return VoteRule(isinstance(self.strategy, WeightedVote), self.score_limit, self.chance)
 
-    def _accepted(self, group: Scored) -> Tensor:
+    def accepted(self, group: Scored) -> Tensor:
         """[P, M]: the responses that end the drawing."""
         assert self.accept is not None
         scores = self.strategy.view(group).scores if isinstance(self.strategy, BestOfN) else group.scores
@@ -233,7 +233,7 @@ class Sequential(Strategy):
         if self.accept is None or not isinstance(self.strategy, BestOfN):
             return group
         group = self.strategy.view(group)
-        accepted = self._accepted(group)
+        accepted = self.accepted(group)
         if not bool((group.scores > self.accept).any()):
             return group
         least = max(self.accept, torch.finfo(torch.float64).min)
@@ -247,12 +247,12 @@ class Sequential(Strategy):
     def _none_accepted(self, group: Scored) -> Tensor:
         """[P, N]: F_k, the chance that k responses are all rejected."""
         counts = group.counts
-        return stages.none_of(counts - self._accepted(group).sum(-1), counts, self.budget)
+        return stages.none_of(counts - self.accepted(group).sum(-1), counts, self.budget)
 
     def _drawn_until_accepted(self, group: Scored) -> Tensor:
         """[P, M]: the sum over k of the chance that a response comes next, and that k of the others are rejected."""
         chances, (k, left) = self._none_accepted(group), self._places(group)
-        accepted = self._accepted(group)
+        accepted = self.accepted(group)
         rejected = (group.counts - accepted.sum(-1)).clamp(min=1).double().unsqueeze(-1)
         next_ = chances / left
         on_rejected = (next_ * (1 - k / rejected).clamp(min=0)).sum(-1, keepdim=True)
@@ -264,13 +264,13 @@ class Sequential(Strategy):
         scale = scale.to(ratios).expand(group.prompts, -1)
         if self.accept is None:
             return stages.unsettled(group, ratios, self.budget, scale)
-        kept = torch.where(self._accepted(group) | ~group.decided, 0.0, ratios)
+        kept = torch.where(self.accepted(group) | ~group.decided, 0.0, ratios)
         return (stages.all_kept(group, kept, self.budget) * scale).sum(-1)
 
     def _closed(self, group: Scored, baseline: Baseline) -> Tensor:
         """[P, M]: weights of the draws on-policy, from F_k with a of M accepted and b rejected."""
         chances, (k, left) = self._none_accepted(group), self._places(group)
-        accepted, counts = self._accepted(group), group.counts.clamp(min=1).double()
+        accepted, counts = self.accepted(group), group.counts.clamp(min=1).double()
         a = accepted.sum(-1).double()
         b = (counts - a).clamp(min=1)
         if baseline == "none":  # C(b - 1, k - 1)/C(M, k) on each rejected response

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,18 @@ from bontune.cli.commands.inputs import (
     load_source,
     prompts_of,
     say_divided,
+    token_counter,
     total_of,
     write_config,
 )
 from bontune.cli.commands.prompting import Counting, settle, warn_cut
 from bontune.cli.commands.terminal import bar, progress, say_last, stages, warn_undecided
 from bontune.evaluate import SampleSet, read_samples
+from bontune.evaluate.billing import Asked
 from bontune.evaluate.coscaling import co_scale
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
-from bontune.models.loading import load_tokenizer
 from bontune.report import write_coscale
+from bontune.report.pricing import way_in_words
 from bontune.rollout.endpoint import is_endpoint
 from bontune.store import open_store
 
@@ -38,6 +40,14 @@ def run(command: arguments.Coscale) -> None:
     started = time.process_time()
     if command.cut is not None and command.cut < 2:
         raise ValueError(f"--cut must be at least 2, got {command.cut}")
+    asked = Asked(
+        price=command.price,
+        budgets=command.budget,
+        load_budgets=command.load_budget,
+        stop=command.stop,
+        prompt_tokens=command.prompt_tokens,
+        verifier_seconds=command.verifier_seconds,
+    )
     check_folder(command.output, command)
     sets = [read_samples(path, skip_torn_tail=True) for path in command.samples]
     share = 0.0
@@ -51,7 +61,8 @@ def run(command: arguments.Coscale) -> None:
             seed=command.seed,
             cut=command.cut,
             votes=command.votes,
-            count_tokens=_counter(command),
+            count_tokens=_counter(command, sets),
+            asked=asked,
             started=started,
             on_stage=stages(bars),
         )
@@ -105,13 +116,14 @@ def _draw(command: arguments.Coscale, where: str) -> tuple[arguments.Coscale, li
     return command, found, engine.share
 
 
-def _counter(command: arguments.Coscale) -> Callable[[str], int] | None:
-    """Tokens of a response, its end included; None where no tokenizer is known."""
-    where = command.tokenizer or command.model
-    if where is None or (command.tokenizer is None and is_endpoint(where)):
-        return None
-    tokenizer = load_tokenizer(where)
-    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+def _counter(command: arguments.Coscale, sets: Sequence[SampleSet]) -> Callable[[str], int] | None:
+    """Tokens of a response by the tokenizer named, or by the model's own where the samples do not tell; else None."""
+    if command.tokenizer is not None:
+        return token_counter(command.tokenizer)
+    told = all(group.tokens is not None for item in sets for group in item.groups)
+    return (
+        None if told or command.model is None or is_endpoint(command.model) else token_counter(command.model)
+    )
 
 
 def show(results: dict[str, Any], output: Path) -> None:
@@ -138,9 +150,42 @@ def show(results: dict[str, Any], output: Path) -> None:
             soft_wrap=True,
             markup=False,
         )
+    if "priced" in results:
+        _show_priced(out, results["priced"])
     say_last(out, results, {f"temperature {t}": counts for t, counts in results["undecided"].items()}, output)
 
 
+def _show_priced(out: Console, priced: dict[str, Any]) -> None:
+    """The advice within each budget, and what a choice made on other prompts is worth and costs."""
+    for kind, title in {
+        "each": "What to serve if each prompt may cost as much (all N drawn)",
+        "load": "What to serve if prompts may cost as much on average",
+    }.items():
+        entries = [(name, entry) for name, found in priced[kind].items() for entry in found]
+        if not entries:
+            continue
+        table = Table(title=f"{title}; value and cost on prompts that it was not chosen by")
+        last = ("p known: at most",) if kind == "load" else ()
+        for name in ("budget", "each is checked", "serve", "N", "T", "value", "cost", *last):
+            table.add_column(name, justify="left" if name in ("serve", "each is checked") else "right")
+        for name, entry in entries:
+            held, bound = entry["held_out"], entry.get("bound")
+            table.add_row(
+                f"{entry['budget']:.4g}", "yes" if name == "checked" else "no", way_in_words(entry),
+                str(entry["n"]), f"{entry['temperature']:g}", _percent(held["value"]), amount_of(held["cost"]),
+                *([f"{100 * bound['value']:.1f} %" if bound else ""] if last else []),
+            )  # fmt: skip
+        out.print(table)
+
+
+def amount_of(item: dict[str, float]) -> str:
+    """A cost with its interval, to four digits."""
+    between = f" [{item['low']:.4g}, {item['high']:.4g}]" if "low" in item else ""
+    return f"{item['value']:.4g}{between}" if "value" in item else "not known"
+
+
 def _percent(item: dict[str, float]) -> str:
+    if "value" not in item:
+        return "not known"
     between = f" [{100 * item['low']:.1f}, {100 * item['high']:.1f}]" if "low" in item else ""
     return f"{100 * item['value']:.1f} %{between}"

@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from bontune.cli import arguments
-from bontune.cli.commands.inputs import check_folder, draws, load_source, named, total_of, write_config
+from bontune.cli.commands.inputs import (
+    check_folder,
+    draws,
+    load_source,
+    named,
+    token_counter,
+    total_of,
+    write_config,
+)
 from bontune.cli.commands.prompting import warn_cut_of
 from bontune.cli.commands.terminal import available_line, bar, progress, say, show, stages, warn_undecided
 from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
@@ -19,6 +27,7 @@ from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.evaluate.policies import evaluate
 from bontune.evaluate.reading import read_any
 from bontune.evaluate.regrade import Regrade, prompts_of
+from bontune.evaluate.samples import COLUMNS
 from bontune.evaluate.staging import staging
 from bontune.objectives.registry import build_strategy
 from bontune.report import write_report
@@ -56,6 +65,7 @@ def run(command: arguments.Evaluate) -> None:
             seed=command.seed,
             strategy=strategy,
             votes=command.votes,
+            count_tokens=None if command.tokenizer is None else token_counter(command.tokenizer),
             started=started,
             on_stage=stages(bars),
             about=_about(command, files, models),
@@ -174,8 +184,7 @@ def _cut(samples: SampleSet, draw: Draw) -> SampleSet:
 
 
 def _first(group: SampleGroup, count: int) -> SampleGroup:
-    columns = ("responses", "rewards", "scores", "answers", "log_probs", "faults")
-    cut = {name: getattr(group, name)[:count] for name in columns if getattr(group, name) is not None}
+    cut = {name: getattr(group, name)[:count] for name in COLUMNS if getattr(group, name) is not None}
     return replace(group, **cut)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bontune.cli.commands.terminal import say, warn_undecided
 from bontune.config import Placement, Sampling, load_object, remember
 from bontune.evaluate import write_json
 from bontune.evaluate.drawing import Draw
-from bontune.models.loading import PACKAGED, as_device, as_dtype, load_policy, policy_path
+from bontune.models.loading import PACKAGED, as_device, as_dtype, load_policy, load_tokenizer, policy_path
 from bontune.records import Group, Prompt, Verdict
 from bontune.rollout import Engine, endpoint, sample_groups
 from bontune.rollout.endpoint import connect, is_endpoint
@@ -33,6 +33,12 @@ def warn_blind(server: Server) -> None:
     """Say so where the first response will be served, since nothing tells them apart."""
     if server.blind:
         say("nothing scores the responses, so the first of them is served: --scorer names what does")
+
+
+def token_counter(where: str) -> Callable[[str], int]:
+    """Tokens of a response by the tokenizer of a model, its end included. Raises ValueError where there is none."""
+    tokenizer = load_tokenizer(where)
+    return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
 
 
 def load_source(source: arguments.Source) -> tuple[Task, Verify, Score | None]:

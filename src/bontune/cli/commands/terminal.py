@@ -99,10 +99,33 @@ def show(results: dict[str, Any], output: Path, kind: str = "pass_at") -> None:
     for name, item in policies.items():
         if "strategy" in item:
             found = item["strategy"]
-            draws = f", by {_interval(found['draws'], 1)} responses" if "draws" in found else ""
-            told = f"{results['strategy']} on {name}: {_interval(found, 3)}{draws}"
+            by = f", by {_spent(found)}" if "draws" in found else ""
+            told = f"{results['strategy']} on {name}: {_interval(found, 3)}{by}"
             out.print(told, soft_wrap=True, markup=False)
+    for name, item in policies.items():
+        for told in _spending(item, budgets[-1]):
+            out.print(f"{name}: {told}", soft_wrap=True, markup=False)
     say_last(out, results, policies, output)
+
+
+def _spending(item: Mapping[str, Any], n: str) -> Iterator[str]:
+    """What N responses cost with all drawn, and where the first one that decides it ends the drawing."""
+    spending = item.get("spending", {})
+    whole = spending.get("all", {}).get(n, {})
+    if "value" in whole.get("tokens", {}):
+        yield f"N = {n} costs {_interval(whole['tokens'], 0)} tokens per prompt"
+    how = {"pass_at": "the first right response ends it", "best_of": "the first with a score of 1 ends it"}
+    for kind, rows in spending.get("stops", {}).items():
+        if "value" in rows.get(n, {}).get("draws", {}):
+            yield f"N = {n}, drawn until {how[kind]}: {_spent(rows[n])}"
+    if spending and "all" not in spending:
+        yield "its samples do not tell the tokens of responses, so none are counted; --tokenizer counts them"
+
+
+def _spent(found: Mapping[str, Any]) -> str:
+    """Responses, and tokens where they are known."""
+    tokens = f" and {_interval(found['tokens'], 0)} tokens" if "value" in found.get("tokens", {}) else ""
+    return f"{_interval(found['draws'], 1)} responses{tokens}"
 
 
 def _budgets(policies: Mapping[str, Any], kind: str) -> list[str]:
@@ -151,8 +174,8 @@ def say_last(out: Console, results: Mapping[str, Any], counts: Mapping[str, Any]
 
 def _interval(found: Mapping[str, Any], digits: int) -> str:
     """0.123 [0.100, 0.150], as far as it is known."""
-    value = f"{found['value']:.{digits}f}" if "value" in found else "not known"
-    return value + (f" [{found['low']:.{digits}f}, {found['high']:.{digits}f}]" if "low" in found else "")
+    value = f"{found['value']:,.{digits}f}" if "value" in found else "not known"
+    return value + (f" [{found['low']:,.{digits}f}, {found['high']:,.{digits}f}]" if "low" in found else "")
 
 
 def warn_undecided(reasons: Mapping[str, int]) -> None:
