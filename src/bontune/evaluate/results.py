@@ -89,6 +89,7 @@ def policy_results(
     texts: Sequence[Sequence[str]] | None = None,
     log_probs: Tensor | Sequence[Sequence[float]] | None = None,
     padded: int = 0,
+    undecided_by: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """The entry of one policy in `results.json`.
@@ -97,6 +98,7 @@ def policy_results(
     texts: responses per prompt, for `distinct`.
     log_probs: of whole responses, [P, M], for `entropy` (nats per response).
     padded: entries of `scored` that stand for no response at all; they do not count as undecided.
+    undecided_by: how many responses are undecided, by fault (`bontune.verifiers.undecided`).
     """
     undecided = int((~scored.decided).sum()) - padded
     result: dict[str, Any] = {}
@@ -107,6 +109,8 @@ def policy_results(
     result["distinct_share"] = None if spread is None else spread.share
     result["entropy"] = None if spread is None else spread.entropy
     result["undecided"] = undecided
+    if undecided and undecided_by:
+        result["undecided_by"] = dict(undecided_by)
     result["responses"] = int(scored.decided.numel()) - padded
     excluded = {
         key: {str(n): count for n, count in zip(curve.budgets, curve.excluded, strict=True) if count}

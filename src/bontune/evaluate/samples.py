@@ -10,6 +10,7 @@ score        optional, on every line or on none: what best-of-N selects by; null
 answer       optional: the final answer in a normal form, for votes; null or left out is an abstention.
 temperature  optional, on every line or on none.
 log_prob     optional: log-probability of the whole response under the distribution it was drawn from.
+undecided    optional: of a response without a reward or a score, why, in a word (`bontune.verifiers.undecided`).
 prompt, level  optional: the prompt's text and difficulty, for reports; the first of a prompt's lines counts.
 Other keys are ignored, and so are blank lines. A file in gzip form is read as it is.
 """
@@ -20,14 +21,16 @@ import gzip
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from bontune.records import Graded, Scored
+from bontune.records import Graded, Scored, Verdict
+from bontune.verifiers.undecided import OTHER
 
 EXAMPLE = '{"prompt_id": "HumanEval/0", "response": "return a + b", "reward": 1}'
 
@@ -45,6 +48,7 @@ class Sample:
     log_prob: float | None = None
     prompt: str | None = None
     level: str | None = None
+    undecided: str | None = None
     keys: frozenset[str] = frozenset()
 
 
@@ -53,7 +57,7 @@ class SampleGroup:
     """The responses of one prompt at one temperature, M of each.
 
     rewards: None where undecided.  scores: None as a whole where there are none; an entry is None where
-    undecided.  answers: likewise; an entry of None is an abstention.
+    undecided.  answers: likewise; an entry of None is an abstention.  faults: why each is undecided, where that is said.
     """
 
     prompt_id: str
@@ -65,11 +69,12 @@ class SampleGroup:
     log_probs: tuple[float | None, ...] | None = None
     prompt: str | None = None
     level: str | None = None
+    faults: tuple[str | None, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.responses:
             raise ValueError(f"responses of prompt {self.prompt_id!r} must hold at least one response")
-        for name in ("rewards", "scores", "answers", "log_probs"):
+        for name in ("rewards", "scores", "answers", "log_probs", "faults"):
             items = getattr(self, name)
             if items is not None and len(items) != len(self.responses):
                 raise ValueError(
@@ -81,6 +86,13 @@ class SampleGroup:
     def size(self) -> int:
         """M, the number of responses."""
         return len(self.responses)
+
+    @property
+    def undecided(self) -> dict[str, int]:
+        """How many responses are undecided, by fault."""
+        known = self.faults or (None,) * self.size
+        rows = zip(self.rewards, self.scores or self.rewards, known, strict=True)
+        return dict(Counter(why or OTHER for reward, score, why in rows if reward is None or score is None))
 
     @classmethod
     def of(cls, graded: Graded) -> SampleGroup:
@@ -96,6 +108,7 @@ class SampleGroup:
             log_probs=tuple(graded.group.log_probs.double().sum(-1).tolist()) if graded.group.told else None,
             prompt=graded.group.prompt.text,
             level=graded.group.prompt.level,
+            faults=faults_of(graded.verdicts, graded.scores),
         )
 
 
@@ -271,6 +284,7 @@ def parse_line(line: bytes, where: str) -> Sample:
         log_prob=_number(item.get("log_prob"), "log_prob", where),
         prompt=_text(item.get("prompt"), "prompt", where),
         level=_text(item.get("level"), "level", where),
+        undecided=item["undecided"] if isinstance(item.get("undecided"), str) else None,
         keys=frozenset(item) & {"score", "answer", "temperature", "log_prob"},
     )
 
@@ -292,6 +306,24 @@ def append_samples(path: str | Path, group: SampleGroup, *, skip_torn_tail: bool
         data = _mend_tail(file, path, skip_torn_tail) + data
         file.write(data)
         file.flush()
+
+
+def faults_of(
+    verdicts: Sequence[Verdict], scores: Sequence[float | None] | None
+) -> tuple[str | None, ...] | None:
+    """Why each response is undecided; None for one that is decided or whose verdict does not say, and for all such."""
+    rows = zip(verdicts, scores or [verdict.reward for verdict in verdicts], strict=True)
+    found = tuple(
+        (verdict.fault or None) if verdict.reward is None or score is None else None
+        for verdict, score in rows
+    )
+    return found if any(found) else None
+
+
+def drop_undecided(path: Path) -> None:
+    """Leave out of a samples file the groups that have undecided responses."""
+    groups = [group for group in read_samples(path, skip_torn_tail=True).groups if not group.undecided]
+    path.write_bytes(b"".join(map(_encode, groups)))
 
 
 def pair(first: SampleSet, second: SampleSet) -> tuple[SampleSet, SampleSet]:
@@ -350,6 +382,7 @@ def _group(samples: list[Sample], has_scores: bool, has_answers: bool, has_log_p
         log_probs=tuple(sample.log_prob for sample in samples) if has_log_probs else None,
         prompt=samples[0].prompt,
         level=samples[0].level,
+        faults=tuple(s.undecided for s in samples) if any(s.undecided for s in samples) else None,
     )
 
 
@@ -370,6 +403,8 @@ def _encode(group: SampleGroup) -> bytes:
             item["temperature"] = group.temperature
         if group.log_probs is not None:
             item["log_prob"] = group.log_probs[i]
+        if group.faults is not None and group.faults[i] is not None:
+            item["undecided"] = group.faults[i]
         if i == 0:  # the same for all, so once is enough
             item |= {k: v for k in ("prompt", "level") if (v := getattr(group, k)) is not None}
         line = json.dumps(item).encode("ascii")

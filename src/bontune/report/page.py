@@ -36,7 +36,17 @@ from bontune.report.markup import (
     write_page,
 )
 from bontune.report.plots import Series, is_rate
-from bontune.report.run import NEARLY_ALL, Interval, Run, column, flatten, number, read_run, undecided
+from bontune.report.run import (
+    NEARLY_ALL,
+    Interval,
+    Run,
+    column,
+    flatten,
+    in_order,
+    number,
+    read_run,
+    undecided,
+)
 from bontune.report.training import held_out, measured_kl, trained, trained_how, training
 from bontune.report.verifier import found_in, of_verifier
 
@@ -695,7 +705,9 @@ def _undecided(item: Mapping[str, Any]) -> str:
     if not known(count):
         return ""
     share = f" <small>{rate(count / total)}</small>" if known(total) and total > 0 and count else ""
-    return f"{count:,.0f}{share}"
+    by = item.get("undecided_by")
+    why = in_order(by) if isinstance(by, Mapping) else ""
+    return f"{count:,.0f}{share}{f' <small>{escape(why)}</small>' if why else ''}"
 
 
 def _compare(found: Mapping[str, Interval], run: Run) -> str:

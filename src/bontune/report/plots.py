@@ -107,16 +107,19 @@ def difference_plot(
     series: Sequence[Series],
     *,
     reference: str,
+    x_label: str | None = None,
     percent: bool = True,
     palette: Mapping[str, str] | None = None,
 ) -> str:
-    """Differences to the reference over the budget N, with bands and a line at zero."""
+    """Differences to the reference over the budget N, or what x_label says, with bands and a line at zero."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure([*(line.name for line in series), reference])
         colour = palette or colours([reference, *(line.name for line in series)])
         axes.axhline(0, color=colour[reference], linestyle=_dashes(reference), linewidth=1.4)
         _lines(axes, series, colour)
         _budget_axis(axes, series)
+        if x_label is not None:
+            axes.set_xlabel(x_label, parse_math=False)
         unit = "points" if percent else "reward"
         _value_axis(axes, f"minus {reference}, {unit}", percent, signed=True)
         x = [value for line in series for value in line.x]

@@ -26,17 +26,34 @@ MUCH_UNDECIDED = 0.01  # of the responses of a policy: more is said beside the h
 def undecided(policies: Mapping[str, Any]) -> list[str]:
     """A sentence for each policy of whose responses more than 1 % could not be decided.
 
-    policies: entries that have "undecided" and "responses", as in `results.json`.
+    policies: entries that have "undecided" and "responses", and "undecided_by" where it is known why, as in
+    `results.json`.
     """
     counts = {
         name: (number(item.get("undecided")), number(item.get("responses")))
         for name, item in policies.items()
     }
     return [
-        f"{100 * count / total:.1f}\u00a0% of the responses of {name} could not be decided."
+        f"{100 * count / total:.1f}\u00a0% of the responses of {name} could not be decided{_why(policies[name])}."
         for name, (count, total) in counts.items()
         if count > MUCH_UNDECIDED * total
     ]
+
+
+def _why(item: Mapping[str, Any]) -> str:
+    """ " (timeout 12, transport 3)", "" where it is not known."""
+    told = in_order(_mapping(item.get("undecided_by")))
+    return f" ({told})" if told else ""
+
+
+def in_order(counts: Mapping[str, Any]) -> str:
+    """ "timeout 12, transport 3": the most frequent first."""
+    known = {str(name): number(count) for name, count in counts.items() if number(count) > 0}
+    if list(known) == ["other"]:  # which says nothing
+        return ""
+    return ", ".join(
+        f"{name} {known[name]:,.0f}" for name in sorted(known, key=lambda name: (-known[name], name))
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,6 +30,8 @@ _METRICS = (  # (pattern of the key, label); the order is that of the panels
     (r"reference_log_prob", "log-probability of a reference, nats"),
     (r"unfinished_share", "responses cut by the length limit"),
     (r"undecided_share", "responses not decided"),
+    (r"undecided\.([\w-]+)", "responses not decided: {0}"),
+    (r"lost_prompts", "prompts without a decided response"),
     (r"loss", "loss"),
     (r"ratio", "mean ratio to the drawing policy"),
     (r"clipped_share", "ratios clipped"),
@@ -41,7 +43,7 @@ _METRICS = (  # (pattern of the key, label); the order is that of the panels
 _FIRST = (r"reward(_mean)?|mean_reward", _PASS_AT, r"entropy", r"zero_weight(_share|_responses)?")
 
 _NOT_DRAWN = re.compile(
-    r"(global_)?step|epoch|seed|samples|responses|prompts|tokens|policy_step|time(stamp)?|.*\btotal"
+    r"(global_)?step|epoch|seed|samples|responses|prompts|tested_prompts|undecided_prompts\..*|tokens|policy_step|time(stamp)?|.*\btotal"
 )
 
 

@@ -277,6 +277,14 @@ class Store:
             scores=tuple(row[7] for row in rows) if rows[0][8] else None,
         )
 
+    def forget_undecided(self, verifier: str) -> None:
+        """Drop what a verifier could not decide, so that it is asked again of those groups."""
+        query = (
+            "DELETE FROM rewards WHERE verifier = ? AND (reward IS NULL OR (scored = 1 AND score IS NULL))"
+        )
+        with self._transaction() as run:
+            run.execute(query, (_hash(verifier),))
+
     def origins(self) -> list[tuple[Origin, int]]:
         """What responses were drawn from, with their number, by step."""
         query = (
@@ -388,6 +396,9 @@ class NoStore(Store):
         return None
 
     def judged(self, origin: Origin, group: Group, verifier: str) -> Graded | None:
+        return None
+
+    def forget_undecided(self, verifier: str) -> None:
         return None
 
     def origins(self) -> list[tuple[Origin, int]]:
@@ -566,7 +577,8 @@ def _float(value: float | None) -> float | None:
 
 def _detail(verdict: Verdict) -> str:
     named = {
-        name: getattr(verdict, name) for name in ("reason", "status", "cpu_seconds", "isolation", "version")
+        name: getattr(verdict, name)
+        for name in ("reason", "status", "cpu_seconds", "isolation", "version", "fault")
     }
     return json.dumps({name: value for name, value in named.items() if value})
 

@@ -127,7 +127,7 @@ class JsonlTask:
         if self.verifier is not None:
             return _as_verdict(self.verifier(prompt, response))
         if prompt.answer is None:
-            return Verdict(reward=None, reason="the prompt has no answer to compare with")
+            return Verdict(reward=None, reason="the prompt has no answer to compare with", fault="reference")
         part = final_part(response, prompt=prompt.text)
         if part is None:
             return Verdict(reward=0.0, reason="the reasoning never ends")
@@ -269,7 +269,7 @@ def _as_verdict(result: Any) -> Verdict:
     if isinstance(result, Verdict):
         return result
     if result is None:
-        return Verdict(reward=None, reason="the verifier could not decide")
+        return Verdict(reward=None, reason="the verifier could not decide", fault="abstained")
     try:
         return Verdict(reward=float(result))
     except (TypeError, ValueError) as fault:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from bontune.config import TrainConfig
 from bontune.train.run import Metrics
+from bontune.verifiers.undecided import Undecided, counted
 
 IN_A_ROW = 5  # steps that taught nothing, after which it is said; then after twice as many, and so on
 _NEARLY_ALL = 0.99
@@ -77,7 +78,9 @@ def cause(rows: Sequence[Metrics], config: TrainConfig) -> str:
     reward, best = _share(rows, "reward"), max((_best(metrics) for metrics in rows), default=0.0)
     decided = [metrics for metrics in rows if metrics["undecided_share"] < 1]
     if undecided >= _NEARLY_ALL:
-        return f"{_all(undecided)} {count} responses were undecided, which says nothing of them: look at --verifier"
+        why = counted(Undecided.of_steps(rows).faults)
+        told = f" ({why})" if why else ""
+        return f"{_all(undecided)} {count} responses were undecided{told}, which says nothing of them: look at --verifier"
     if size == 1:
         return "a group of one has nothing to be compared with: --group-size 8 or more"
     if best == 0 and reward == 0:

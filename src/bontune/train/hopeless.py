@@ -1,16 +1,19 @@
-"""Runs that cannot learn: what is kept of them, and when they end."""
+"""Runs that cannot learn, or not from what they should: what is kept of them, and when they end."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from bontune.records import Graded, Group
+from bontune.store.reuse import judges
 from bontune.train.run import Metrics, Run
 from bontune.verifiers.grading import undecided_reasons
+from bontune.verifiers.undecided import TooMuchUndecided, Undecided, systematic
 
 BAD_GRADIENTS = 3  # in a row, after which a run stops
 UNDECIDED_STEPS = 3  # over which the share of undecided responses is looked at
@@ -19,7 +22,8 @@ UNDECIDED_STEPS = 3  # over which the share of undecided responses is looked at
 def stop_if_hopeless(
     run: Run, history: Sequence[Metrics], groups: Sequence[Group], graded: Sequence[Graded], weights: Tensor
 ) -> None:
-    """Keep the batch of a gradient that was not finite; raise where the last ones all were so, or little was decided.
+    """Keep the batch of a gradient that was not finite; raise where the last ones all were so, or where too little was
+    decided: more than the limit in `UNDECIDED_STEPS`, or less and not at random (`bontune.verifiers.undecided`).
 
     Raises RuntimeError with what to look at. The newest checkpoint stays, and the same command goes on from it.
     """
@@ -38,8 +42,13 @@ def stop_if_hopeless(
             "learning rate or max_grad_norm, or train in float32; the batches are below bad-batches/"
         )
     recent = history[-UNDECIDED_STEPS:]
+    counted = replace(Undecided.of_steps(recent), examples=Undecided.of_all(graded).examples)
+    if why := systematic(counted, run.config.undecided_limit):
+        run.store.forget_undecided(judges(run.verify, run.score))
+        raise TooMuchUndecided(why)
     share = sum(metrics.get("undecided_share", 0.0) for metrics in recent) / len(recent)
     if len(recent) == UNDECIDED_STEPS and share > run.config.undecided_limit:
+        run.store.forget_undecided(judges(run.verify, run.score))
         reasons = list(undecided_reasons(graded).items())[:3]
         raise RuntimeError(
             f"{share:.0%} of the responses of the last {UNDECIDED_STEPS} steps could not be decided, more than "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,7 @@ from bontune.strategies import MaxAtK, Strategy, curve
 from bontune.train.run import Metrics, Run
 from bontune.train.update import Learner, UpdateStats
 from bontune.train.weighing import drawn_log_probs
+from bontune.verifiers.undecided import Undecided
 
 
 def describe(
@@ -38,6 +40,7 @@ def describe(
         "distinct_share": sum(distinct) / len(distinct),
         "unfinished_share": float(torch.stack([~item.group.finished for item in graded]).double().mean()),
         "undecided_share": 1 - float(scored.decided.double().mean()),
+        **Undecided.of_all(graded).counts(),
         "zero_weight_groups": float((weights == 0).all(-1).double().mean()),
         "zero_weight_responses": float((weights == 0).double().mean()),
         "rows_updated": stats.rows,
@@ -77,17 +80,20 @@ class Clock:
 
 
 def average(learner: Learner, metrics: Metrics) -> Metrics:
-    """Mean of the processes' metrics; responses, tokens and rows are counts and add up."""
+    """Mean of the processes' metrics; responses, tokens, rows and prompts are counts and add up."""
     if learner.accelerator.num_processes == 1:
         return metrics
     shares: list[Metrics] = gather_object([metrics])
 
     def join(values: list[Any], name: str) -> Any:
+        if name in ("undecided", "undecided_prompts"):  # counts of what each process has met
+            return dict(sum(map(Counter, values), Counter()))
         if isinstance(values[0], dict):
             return {key: join([v[key] for v in values], key) for key in values[0]}
         if name == "step":
             return values[0]
         counts = ("responses", "references", "tokens", "rows_updated")
+        counts += ("prompts", "tested_prompts", "lost_prompts")
         return sum(values) if name in counts else sum(values) / len(values)
 
     return {name: join([share[name] for share in shares], name) for name in metrics}

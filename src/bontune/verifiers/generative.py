@@ -22,7 +22,7 @@ from bontune.records import Prompt, Verdict
 from bontune.rollout.endpoint import KEY as OPENAI_KEY
 from bontune.rollout.endpoint import Endpoint, Failed, post_all
 from bontune.tasks.final import final_part
-from bontune.verifiers.remote import FLAGS, KEY, PROBE, read_address, sendable
+from bontune.verifiers.remote import FLAGS, KEY, PROBE, failed, read_address, sendable
 
 TEMPLATE = """\
 Here are a question and a response to it.
@@ -109,7 +109,7 @@ class GenerativeVerifier:
     def _chance(self, answers: Sequence[dict[str, Any] | Failed]) -> Verdict:
         (answer,) = answers
         if isinstance(answer, Failed):
-            return self._undecided("failed", answer.reason)
+            return self._failed(failed(answer))
         try:
             told = _choice(answer).get("logprobs") or {}
             rows = told.get("content") or []
@@ -117,13 +117,13 @@ class GenerativeVerifier:
                 raise ValueError("it tells no log-probabilities; ask for votes, ?votes=8")
             found = next(((i, row) for i, row in enumerate(rows) if word_of(row["token"])), None)
             if found is None:
-                return self._undecided(
-                    "neither", f"the judge said neither yes nor no: {_text(answer)[:200]!r}"
-                )
+                self._count("neither")
+                reason = f"the judge said neither yes nor no: {_text(answer)[:200]!r}"
+                return Verdict(reward=None, reason=reason, fault="abstained")
             position, row = found
             chance = chance_of_yes(row)
         except (AttributeError, KeyError, TypeError, ValueError) as fault:
-            return self._undecided("failed", _unfit(self.server, answer, fault))
+            return self._failed(_unfit(self.server, answer, fault))
         self._count(f"position {position}", "yes" if chance > 0.5 else "no")
         return Verdict(reward=chance)
 
@@ -131,20 +131,21 @@ class GenerativeVerifier:
         words = []
         for answer in answers:
             if isinstance(answer, Failed):
-                return self._undecided("failed", answer.reason)
+                return self._failed(failed(answer))
             try:
                 words.append(last_word(_text(answer)))
             except (AttributeError, KeyError, TypeError, ValueError) as fault:
-                return self._undecided("failed", _unfit(self.server, answer, fault))
+                return self._failed(_unfit(self.server, answer, fault))
         self._count(*(word or "neither" for word in words))
         yes, no = words.count("yes"), words.count("no")
         if not yes + no:
-            return Verdict(reward=None, reason=f"none of {len(words)} answers of the judge said yes or no")
+            reason = f"none of {len(words)} answers of the judge said yes or no"
+            return Verdict(reward=None, reason=reason, fault="abstained")
         return Verdict(reward=yes / (yes + no))
 
-    def _undecided(self, what: str, reason: str) -> Verdict:
-        self._count(what)
-        return Verdict(reward=None, reason=reason)
+    def _failed(self, verdict: Verdict) -> Verdict:
+        self._count("failed")
+        return verdict
 
     def _count(self, *names: str) -> None:
         with self._lock:
@@ -280,6 +281,7 @@ def _text(answer: Mapping[str, Any]) -> str:
     return str(_choice(answer)["message"].get("content") or "")
 
 
-def _unfit(server: Endpoint, answer: Any, fault: Exception) -> str:
+def _unfit(server: Endpoint, answer: Any, fault: Exception) -> Verdict:
     said = f"it lacks {fault}" if isinstance(fault, KeyError) else str(fault)
-    return f"{server.url} did not answer as the OpenAI API does: {said}; it said {str(answer)[:200]!r}"
+    reason = f"{server.url} did not answer as the OpenAI API does: {said}; it said {str(answer)[:200]!r}"
+    return Verdict(reward=None, reason=reason, fault="format")

@@ -58,7 +58,7 @@ def with_scores(
     kept = tuple(
         verdict
         if score.reward is not None or verdict.reward is None
-        else replace(verdict, reason=score.reason)
+        else replace(verdict, reason=score.reason, fault=score.fault)
         for verdict, score in pairs
     )
     return kept, tuple(score.reward for score in scored)
@@ -71,10 +71,9 @@ def score_group(group: Group, score: Any) -> list[Verdict]:
     try:
         values = list(score.of_group(group))
     except Exception as fault:  # as below
-        return [Verdict(reward=None, reason=_raised("scorer", fault))] * group.size
+        return [_raised("scorer", fault)] * group.size
     if len(values) != group.size:
-        reason = f"scorer returned {len(values)} scores for {group.size} responses"
-        return [Verdict(reward=None, reason=reason)] * group.size
+        return [_miscounted("scorer", len(values), group.size)] * group.size
     return [_score_of(value) for value in values]
 
 
@@ -101,10 +100,9 @@ def judge_all(prompt: Prompt, texts: Sequence[str], verify: Verify) -> list[Verd
     try:
         found = list(many(prompt, texts))
     except (Exception, SystemExit) as fault:  # a user's verifier may raise anything
-        return [Verdict(reward=None, reason=_raised("verifier", fault))] * len(texts)
+        return [_raised("verifier", fault)] * len(texts)
     if len(found) != len(texts):
-        reason = f"verifier returned {len(found)} verdicts for {len(texts)} responses"
-        return [Verdict(reward=None, reason=reason)] * len(texts)
+        return [_miscounted("verifier", len(found), len(texts))] * len(texts)
     return [_checked(verdict) for verdict in found]
 
 
@@ -113,7 +111,7 @@ def judge(prompt: Prompt, text: str, verify: Verify) -> Verdict:
     try:
         verdict = verify(prompt, text)
     except (Exception, SystemExit) as fault:  # as above
-        return Verdict(reward=None, reason=_raised("verifier", fault))
+        return _raised("verifier", fault)
     return _checked(verdict)
 
 
@@ -123,10 +121,11 @@ def _checked(verdict: Any) -> Verdict:
         verdict = Verdict(reward=verdict)
     answer = None if verdict.answer is None else str(verdict.answer)
     if verdict.reward is None:
-        return replace(verdict, answer=answer, reason=verdict.reason or "undecided")
+        fault = verdict.fault or ("" if verdict.reason else "abstained")
+        return replace(verdict, answer=answer, reason=verdict.reason or "undecided", fault=fault)
     reward = finite(verdict.reward)
     if reward is None:
-        return Verdict(reward=None, answer=answer, reason=_no_number("verifier", verdict.reward))
+        return replace(_no_number("verifier", verdict.reward), answer=answer)
     return replace(verdict, reward=reward, answer=answer)
 
 
@@ -145,19 +144,18 @@ def score_all(prompt: Prompt, texts: Sequence[str], score: Score) -> list[Verdic
     try:
         values = list(getattr(score, "many", score)(prompt, texts))
     except (Exception, SystemExit) as fault:  # as above
-        return [Verdict(reward=None, reason=_raised("scorer", fault))] * len(texts)
+        return [_raised("scorer", fault)] * len(texts)
     if len(values) != len(texts):
-        reason = f"scorer returned {len(values)} scores for {len(texts)} responses"
-        return [Verdict(reward=None, reason=reason)] * len(texts)
+        return [_miscounted("scorer", len(values), len(texts))] * len(texts)
     return [_score_of(value) for value in values]
 
 
 def _score_of(value: Any) -> Verdict:
-    reason = ""
-    if isinstance(value, Verdict):
-        value, reason = value.reward, value.reason
+    if isinstance(value, Verdict) and value.reward is None and value.reason:
+        return Verdict(reward=None, reason=value.reason, fault=value.fault)
+    value = value.reward if isinstance(value, Verdict) else value
     number = None if value is None else finite(value)
-    return Verdict(reward=number, reason="" if number is not None else reason or _no_number("scorer", value))
+    return _no_number("scorer", value) if number is None else Verdict(reward=number)
 
 
 def version_of(judge: Any) -> str:
@@ -189,13 +187,21 @@ def finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _raised(who: str, fault: BaseException) -> str:
-    return f"{who} raised {type(fault).__name__}: {fault}"[:_LONGEST_REASON]
+def _raised(who: str, fault: BaseException) -> Verdict:
+    reason = f"{who} raised {type(fault).__name__}: {fault}"[:_LONGEST_REASON]
+    return Verdict(reward=None, reason=reason, fault="raised")
 
 
-def _no_number(who: str, value: Any) -> str:
+def _miscounted(who: str, count: int, wanted: int) -> Verdict:
+    what = "verdicts" if who == "verifier" else "scores"
+    reason = f"{who} returned {count} {what} for {wanted} responses"
+    return Verdict(reward=None, reason=reason, fault="format")
+
+
+def _no_number(who: str, value: Any) -> Verdict:
     try:
         shown = repr(value)
     except Exception:  # as above
         shown = f"a {type(value).__name__}"
-    return f"{who} returned {shown}, not a finite number"[:_LONGEST_REASON]
+    reason = f"{who} returned {shown}, not a finite number"[:_LONGEST_REASON]
+    return Verdict(reward=None, reason=reason, fault="abstained" if value is None else "no-number")

@@ -59,7 +59,7 @@ class Judge:
                 found.append(None)
             except Exception as fault:  # an odd response must not cost the others their verdicts
                 reason = f"the response could not be read: {type(fault).__name__}: {fault}"[:_LONGEST_REASON]
-                found.append(Verdict(reward=None, status="undecided", reason=reason))
+                found.append(Verdict(reward=None, status="undecided", reason=reason, fault="unreadable"))
         verdicts = iter(self.verifier.verify(items))
         return [next(verdicts) if verdict is None else verdict for verdict in found]
 

@@ -65,11 +65,16 @@ class Likelihood:
         """
         if self.name in _PER_TOKEN:
             return [
-                Verdict(reward=None, reason="a samples file does not tell the tokens of a response")
+                Verdict(
+                    reward=None,
+                    reason="a samples file does not tell the tokens of a response",
+                    fault="untold",
+                )
             ] * len(totals)
         return [self._score(total, 1) for total in totals]
 
     def _score(self, total: float | None, tokens: int) -> Verdict:
         if total is None:
-            return Verdict(reward=None, reason="the log-probability of the response is not known")
+            reason = "the log-probability of the response is not known"
+            return Verdict(reward=None, reason=reason, fault="untold")
         return Verdict(reward=LIKELIHOOD[self.name](min(0.0, total), tokens))

@@ -20,7 +20,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Why a job has no reply: kind is "timeout" or "crash"."""
+    """Why a job has no reply: kind is "timeout", "crash", or "no-start" where there is no worker to ask."""
 
     kind: str
     reason: str
@@ -109,7 +109,7 @@ class WorkerPool:
             except (OSError, RuntimeError) as fault:
                 if not self._started:
                     raise RuntimeError(str(fault)) from fault
-                return Fault(kind="crash", reason=str(fault))
+                return Fault(kind="no-start", reason=str(fault))
             self._started = True
         return worker
 

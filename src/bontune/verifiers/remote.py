@@ -95,24 +95,29 @@ class RemoteScorer:
     def _verdicts(self, answer: dict[str, Any] | Failed, count: int) -> list[Verdict]:
         """One per response of a request; an answer that does not fit leaves them all undecided."""
         if isinstance(answer, Failed):
-            return [Verdict(reward=None, reason=answer.reason)] * count
+            return [failed(answer)] * count
         try:
             items = APIS[self.api].items(answer)
             if len(items) != count:
                 raise ValueError(f"it has {len(items)} scores for {count} responses")
         except (AttributeError, KeyError, TypeError, ValueError) as fault:
             reason = f"{self.server.url} did not answer as {self.api} does: {_said(fault)}; it said {str(answer)[:200]!r}"
-            return [Verdict(reward=None, reason=reason)] * count
+            return [Verdict(reward=None, reason=reason, fault="format")] * count
         return [self._verdict(item) for item in items]
 
     def _verdict(self, item: Any) -> Verdict:
         value = _last(item, self.label)
         number = None if value is None else finite(value)
         if number is None:
-            return Verdict(
-                reward=None, reason=f"{self.server.url} gave {str(item)[:200]}, not one finite number"
-            )
+            reason = f"{self.server.url} gave {str(item)[:200]}, not one finite number"
+            return Verdict(reward=None, reason=reason, fault="no-number")
         return Verdict(reward=number)
+
+
+def failed(answer: Failed) -> Verdict:
+    """The verdict of a request without an answer; what was refused for its text is no fault of the server."""
+    fault = "refused" if answer.status in _TOO_MUCH else "transport"
+    return Verdict(reward=None, reason=answer.reason, fault=fault)
 
 
 @dataclass(frozen=True, slots=True)

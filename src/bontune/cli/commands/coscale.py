@@ -95,6 +95,7 @@ def _draw(command: arguments.Coscale, where: str) -> tuple[arguments.Coscale, li
                 score=score,
                 seed=command.seed,
                 judged={**asdict(command.source), "split": command.split},
+                undecided_limit=command.undecided_limit,
                 prompting=prompting,
             )
             path = command.output / "samples" / f"t{temperature:g}.jsonl"

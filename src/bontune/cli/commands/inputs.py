@@ -264,6 +264,7 @@ def draws(
             seed=command.seed,
             judged={**asdict(command.source), "split": command.split},
             rows_per_batch=command.rows_per_batch,
+            undecided_limit=command.undecided_limit,
             prompting=prompting,
         )
         del model, tokenizer

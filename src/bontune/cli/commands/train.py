@@ -37,6 +37,7 @@ from bontune.rollout.endpoint import is_endpoint
 from bontune.rollout.vllm import Vllm
 from bontune.serve.best import save_served
 from bontune.store import NO_STORE, Store, open_store
+from bontune.store.reuse import judges
 from bontune.strategies import Strategy
 from bontune.tasks import Task
 from bontune.train.card import model_card
@@ -53,6 +54,7 @@ from bontune.train.tracking import tracked
 from bontune.verifiers.grading import Score
 from bontune.verifiers.judges import answers_of
 from bontune.verifiers.learned import LearnedVerifier, Refreshed
+from bontune.verifiers.undecided import TooMuchUndecided, Undecided, counted
 
 
 def run(command: arguments.Train) -> None:
@@ -94,7 +96,13 @@ def run(command: arguments.Train) -> None:
                 verify=watched,
                 score=watched.score,
                 output=command.output,
-                on_step=partial(_show_step, command.output, shown, track),
+                on_step=partial(
+                    _show_step,
+                    command.output,
+                    shown,
+                    track,
+                    lambda: store.forget_undecided(judges(watched, watched.score)),
+                ),
                 on_resume=shown.resume,
                 evaluation=command.evaluation,
                 on_evaluation=partial(_show_evaluation, shown, track),
@@ -224,7 +232,8 @@ def _compare(command: arguments.Train) -> str:
 def undecided_of(rows: Sequence[Metrics]) -> list[str]:
     """A sentence where more than 1 % of the responses of the run could not be decided."""
     left = sum(row.get("undecided_share", 0.0) * row["responses"] for row in rows)
-    return undecided({"training": {"undecided": left, "responses": sum(row["responses"] for row in rows)}})
+    counts = {"undecided": left, "undecided_by": Undecided.of_steps(rows).faults}
+    return undecided({"training": counts | {"responses": sum(row["responses"] for row in rows)}})
 
 
 def _save_verifier(command: arguments.Train, score: Score | None, drift: Drift | None) -> None:
@@ -270,13 +279,26 @@ def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], 
     )
 
 
-def _show_step(output: Path, shown: Screen, track: Callable[[Metrics], None], metrics: Metrics) -> None:
-    """Tell the screen and the trackers of a step; ends a run whose first step could not be judged."""
+def _show_step(
+    output: Path,
+    shown: Screen,
+    track: Callable[[Metrics], None],
+    forget: Callable[[], None],
+    metrics: Metrics,
+) -> None:
+    """Tell the screen and the trackers of a step; ends a run whose first step could not be judged.
+
+    forget: has what could not be decided judged again by the next run.
+    """
     shown.step(metrics)
     track(metrics)
     if metrics["step"] == 0 and metrics.get("undecided_share") == 1:
         _forget(output)
-        raise RuntimeError("no response of the first step could be decided, so there is nothing to learn")
+        forget()
+        raise TooMuchUndecided(
+            "no response of the first step could be decided, so there is nothing to learn: "
+            f"{counted(metrics['undecided'])}"
+        )
 
 
 def _show_evaluation(shown: Screen, track: Callable[[Metrics], None], row: Metrics) -> None:

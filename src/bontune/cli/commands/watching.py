@@ -72,6 +72,10 @@ def numbers(metrics: Metrics) -> dict[str, float]:
         "groups without weight": metrics["zero_weight_groups"],
         "cut": metrics["unfinished_share"],
         "undecided": metrics["undecided_share"],
+        **{
+            f"undecided, {fault}": n / metrics["responses"]
+            for fault, n in metrics.get("undecided", {}).items()
+        },
         "tokens a second": metrics["tokens"] / seconds if seconds else 0.0,
     }
 
@@ -96,10 +100,11 @@ def table(history: Sequence[Metrics], strategy: str) -> Table:
     found = Table("on the training prompts of", box=None)
     for title in ("the first step", f"the last {len(rows)}, mean", "the last"):
         found.add_column(title, justify="right")
-    for name in rows[-1]:
-        mean = sum(row[name] for row in rows) / len(rows)
+    for name in dict.fromkeys(name for row in (rows[-1], first, *rows) for name in row):
+        values = [row.get(name, 0.0) for row in rows]  # a fault that a step did not have
+        three = (first.get(name, 0.0), sum(values) / len(rows), values[-1])
         label = f"value of {strategy}" if name == "value" else name
-        found.add_row(escape(label), *(shown(name, value) for value in (first[name], mean, rows[-1][name])))
+        found.add_row(escape(label), *(shown(name, value) for value in three))
     return found
 
 
@@ -107,4 +112,5 @@ def shown(name: str, value: float) -> str:
     """A number as its kind is written."""
     if name == "tokens a second":
         return f"{value:,.0f}"
-    return f"{value:.0%}" if name in ("groups without weight", "cut", "undecided") else f"{value:.3f}"
+    share = name in ("groups without weight", "cut") or name.startswith("undecided")
+    return f"{value:.0%}" if share else f"{value:.3f}"

@@ -168,10 +168,10 @@ class CodeVerifier:
         running: dict[int, _Running] = {}
         done: dict[_Key, Observed] = {}
 
-        def again(key: _Key, tries: int, reason: str) -> None:
+        def again(key: _Key, tries: int, verdict: Verdict) -> None:
             """Once more on a fresh worker, then undecided."""
             if tries:
-                done[key] = Observed(self._made(None, "undecided", reason))
+                done[key] = Observed(verdict)
             else:
                 waiting.appendleft((key, 1))
 
@@ -183,7 +183,8 @@ class CodeVerifier:
                         if self._begin(slot, key):
                             running[slot] = _Running(key, tries, time.monotonic() + self._wall)
                         else:
-                            again(key, tries, f"a fork server could not be reached: {self._said}"[:500])
+                            reason = f"a fork server could not be reached: {self._said}"[:500]
+                            again(key, tries, self._undecided("no-start", reason))
                 if not running:
                     continue
                 nearest = min(job.deadline for job in running.values())
@@ -192,7 +193,7 @@ class CodeVerifier:
                 for slot in ready | late:
                     job = running.pop(slot)
                     found = self._finish(slot, slot in late - ready)
-                    if isinstance(found, str):
+                    if isinstance(found, Verdict):
                         again(job.key, job.tries, found)
                     else:
                         done[job.key] = found
@@ -223,7 +224,7 @@ class CodeVerifier:
             return False
         return True
 
-    def _finish(self, slot: int, late: bool) -> Observed | str:
+    def _finish(self, slot: int, late: bool) -> Observed | Verdict:
         """What came of it, or why there is none that the program or its tests are to blame for."""
         pair = self._pairs[slot]
         assert pair is not None
@@ -231,11 +232,12 @@ class CodeVerifier:
             said, candidate, tests = pair.finish()
         except (OSError, ValueError):
             self._drop_pair(slot)
-            return "a fork server failed"
+            return self._undecided("crash", "a fork server failed")
         spent = candidate["cpu"] + tests["cpu"]
         within = max(candidate["cpu"], tests["cpu"]) < self._limits["cpu_seconds"]
         if late and within and spent > _ASLEEP * self._wall:  # they were not asleep: the machine was busy
-            return f"the tests did not end in {self._wall:g} seconds, of which {spent:.1f} were computed in"
+            reason = f"the tests did not end in {self._wall:g} seconds, of which {spent:.1f} were computed in"
+            return self._undecided("timeout", reason)
         notes = said.get("notes")
         texts = tuple(map(str, notes)) if isinstance(notes, list) else ()
         return Observed(self._judge(said, candidate, tests, late), texts)
@@ -255,7 +257,7 @@ class CodeVerifier:
             case "fail":
                 return self._made(0.0, "fail", reason, cpu)
             case "undecided":
-                return self._made(None, "undecided", reason, cpu)
+                return self._undecided(str(said.get("fault", "")), reason, cpu)
             case "gone" if killed and slow:
                 return self._made(
                     0.0, "timeout", f"more than {self._limits['cpu_seconds']:g} CPU seconds", cpu
@@ -266,7 +268,10 @@ class CodeVerifier:
                 return self._made(0.0, "crash", _ending(candidate), cpu)
         if late and not (candidate["by_itself"] or tests["cpu"] > self._limits["cpu_seconds"]):
             return self._made(0.0, "timeout", f"no result in {self._wall:g} seconds", cpu)
-        return self._made(None, "undecided", f"the tests {_ending(tests)}", cpu)
+        return self._undecided("crash", f"the tests {_ending(tests)}", cpu)
+
+    def _undecided(self, fault: str, reason: str, cpu: float = 0.0) -> Verdict:
+        return replace(self._made(None, "undecided", reason, cpu), fault=fault)
 
     def _made(self, reward: float | None, status: str, reason: str, cpu: float = 0.0) -> Verdict:
         return Verdict(

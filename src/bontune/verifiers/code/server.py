@@ -491,6 +491,7 @@ def run_tests(job, link, verdict):
     except MemoryError as fault:
         ours = candidate.last != "MemoryError" and not isinstance(fault, codec.Endless)
         found = {"verdict": "undecided" if ours else "fail", "reason": "out of memory", "last": "MemoryError"}
+        found["fault"] = "memory"
     except BaseException as fault:
         kind = builtin([f"{kind.__module__}.{kind.__name__}" for kind in type(fault).__mro__])
         found = {"verdict": "fail", "reason": f"{kind}: {shown(fault)}"[:300], "last": candidate.last}
@@ -498,6 +499,7 @@ def run_tests(job, link, verdict):
             codec.TROUBLE.append("the tests catch an exception of the candidate's own")
     if codec.TROUBLE and found["verdict"] in ("pass", "fail") and not candidate.notes:
         found = {"verdict": "undecided", "reason": f"cannot be proxied: {codec.TROUBLE[0]}"[:300]}
+        found["fault"] = "no-data"
     if candidate.notes:
         found["notes"] = candidate.notes  # pyright: ignore
     codec.write(lambda data: os.write(verdict, data), found)
@@ -512,7 +514,11 @@ def check_candidate(job, candidate):
         tree = ast.parse(job["tests"])
         code = compile(tree, "<tests>", "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as fault:
-        return {"verdict": "undecided", "reason": f"the tests cannot be read: {fault}"[:300]}
+        return {
+            "verdict": "undecided",
+            "reason": f"the tests cannot be read: {fault}"[:300],
+            "fault": "tests",
+        }
     first = candidate.read()
     if "broken" in first:
         kind, text = builtin(first["broken"]["kinds"]), first["broken"]["text"]
@@ -524,7 +530,7 @@ def check_candidate(job, candidate):
     entry = space[job["entry_point"]] = Function(candidate, job["entry_point"].strip())
     exec(code, space)
     if "check" not in space or not callable(space["check"]):
-        return {"verdict": "undecided", "reason": "the tests define no check(candidate)"}
+        return {"verdict": "undecided", "reason": "the tests define no check(candidate)", "fault": "tests"}
     check = space["check"]
     if "check" in getattr(
         getattr(check, "__code__", None), "co_names", ()

@@ -85,7 +85,7 @@ class MathVerifier:
         command = [sys.executable, "-I", script, str(cpu_seconds), str(memory_bytes), folders]
         self._pool = WorkerPool(command, workers=workers, wall_seconds=10 * cpu_seconds + 10)
         self._workers, self._marks, self._proven = workers, tuple(marks), False
-        self._known: dict[Pair, tuple[float | None, str]] = {}
+        self._known: dict[Pair, tuple[float | None, str, str]] = {}  # reward, reason, fault
         self._names: dict[str, str] = {}
         own = "" if self._marks == REASONING else f"; marks {self._marks!r}"
         self.version = (
@@ -208,26 +208,29 @@ class MathVerifier:
         jobs, cpu, lost = [], {}, []
         for pair in pairs:
             if same_text(*pair):
-                self._known[pair] = (_RIGHT, "")
-            elif reason := too_large(pair[0]) or too_large(pair[1]):
-                self._known[pair] = (_UNDECIDED, reason)
+                self._known[pair] = (_RIGHT, "", "")
+            elif reason := too_large(pair[0]):
+                self._known[pair] = (_UNDECIDED, reason, "too-large")
+            elif reason := too_large(pair[1]):
+                self._known[pair] = (_UNDECIDED, f"the reference: {reason}", "reference")
             elif (equal := by_text(*pair)) is not None:
-                self._known[pair] = (_RIGHT if equal else _WRONG, "")
+                self._known[pair] = (_RIGHT if equal else _WRONG, "", "")
             else:
                 jobs.append(pair)
         parsed = [(for_parser(*pair), tolerance(*pair)) for pair in jobs]
         replies = self._ask([{"answer": a, "reference": r, "tolerance": t} for (a, r), t in parsed])
         for pair, reply in zip(jobs, replies, strict=True):
             if isinstance(reply, Fault):
-                self._known[pair] = (_UNDECIDED, f"{reply.kind}: {reply.reason}")
+                self._known[pair] = (_UNDECIDED, f"{reply.kind}: {reply.reason}", reply.kind)
                 if "CPU limit" not in reply.reason:
                     lost.append(pair)
                 else:  # nor is it named: an undecided response casts no vote
                     self._names.setdefault(pair[0], _plain(pair[0]))
             elif "undecided" in reply:
-                self._known[pair] = (_UNDECIDED, str(reply["undecided"]))
+                fault = str(reply.get("fault", "unreadable"))
+                self._known[pair] = (_UNDECIDED, str(reply["undecided"]), fault)
             else:
-                self._known[pair] = (_RIGHT if reply["equal"] else _WRONG, str(reply.get("reason", "")))
+                self._known[pair] = (_RIGHT if reply["equal"] else _WRONG, str(reply.get("reason", "")), "")
                 cpu[pair] = float(reply.get("cpu", 0.0))
         return cpu, lost
 
@@ -260,19 +263,29 @@ class MathVerifier:
         """Right where every value that is given as final is right: "10 = 11" and two different boxes are wrong."""
         answer = None if question.text is None else names[question.text]
         if question.fault:
-            return self._made(question.reward, answer, question.fault)
+            return self._made(question.reward, answer, question.fault, fault="unreadable")
         found = [self._known[pair] for pair in question.pairs]
         spent = sum(cpu.pop(pair, 0.0) for pair in question.pairs)  # of repeats, the first pays
-        if wrong := [reason for reward, reason in found if reward == _WRONG]:
+        if wrong := [reason for reward, reason, _ in found if reward == _WRONG]:
             reason = "more than one final answer" if question.several else wrong[0]
             return self._made(_WRONG, answer, reason, spent)
-        undecided = next((reason for reward, reason in found if reward is _UNDECIDED), None)
-        return self._made(_RIGHT if undecided is None else _UNDECIDED, answer, undecided or "", spent)
+        undecided = next((row for row in found if row[0] is _UNDECIDED), None)
+        if undecided is None:
+            return self._made(_RIGHT, answer, "", spent)
+        return self._made(_UNDECIDED, answer, undecided[1], spent, undecided[2])
 
-    def _made(self, reward: float | None, answer: str | None, reason: str, cpu: float = 0.0) -> Verdict:
+    def _made(
+        self, reward: float | None, answer: str | None, reason: str, cpu: float = 0.0, fault: str = ""
+    ) -> Verdict:
         status = {None: "undecided", 0.0: "fail", 1.0: "pass"}[reward]
         return Verdict(
-            reward=reward, answer=answer, reason=reason, status=status, cpu_seconds=cpu, version=self.version
+            reward=reward,
+            answer=answer,
+            reason=reason,
+            status=status,
+            cpu_seconds=cpu,
+            version=self.version,
+            fault=fault if reward is None else "",
         )
 
 

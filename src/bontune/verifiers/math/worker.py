@@ -58,7 +58,7 @@ def main() -> None:
             return {"name": name(imaginary(found[0], sympy), sympy) if found else None}
         gold, answer = read(job["reference"]), read(job["answer"])
         if not gold:
-            return {"undecided": "the reference cannot be parsed"}
+            return {"undecided": "the reference cannot be parsed", "fault": "reference"}
         if not answer:
             return {"equal": False, "reason": "the answer cannot be parsed"}
         return {"equal": bool(equal(gold, answer, job["tolerance"]))}
@@ -76,9 +76,9 @@ def serve(reply, cpu_seconds, out):
         try:
             answer: dict = reply(json.loads(line))
         except MemoryError:
-            answer = {"undecided": "out of memory", "recycle": True}
+            answer = {"undecided": "out of memory", "fault": "memory", "recycle": True}
         except RecursionError:
-            answer = {"undecided": "nested too deep"}
+            answer = {"undecided": "nested too deep", "fault": "too-large"}
         except Exception as fault:
             answer = {"undecided": f"{type(fault).__name__}: {fault}"[:300]}
         now = resource.getrusage(resource.RUSAGE_SELF)
