@@ -29,7 +29,7 @@ from studies.negatives.cells import LINEAR, Arm, Cells, line_of, trimmed
 from studies.negatives.features import Features
 
 SAMPLES, PROBLEMS = "gsm8k_smollm2_135m_sft_samples.jsonl.gz", "gsm8k_test.jsonl.gz"
-USED = 200  # problems, the first of the file
+USED = 168  # problems, the first of the file
 LEARNED, JUDGED = 12, 24  # responses of each problem, the first of the 64
 PENALTY = 0.03  # on the squared weights of standardised features
 
