@@ -399,7 +399,7 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
         ("demo --real --verifier", "--real and --verifier are two different demos"),
         ("demo --yes", "--yes is for the demo with --real"),
         ("demo --model m", "--model is for the demo with --real"),
-        ("demo --real --model ./missing", "--model: model folder './missing' does not exist"),
+        ("demo --real --model ./missing", "model folder './missing' does not exist"),
         ("demo --real --output finished", "finished holds a run of `bontune train`"),
     ],
 )

@@ -105,7 +105,7 @@ class Demo:
     all three on fresh prompts, and writes OUTPUT/report.html. Minutes on two cores; nothing is downloaded.
 
         bontune demo
-        bontune demo --real    # a pretrained language model, fetched once: an hour or so on two cores
+        bontune demo --real    # a pretrained language model, fetched once: about 75 CPU minutes
 
     With --real, stopped or killed at any moment, the same command goes on.
     """
