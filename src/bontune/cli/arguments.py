@@ -183,13 +183,15 @@ class Best:
 
         bontune best runs/bon-v "What is 6 times 7?" "And 6 plus 7?"
 
-    Prompts are read from standard input, one a line, where none is given.
+    Where none is given, each line of standard input is a prompt; `-` is all of it as one prompt of several lines:
+
+        bontune best runs/bon-v - < question.txt
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a `bontune train` run: model, strategy, sampling and verifier are taken from it."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """The prompts."""
+    """The prompts; `-` is all of standard input."""
     budget: int | None = None
     """N, where it should differ from the one trained for."""
     temperature: float | None = None
@@ -319,7 +321,7 @@ class Train(FromFile):
     says how far it then differs from the first one."""
     store: str = "responses.sqlite"
     """Where every response is kept with its reward: a file below OUTPUT or elsewhere, on a local disk, or `none`. Steps
-    taken again after a kill find their responses there."""
+    taken again after a kill find their responses there. Those to held-out prompts are in held-out-FILE beside it."""
     track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Where metrics go beside metrics.jsonl, one or more; each must be installed."""
     output: Path = Path("runs/train")
