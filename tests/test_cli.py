@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from html import escape
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -818,11 +819,22 @@ def test_a_verifier_is_taught_trained_for_and_served(run: Run) -> None:
         "--judge-prompts",
         12,
     ]
-    taught = run("verifier", *lesson, "--sampling.max-new-tokens", 10, "--output", "v")
+    taught = run("verifier", *lesson, "--negatives", 0.5, "--sampling.max-new-tokens", 10, "--output", "v")
     assert "best-of-1" in taught.out
+    assert all(row in taught.out for row in ("by the verifier", "at random", "by the truth"))
+    assert "warning: It learned from only" in taught.err
+    assert "Best-of-N by it is highest at N = " in taught.err
+    assert "from right responses" in taught.err
     assert "--scorer v/verifier" in taught.err.replace("\\", "/")
     said = json.loads(Path("v/verifier.json").read_text())
-    assert 0 <= said["auc_within_prompts"] <= 1
+    assert 0 <= said["auc_low"] <= said["auc_within_prompts"] <= said["auc_high"] <= 1
+    assert said["lesson"]["responses"] == 40 * 4  # the other half is made
+    assert said["lesson"]["negatives"]["made"] > 0
+    assert json.loads(Path("v/verifier/verifier.json").read_text())["scale"] > 0
+    assert json.loads(Path("v/results.json").read_text())["verifier"] == said
+    page = Path("v/report.html").read_text()
+    assert all(escape(doubt) in page for doubt in said["doubts"])
+    assert len(said["doubts"]) >= 1
     objective = 'BoNRL(4, "verifier", form="exact", baseline="centred")'
     trained = run(
         "train",
@@ -895,6 +907,10 @@ def test_a_prompt_of_several_lines_comes_from_standard_input() -> None:
         (
             "verifier --model countdown-base --prompts 2 --held-out 2 --output v",
             "held_out must lie between 0 and 1",
+        ),
+        (
+            "verifier --model countdown-base --negatives 1 --output v",
+            "--negatives must be a share of at least 0 and below 1, got 1.0",
         ),
     ],
 )

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from studies.negatives import embedded
-from studies.negatives.cells import Cells
+from bontune.evaluate import write_json
+from studies.negatives import embedded, gsm8k
+from studies.negatives.cells import ARMS, LINEAR, SEEDS, Cells
+from studies.negatives.page import summary, tables
 
+BEGIN, END = "<!-- negatives:begin -->", "<!-- negatives:end -->"
 TASKS = ("countdown", "programs", "gsm8k")
 
 
@@ -34,10 +39,37 @@ def main(argv: list[str] | None = None) -> int:
     def say(text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
-    for task in args.tasks:
-        if task != "gsm8k":
-            embedded.run(task, cells, say, scale=args.scale)
+    if "gsm8k" in args.tasks and (args.data is None or args.model is None):
+        parser.error("gsm8k needs --data and --model")
+    benches: dict[str, Any] = {}
+    for part, seed in product((ARMS[:3], ARMS[3:]), SEEDS):  # what the study is about comes first
+        for task in args.tasks:
+            arms = cells.missing(task, seed, [arm for arm in part if task != "gsm8k" or arm in LINEAR])
+            if not arms:
+                continue
+            if task == "gsm8k":
+                benches[task] = benches.get(task) or gsm8k.bench(cells, say, args.data, args.model)
+                gsm8k.run(benches[task], seed, arms, cells, say)
+            else:
+                benches[task] = benches.get(task) or embedded.bench(task, args.scale)
+                embedded.run(benches[task], seed, arms, cells, say)
+    lines = cells.read()
+    if lines:
+        found = summary(lines)
+        text = tables(found)
+        if args.page is None:
+            print(text)
+        else:
+            write_section(args.page, text)
+            write_json(args.page.parent / "verifier" / "negatives.json", found)
+            say(f"wrote {args.page} and {args.page.parent / 'verifier' / 'negatives.json'}")
     return 0
+
+
+def write_section(page: Path, text: str) -> None:
+    """Put the tables between the marks of the page."""
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ ARMS = (
     Arm("50 %", negatives=0.5),
     Arm("0 %, hard prompts", hard_prompts=0.5),
 )
+LINEAR = ARMS[:3]  # a linear verifier sees all prompts at once, so that none can be drawn more often
 SEEDS = (0, 1, 2)
 
 
@@ -96,14 +97,10 @@ class Cells:
             return []
         return [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
 
-    def missing(self, task: str) -> Iterator[tuple[int, list[Arm]]]:
-        """(seed, the arms of it that are not there), for every seed that lacks some."""
+    def missing(self, task: str, seed: int, arms: Sequence[Arm]) -> list[Arm]:
+        """The arms of a task and a seed that have no line."""
         there = {(line["task"], line["arm"], line["seed"]) for line in self.read()}
-        for part in (ARMS[:3], ARMS[3:]):  # what the study is about comes first
-            for seed in SEEDS:
-                arms = [arm for arm in part if (task, arm.name, seed) not in there]
-                if arms:
-                    yield seed, arms
+        return [arm for arm in arms if (task, arm.name, seed) not in there]
 
     def add(self, line: dict[str, Any]) -> None:
         """Append a line."""

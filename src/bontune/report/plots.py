@@ -269,7 +269,7 @@ def frontier_plot(
 def calibration_plot(predicted: Sequence[float], observed: Sequence[float], counts: Sequence[float]) -> str:
     """Observed against predicted chance, a point for each bin that holds responses, larger where there are more."""
     with mpl.rc_context(_STYLE):
-        figure, axes = _figure([], height=3.6)
+        figure, axes = _figure(["    "], height=3.6)  # room for the last tick
         axes.plot([0, 1], [0, 1], color=FIXED["base"], linestyle=_dashes("base"), linewidth=1.2)
         rows = zip(predicted, observed, counts, strict=True)
         points = [(x, y, n) for x, y, n in rows if n and math.isfinite(x) and math.isfinite(y)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from bontune.cli.commands.prompting import cut_share, settle, warn_cut
 from bontune.cli.commands.terminal import bar, progress, say, say_last, warn_undecided
 from bontune.evaluate import SampleGroup, SampleSet, write_json
 from bontune.evaluate.policies import evaluate
+from bontune.records import Graded
 from bontune.report import write_report
 from bontune.report.verifier import CHOSEN
 from bontune.rollout.endpoint import is_endpoint
@@ -84,6 +86,15 @@ def run(command: arguments.Verifier) -> None:
     found: dict[str, Any] = assess(graded, seed=command.fit.seed) | {"lesson": with_gap(told, graded)}
     found |= {"doubts": doubts(found), "turning_point": turning_point(found)}
     write_config(command.output, command)
+    _report(command, found, graded, started)
+    say(f"use it: --scorer {command.output / 'verifier'}")
+    warn_cut(cut_share(item.group for item in graded), sampling.max_new_tokens)
+
+
+def _report(
+    command: arguments.Verifier, found: dict[str, Any], graded: Sequence[Graded], started: float
+) -> None:
+    """What was found, in files, on the page and on the terminal."""
     write_json(command.output / "verifier.json", found)
     samples = SampleSet(source=command.model, groups=tuple(SampleGroup.of(item) for item in graded))
     results = evaluate(
@@ -101,8 +112,6 @@ def run(command: arguments.Verifier) -> None:
     say(found["turning_point"])
     for doubt in found["doubts"]:
         say(f"warning: {doubt}")
-    say(f"use it: --scorer {command.output / 'verifier'}")
-    warn_cut(cut_share(item.group for item in graded), sampling.max_new_tokens)
 
 
 def _drawn(group_size: int, negatives: float) -> int:
