@@ -39,6 +39,7 @@ PROMPTING = {
     "--prompt-template": None,
     "--template-args": (),
     "--reply-start": None,
+    "--reasoning-markers": (),
 }
 SAMPLING = {
     **PROMPTING,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from bontune.config import PLAIN, Prompting, load_object, spec_of
 from bontune.evaluate import write_json
 from bontune.models.loading import load_policy, load_tokenizer
-from bontune.models.prompting import in_force, shown
+from bontune.models.prompting import in_force, marked, shown
 from bontune.objectives.registry import build_strategy
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import Engine, sample_groups
@@ -68,7 +68,9 @@ class Server:
 
     def shown(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts as the model reads them. Raises ValueError where the chat template refuses one."""
-        return list(prompts) if self.tokenizer is None else shown(prompts, self.tokenizer, self.prompting)
+        if self.tokenizer is None:
+            return marked(prompts, self.prompting)
+        return shown(prompts, self.tokenizer, self.prompting)
 
     @property
     def blind(self) -> bool:
