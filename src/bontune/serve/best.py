@@ -19,6 +19,7 @@ from bontune.rollout import Engine, sample_groups
 from bontune.rollout.endpoint import Endpoint, draw_until, with_prompting
 from bontune.serve.candidates import Candidates, FromEndpoint, Judge, draw_by_engine
 from bontune.strategies import BestOfN, Decider, MajorityVote, MaxAtK, PassAtK, Sequential, Strategy
+from bontune.verifiers.certainty import bound
 from bontune.verifiers.grading import Score, compares, score_group
 from bontune.verifiers.judges import Answers, load_answers
 from bontune.verifiers.learned import LearnedVerifier, on_device
@@ -229,7 +230,7 @@ def load_server(
         tokenizer=tokenizer,
         strategy=strategy if budget is None else strategy.with_budget(budget),
         sampling=sampling,
-        score=None if scorer is None else load_scorer(scorer, where),
+        score=None if scorer is None else bound(load_scorer(scorer, where), model),
         answers=load_answers(settings.get("answers")),
         engine=engine,
         prompting=prompting if tokenizer is None else in_force(prompting, tokenizer),

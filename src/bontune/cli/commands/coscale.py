@@ -31,6 +31,7 @@ from bontune.models.loading import load_tokenizer
 from bontune.report import write_coscale
 from bontune.rollout.endpoint import is_endpoint
 from bontune.store import open_store
+from bontune.verifiers.certainty import bound
 
 
 def run(command: arguments.Coscale) -> None:
@@ -92,7 +93,7 @@ def _draw(command: arguments.Coscale, where: str) -> tuple[arguments.Coscale, li
                 group_size=command.group_size,
                 sampling=replace(command.sampling, temperature=temperature),
                 verify=verify,
-                score=score,
+                score=bound(score, model),
                 seed=command.seed,
                 judged={**asdict(command.source), "split": command.split},
                 undecided_limit=command.undecided_limit,
