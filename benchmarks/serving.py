@@ -1,9 +1,13 @@
-"""Requests per second and draws per request of `bontune serve`, before a server that draws in a fixed time.
+"""Requests per second and draws per request of `bontune serve`, before a server that draws in a fixed time, and of the
+base model in the package, whose requests share decoding batches.
 
-    python benchmarks/serving.py --output docs/serving.md    # writes the table between its marks
+    python benchmarks/serving.py --output docs/serving.md    # writes both tables between their marks
+    python benchmarks/serving.py --only local --against OTHER/src    # beside another version of the package
 
-The backend is a stand-in: a response takes `--delay` seconds, however many are drawn at once, and is right with chance p,
-told by its prompt and seed alone. So what is measured is what serving costs, and what stopping saves; no model.
+The first backend is a stand-in: a response takes `--delay` seconds, however many are drawn at once, and is right with
+chance p, told by its prompt and seed alone. So what is measured is what serving costs, and what stopping saves; no model.
+The second is the model, with the truth choosing, in a process of its own: what it costs to draw for many at once. Rounds
+of two versions alternate, and each number is the median of `--rounds`.
 """
 
 from __future__ import annotations
@@ -21,11 +25,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-BEGIN, END = "<!-- load:begin -->", "<!-- load:end -->"
+MARKS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("load", "local")}
 BUDGET, CHANCE, REQUESTS = 32, 0.3, 192
 FAULTS = ("fail", "refuse", "cut", "hang", "stall", "half", "flaky", "hold")
 """How the backend answers prompts that begin with one of these: status 500; 400; an answer cut off; none, and it hangs
@@ -127,10 +132,18 @@ def hosted(app: Any) -> Iterator[str]:
 @contextmanager
 def command(backend: str, *words: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`bontune serve` before a backend, as a process; its address."""
-    serve = ["serve", "--backend", f"{backend}?retries=1&concurrency=64#m", "--port", "0", *words]
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
+    backend = f"{backend}?retries=1&concurrency=64#m" if backend.startswith("http") else backend
+    with serve(["--backend", backend, "--scorer", "serving:right", *words]) as found:
+        yield found
+
+
+@contextmanager
+def serve(words: Sequence[str], source: str | None = None) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`bontune serve` as a process; its address. source: of another version of the package."""
+    here = str(Path(__file__).parent)
+    path = os.pathsep.join(filter(None, (source, here, os.environ.get("PYTHONPATH"))))
     serving = subprocess.Popen(
-        [sys.executable, "-m", "bontune.cli", *serve, "--scorer", "serving:right"],
+        [sys.executable, "-m", "bontune.cli", "serve", "--port", "0", *words],
         stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": path},
     )  # fmt: skip
     assert serving.stderr is not None
@@ -187,27 +200,110 @@ def measure(delay: float, clients: Sequence[int]) -> list[str]:
     return rows
 
 
+def reaches(prompt: Any, texts: Sequence[str]) -> list[float | None]:
+    """The scorer of the base model: whether a response reaches the target."""
+    from bontune.tasks import Countdown
+
+    task = Countdown()
+    return [task.verify(prompt, text).reward for text in texts]
+
+
+def spent(process: subprocess.Popen[str]) -> float:
+    """CPU seconds of a process so far, on Linux."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def of_model(url: str, process: Any, many: int, prompts: Sequence[str]) -> tuple[float, float, float]:
+    """Requests a second, CPU seconds of the server for a request, and its mean `drawn`, by `many` clients at once."""
+
+    def ask(client: Any, prompt: str) -> Any:
+        return client.completions.create(model="countdown-base", prompt=prompt, seed=1).choices[0].bontune
+
+    before, started = spent(process), time.perf_counter()
+    found = asked(url, many, prompts, ask)
+    seconds, cpu = time.perf_counter() - started, spent(process) - before
+    return len(found) / seconds, cpu / len(found), sum(each["drawn"] for each in found) / len(found)
+
+
+def measure_local(clients: Sequence[int], rounds: int, against: str | None) -> list[str]:
+    """The rows of the table of the local model: this version, and another beside it."""
+    from bontune.tasks import Countdown
+
+    texts = [prompt.text for prompt in Countdown().prompts("test", REQUESTS)]
+    kinds = {"this version": None} | ({"the other": against} if against else {})
+    limits = ["--limits.waiting", str(2 * max(clients))]
+    rows = []
+    for strategy in (f"BestOfN({BUDGET})", f"Sequential(BestOfN({BUDGET}), accept=1.0)"):
+        words = [
+            "--backend",
+            "countdown-base",
+            "--scorer",
+            "serving:reaches",
+            "--strategy",
+            strategy,
+            *limits,
+        ]
+        with ExitStack() as stack:
+            serving = {kind: stack.enter_context(serve(words, source)) for kind, source in kinds.items()}
+            for server in serving.values():
+                of_model(*server, 2, texts[:2])
+            for many in clients:
+                runs = [
+                    (kind, of_model(*server, many, texts[: max(16, min(2 * many, 64))]))
+                    for _ in range(rounds)
+                    for kind, server in serving.items()
+                ]
+                for kind in kinds:
+                    found = zip(*(run for name, run in runs if name == kind), strict=True)
+                    rate, cpu, drawn = map(median, found)
+                    rows.append(
+                        f"| `{strategy}` | {kind} | {many} | {rate:.2f} | {1000 * cpu:.0f} ms | {drawn:.1f} |"
+                    )
+                    print(rows[-1], flush=True)
+    return rows
+
+
+def written(page: Path | None, name: str, table: str) -> None:
+    """The table, printed, and between its marks where there is a page."""
+    print(table)
+    if page is not None:
+        begin, end = MARKS[name]
+        text = page.read_text()
+        before, after = text.partition(begin)[0], text.partition(end)[2]
+        page.write_text(f"{before}{begin}\n{table}\n{end}{after}")
+
+
 def main() -> None:
-    """Measure, print, and write the table where asked."""
+    """Measure, print, and write the tables where asked."""
     given = argparse.ArgumentParser(description="Measure bontune serve under load.")
-    given.add_argument("--output", type=Path, help="a page with the marks between which the table goes")
+    given.add_argument("--output", type=Path, help="a page with the marks between which the tables go")
     given.add_argument("--delay", type=float, default=0.1)
     given.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
+    given.add_argument("--rounds", type=int, default=1, help="of the local model, whose median is told")
+    given.add_argument("--only", choices=tuple(MARKS), help="one of the tables")
+    given.add_argument("--against", help="the src folder of another version, measured beside the local model")
     command_line = given.parse_args()
-    table = "\n".join([
-        "`python benchmarks/serving.py --output docs/serving.md` measures this. Clients, a process of",
-        f"`bontune serve` and a stand-in for the backend share {os.cpu_count()} CPU cores. The stand-in takes",
-        f"{command_line.delay:g} s for a request, whatever its n, and a response is right with chance {CHANCE}.",
-        "",
-        "| strategy | clients at once | requests/s | `drawn` per request | drawn by the backend | right |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *measure(command_line.delay, command_line.clients),
-    ])  # fmt: skip
-    print(table)
-    if command_line.output is not None:
-        page = command_line.output.read_text()
-        before, after = page.partition(BEGIN)[0], page.partition(END)[2]
-        command_line.output.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
+    cores = os.cpu_count()
+    if command_line.only != "local":
+        table = "\n".join([
+            "`python benchmarks/serving.py --output docs/serving.md` measures this. Clients, a process of",
+            f"`bontune serve` and a stand-in for the backend share {cores} CPU cores. The stand-in takes",
+            f"{command_line.delay:g} s for a request, whatever its n, and a response is right with chance {CHANCE}.",
+            "",
+            "| strategy | clients at once | requests/s | `drawn` per request | drawn by the backend | right |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *measure(command_line.delay, command_line.clients),
+        ])  # fmt: skip
+        written(command_line.output, "load", table)
+    if command_line.only != "load":
+        local = measure_local(command_line.clients, command_line.rounds, command_line.against)
+        table = "\n".join([
+            "| strategy | version | clients at once | requests/s | server CPU per request | `drawn` per request |",
+            "| --- | --- | --- | --- | --- | --- |",
+            *local,
+        ])  # fmt: skip
+        written(command_line.output, "local", table)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pathlib import Path
 IN_WHEEL = (
     *("bontune/py.typed", "bontune/cli/entry.py"),
     *(f"bontune/demo/assets/{name}-base/model.safetensors" for name in ("countdown", "programs")),
+    "bontune/demo/assets/gsm8k/gsm8k-excerpt.jsonl.gz",
 )
 IN_SDIST = (
     "src/bontune/py.typed", "src/bontune/demo/assets/countdown-base/model.safetensors", "tests/test_cli.py",

@@ -53,12 +53,15 @@ PLACEMENT = {"--dtype": "auto", "--device": None}
 # Every option and its default. A change here is a change of what users type.
 SURFACE: dict[str, dict[str, Any]] = {
     "demo": {
-        "--output": "runs/demo",
+        "--output": None,  # runs/demo, with --real runs/demo-real
         "--seed": 0,
-        "--steps": 48,
-        "--prompts": 400,
-        "--responses": 128,
+        "--steps": None,
+        "--prompts": None,
+        "--responses": None,
         "--verifier": False,
+        "--real": False,
+        "--yes": False,
+        "--model": None,
     },
     "verifier": {
         **CONFIG,
@@ -67,6 +70,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         **SOURCE,
         "--prompts": 2000,
         "--group-size": 32,
+        "--negatives": 0.0,
         **SAMPLING,
         **PLACEMENT,
         "--rows-per-batch": 4096,
@@ -77,6 +81,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--warmup-steps": 20,
         "--weight-decay": 0.01,
         "--held-out": 0.1,
+        "--hard-prompts": 0.0,
         "--seed": 0,
         "--judge-split": "tune",
         "--judge-prompts": 200,
@@ -110,6 +115,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--limits.answers": 8,
         "--limits.budget": 128,
         "--limits.waiting": 16,
+        "--limits.rows": 512,
         "--limits.at-once": 1,
         "--limits.seconds": 600,
         "--limits.drain": 30,
@@ -389,6 +395,12 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
         ("demo --steps 0", "--steps must be at least 1, got 0"),
         ("demo --prompts 0", "--prompts must be at least 1, got 0"),
         ("demo --responses -4", "--responses must be at least 1, got -4"),
+        ("demo --real --steps 0", "--steps must be at least 1, got 0"),
+        ("demo --real --verifier", "--real and --verifier are two different demos"),
+        ("demo --yes", "--yes is for the demo with --real"),
+        ("demo --model m", "--model is for the demo with --real"),
+        ("demo --real --model ./missing", "--model: model folder './missing' does not exist"),
+        ("demo --real --output finished", "finished holds a run of `bontune train`"),
     ],
 )
 def test_wrong_usage_says_so_in_a_line_or_two(arguments: str, said: str, run: Run) -> None:

@@ -181,6 +181,84 @@ def test_calibration_meets_the_observed_rate(tmp_path: Path) -> None:
     assert found.scale != 1
 
 
+def wrong_way_round(items: list[Labelled]) -> list[Labelled]:
+    """The same texts with the labels exchanged: what calibration meets where too few prompts were kept aside."""
+    return [
+        Labelled(prompt=i.prompt, texts=i.texts, right=tuple(not r for r in i.right), counts=i.counts)
+        for i in items
+    ]
+
+
+def test_calibration_keeps_the_order_and_says_where_the_labels_speak_against_it(tmp_path: Path) -> None:
+    """On labels and on their opposite: one of the two fits best with a slope below zero."""
+    kept, texts = verifier(tmp_path), ["w1", "w2 w2", "w4", "w6 w1", "w3"]
+    plain = kept(PROMPTS[0], texts)
+    order = sorted(range(5), key=lambda i: plain[i] or 0)
+    right = {
+        text: i % 5 < 2 for i, text in enumerate(sorted(texts, key=lambda t: plain[texts.index(t)] or 0))
+    }
+    items = [
+        Labelled(
+            prompt=PROMPTS[0],
+            texts=tuple(texts),
+            right=tuple(right[t] for t in texts),
+            counts=(1, 2, 1, 3, 1),
+        )
+    ]
+    turned, straight = calibrate(kept, items), calibrate(kept, wrong_way_round(items))
+    assert (turned.flat, straight.flat) == (True, False)
+    for found in (turned, straight):
+        scores = found(PROMPTS[0], texts)
+        assert found.scale > 0
+        assert sorted(range(5), key=lambda i: scores[i] or 0) == order
+        assert len(set(scores)) == 5
+    rate = sum(c for t, c in zip(texts, items[0].counts, strict=True) if right[t]) / 8
+    assert all(abs((score or 0) - rate) < 0.01 for score in turned(PROMPTS[0], texts))
+    turned.save(tmp_path / "turned")
+    assert LearnedVerifier.load(tmp_path / "turned").flat
+    assert not calibrate(turned, wrong_way_round(items)).flat
+
+
+def test_starved_verifiers_are_never_turned_round(tmp_path: Path) -> None:
+    """Labels by chance, few of them kept aside: about half of the seeds fit best with a slope below zero."""
+    flat = []
+    for seed in range(8):
+        order = torch.Generator().manual_seed(seed)
+        items = [
+            Labelled(
+                prompt=p, texts=item.texts, counts=item.counts,
+                right=tuple((torch.rand(len(item.texts), generator=order) < 0.5).tolist()),
+            )
+            for p, item in zip(PROMPTS[:12], labelled(), strict=False)
+        ]  # fmt: skip
+        found = fit(scorer_from(folder(tmp_path)), items, FitConfig(steps=2, prompts_per_step=2, seed=seed))
+        assert found.scale > 0
+        flat.append(found.flat)
+    assert 0 < sum(flat) < 8
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan, math.inf])
+def test_a_scale_that_turns_the_order_is_refused(tmp_path: Path, scale: float) -> None:
+    kept = verifier(tmp_path)
+    with pytest.raises(ValueError, match="scale must be above 0"):
+        LearnedVerifier(model=kept.model, tokenizer=kept.tokenizer, scale=scale)
+    kept.save(tmp_path / "saved")
+    settings = json.loads((tmp_path / "saved" / "verifier.json").read_text())
+    (tmp_path / "saved" / "verifier.json").write_text(json.dumps(settings | {"scale": scale}))
+    with pytest.raises(ValueError, match="more prompts with right and wrong responses"):
+        LearnedVerifier.load(tmp_path / "saved")
+
+
+def test_calibration_without_both_labels_or_spread_is_flat(tmp_path: Path) -> None:
+    kept = verifier(tmp_path)
+    only = [Labelled(prompt=PROMPTS[0], texts=("w1", "w2"), right=(True, True), counts=(1, 1))]
+    untrained = scorer_from(folder(tmp_path))
+    both = [Labelled(prompt=PROMPTS[0], texts=("w1", "w2"), right=(True, False), counts=(1, 3))]
+    assert (calibrate(kept, only).scale, calibrate(kept, only).flat) == (1.0, True)
+    assert calibrate(untrained, both).flat
+    assert calibrate(untrained, both)(PROMPTS[0], ["w1"]) == [pytest.approx(0.25)]
+
+
 def test_labels_of_a_group_are_its_decided_texts() -> None:
     found = Labelled.of(graded(PROMPTS[0], ("a", "b", "a", "c"), (1.0, 0.0, 1.0, None)))
     assert (found.texts, found.right, found.counts) == (("a", "b"), (True, False), (2, 1))
@@ -305,6 +383,10 @@ def test_the_peak_of_a_curve() -> None:
     values = torch.tensor([[0.1, 0.5, 0.4], [0.3, 0.5, 0.2], [0.2, 0.2, 0.0]], dtype=torch.float64)
     found = peak(curve_from("best_of", (1, 2, 4), values))
     assert (found.budget, found.largest) == (2, 4)
+    assert (found.budget_low, found.budget_high) == (
+        1,
+        2,
+    )  # the third prompt alone is best at 1, and at no other
     assert math.isclose(found.loss, 0.2)
     assert found.low < 0.2 < found.high
 

@@ -13,19 +13,22 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from test_serve import running, waiting
+from test_serve import running, server, waiting
 
 from bontune import BestOfN, Sequential, Strategy
 from bontune.config import Limits
-from bontune.records import Sampling
-from bontune.rollout import endpoint
+from bontune.records import Prompt, Sampling
+from bontune.rollout import endpoint, sample_groups
 from bontune.rollout.endpoint import connect
+from bontune.rollout.request import Part
 from bontune.serve.best import Server
 
 openai = pytest.importorskip("openai")
@@ -96,6 +99,63 @@ def test_every_request_ends_as_its_backend_does(
                 memory = peak
             assert not memory or peak < memory + 100_000, f"memory grows: {peak} KiB after {rounds} rounds"
         assert len(set(threading.enumerate()) - others) <= CLIENTS + 8
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)
+def test_clients_of_a_local_model_share_batches_and_get_what_each_would_alone(strategy: Strategy) -> None:
+    """Of many prompts, limits of tokens and N, some of which cannot be answered; some clients leave before."""
+    rows: list[int] = []
+    made = server(strategy=strategy, score=longest, engine=sample_groups)
+
+    def draw(self: Server, parts: Sequence[Part]) -> Any:
+        rows.append(sum(part.count for part in parts))
+        return drawn_by(self, parts)
+
+    def asking(client: Any, body: dict[str, Any]) -> Any:
+        if body["seed"] % 8 == 7:
+            with suppress(openai.APITimeoutError):
+                return client.with_options(timeout=0.01).completions.create(**body)
+            return None
+        try:
+            return client.completions.create(**body).choices[0]
+        except openai.BadRequestError as fault:
+            return fault
+
+    asked = [
+        {
+            "model": "tuned",
+            "prompt": "w1 " * 80 if i % 8 == 3 else f"w{i % 5} w{i % 7}",
+            "seed": i,
+            "max_tokens": 1 + i % 6,
+            "extra_body": {"best_of": 1 + i % 9},
+        }
+        for i in range(CLIENTS)
+    ]
+    drawn_by = Server.draw
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Server, "draw", draw)
+        with running(made, limits=Limits(waiting=CLIENTS, rows=48, seconds=300)) as client:
+            found = load.asked(str(client.base_url), CLIENTS, asked, asking)
+            while waiting(client):
+                time.sleep(0.02)
+    for body, choice in zip(asked, found, strict=True):
+        if body["seed"] % 8 == 3:
+            assert "exceeds the model's context of 64" in str(choice)
+        elif body["seed"] % 8 != 7:
+            alone = replace(
+                made,
+                strategy=strategy.with_budget(body["extra_body"]["best_of"]),
+                sampling=Sampling(max_new_tokens=body["max_tokens"]),
+            ).answer([body["prompt"]], seed=body["seed"])[0]
+            assert (choice.text, choice.bontune["score"]) == (alone.text, alone.score)
+            assert (choice.bontune["drawn"], choice.bontune["tokens"]) == (alone.drawn, alone.tokens.drawn)
+    assert max(rows) <= 48
+    assert len(rows) < CLIENTS
+
+
+def longest(prompt: Prompt, texts: Sequence[str]) -> list[float]:
+    """1 for five words."""
+    return [min(1.0, len(text.split()) / 5) for text in texts]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES, ids=repr)

@@ -7,7 +7,7 @@ probability. There they are compared with autograd through the policy itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -18,22 +18,30 @@ from exact import (
     BINARY,
     POLICIES,
     Baseline,
+    Item,
     Policy,
+    Subsets,
     best_of_n,
     check_gradient,
+    check_groups,
     exact_gradient,
     expected_gradient,
+    first_accepted,
     floats,
     item,
     majority_vote,
+    mean_draws,
+    open_after,
     pass_at_k,
     policy,
     random_group,
     stack,
+    until_accepted,
 )
 from torch import Tensor
 
 from bontune import BestOfN, BetaPrior, MajorityVote, PassAtK, Scored, Sequential, objectives
+from bontune.objectives.registry import build_objective
 
 pytestmark = pytest.mark.filterwarnings("ignore:the variational tilt understates best-of-N")
 
@@ -356,6 +364,77 @@ def test_a_price_is_part_of_the_objective_and_of_its_logarithm() -> None:
     _close(objectives.LogStrategyObjective(strategy)(group), weights / left)
     dear = objectives.LogStrategyObjective(Sequential(PassAtK(3), price=2.0))(group)
     assert bool((dear == 0).all())
+
+
+NET_PRICE = Fraction(1, 8)
+
+
+def _net_of_draws(items: Sequence[Item]) -> Fraction:
+    """Value less price times draws of the first response with a score of at least 1, else best-of-N."""
+    drawn = mean_draws(until_accepted(1))(items)
+    return first_accepted(1, best_of_n)(items) - NET_PRICE * drawn
+
+
+@pytest.mark.parametrize("baseline", ["none", "centred", "marginal"])
+def test_a_priced_sequence_is_ascended_without_bias(baseline: str) -> None:
+    """As the command line takes it: every group that a policy can draw, on- and off-policy."""
+    sequence = "Sequential(BestOfN(3), accept=1.0, price=0.125)"
+    objective = build_objective(f"StrategyObjective({sequence}, baseline='{baseline}')")
+    for of in POLICIES.values():
+        check_gradient(objective, of, 4, 3, _net_of_draws)
+        check_gradient(objective, of, 4, 3, _net_of_draws, BEHAVIOUR[len(of.items)])
+    assert build_objective(sequence) == build_objective(f"StrategyObjective({sequence})")
+
+
+def _net_weights(group: Sequence[Item], budget: int, baseline: Baseline) -> list[Fraction]:
+    """Of the value, less the price times those of each chance that k < N responses leave it open."""
+    parts = [Subsets(group, first_accepted(1, best_of_n)).weights(budget, baseline)]
+    goes_on = Subsets(group, open_after(until_accepted(1), budget))
+    goes_on.values[()] = Fraction(1)
+    parts += [[-NET_PRICE * w for w in goes_on.weights(k, baseline)] for k in range(1, budget)]
+    return [sum(column, Fraction(0)) for column in zip(*parts, strict=True)]
+
+
+@pytest.mark.parametrize("baseline", ["none", "centred", "marginal"])
+def test_the_log_of_a_priced_sequence_divides_by_what_is_left(baseline: Baseline) -> None:
+    """Group by group, from sums over subsets and orders; nothing where nothing is left."""
+    spec = f"LogStrategyObjective(Sequential(BestOfN(3), accept=1.0, price=0.125), baseline='{baseline}')"
+    groups = [random_group(seed, 5) for seed in range(12)]
+    left = [Subsets(group, _net_of_draws).value(3) for group in groups]
+    assert min(left) < 0 < max(left)
+    assert 0 not in left  # which a float might miss
+    quotients = [
+        [weight / value if value > 0 else Fraction(0) for weight in _net_weights(group, 3, baseline)]
+        for group, value in zip(groups, left, strict=True)
+    ]
+    check_groups(build_objective(spec), groups, quotients)
+
+
+@pytest.mark.parametrize("success", [0.1, 0.3])
+def test_the_log_of_a_priced_sequence_is_biased_by_one_over_the_group(success: float) -> None:
+    """Expected over all numbers of right responses: the value's gradient exactly, the log's in the limit alone."""
+    budget, price, fail = 4, 0.01, 1 - success
+    worth, slope = 1 - fail**budget, budget * fail ** (budget - 1)
+    left = worth * (1 - price / success)  # as D = V/p
+    slope_left = slope * (1 - price / success) + price * worth / success**2
+    sequence = Sequential(BestOfN(budget), accept=1.0, price=price)
+    misses = []
+    for size in (16, 64, 256, 1024):
+        unbiased = _expected_slope(objectives.StrategyObjective(sequence), success, size)
+        assert unbiased == pytest.approx(slope_left, rel=1e-9)
+        found = _expected_slope(objectives.LogStrategyObjective(sequence), success, size)
+        misses.append(abs(found * left / slope_left - 1))
+    assert misses[0] > 0.01
+    assert misses[2] / misses[3] == pytest.approx(4, rel=0.1)
+
+
+def _expected_slope(objective: objectives.Objective, success: float, size: int) -> float:
+    """d/dp as `objective` estimates it, over groups of `size` responses that are right with chance p."""
+    right = torch.arange(size + 1)
+    rewards = (torch.arange(size) < right.unsqueeze(-1)).double()
+    sums = (objective(Scored(rewards)) * (rewards - success)).sum(-1)
+    chances = torch.distributions.Binomial(size, torch.tensor(success, dtype=torch.float64))
+    return float((chances.log_prob(right.double()).exp() * sums).sum()) / (success * (1 - success))
 
 
 def test_a_prior_does_not_extrapolate_draws() -> None:

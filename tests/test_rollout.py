@@ -18,8 +18,9 @@ from bontune.models.loading import load_policy
 from bontune.models.sampling import log_probs_of_sampling, token_log_probs
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import products, sample_groups
-from bontune.rollout.hf import _branches
+from bontune.rollout.hf import _branches, sample_parts
 from bontune.rollout.products import fixed_weights, laid_out
+from bontune.rollout.request import Part, Request
 from bontune.rollout.weights import Linear, covered, weights_of
 
 TOKENIZER = word_tokenizer()
@@ -289,6 +290,39 @@ def test_a_group_can_be_topped_up(rows: int) -> None:
     for i, group in enumerate(whole):
         assert group.texts == tuple(text for part in parts for text in part[i].texts)
         assert responses(group) == [r for part in parts for r in responses(part[i])]
+
+
+@pytest.mark.parametrize("rows", [4096, 6])
+@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_parts_of_many_sizes_are_drawn_together_as_each_alone(
+    family: str, turns: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers, limits and streams of their own; the longest prompt fills the context with its few tokens."""
+    model, sampling = tiny_model(family), Sampling(stop=("w3 w1",))
+    texts = [*TEXTS, " ".join(["w1"] * 61)]
+    asked = [(0, 5, 40), (3, 1, 7), (1, 9, 40), (0, 2, 1), (4, 4, 20), (2, 3, 7), (0, 2, 3)]
+    parts = [
+        Part(prompt=Prompt(id=f"p{i}", text=text), seed=10 + i % 3, first=first, count=count, most=most)
+        for i, (text, (first, count, most)) in enumerate(zip(texts, asked, strict=True))
+    ]
+    if not turns:
+        alone = [sample_parts(model, TOKENIZER, [part], sampling=sampling)[0] for part in parts]
+    else:
+        alone = sample_parts(model, TOKENIZER, parts, sampling=sampling)
+        monkeypatch.setattr("bontune.rollout.hf.in_turns", lambda device: True)
+    together = sample_parts(model, TOKENIZER, parts, sampling=sampling, rows_per_batch=rows)
+    assert [(group.size, group.sampling.max_new_tokens) for group in together] == [
+        (n, m) for _, n, m in asked
+    ]
+    assert all_same(together, alone)
+
+
+def test_a_part_is_cut_out_of_what_is_asked() -> None:
+    asked = Request(prompts=tuple(PROMPTS), group_size=7, first_index=2, sampling=Sampling(), seed=3).parts()
+    assert [(part.prompt, part.first, part.count) for part in asked] == [(p, 2, 7) for p in PROMPTS]
+    slices = [asked[0].slice(start, 3) for start in (0, 3, 6, 9)]
+    assert [(part.first, part.count) for part in slices] == [(2, 3), (5, 3), (8, 1), (11, 0)]
 
 
 def test_seeds_steps_and_ids_give_other_responses() -> None:

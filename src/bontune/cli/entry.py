@@ -17,7 +17,7 @@ import docstring_parser  # which tyro brings
 import tyro
 
 from bontune import __version__
-from bontune.cli.arguments import COMMANDS, Coscale, Evaluate, Sample, Train
+from bontune.cli.arguments import COMMANDS, Coscale, Demo, Evaluate, Sample, Train
 from bontune.cli.help import grouped
 from bontune.cli.options import with_file
 from bontune.cli.usage import completed
@@ -87,7 +87,14 @@ def run(command: object) -> int:
 
         commands.run(whole)
 
-    return guarded(work, goes_on=isinstance(command, Sample | Evaluate | Train | Coscale))
+    return guarded(work, goes_on=_goes_on(command))
+
+
+def _goes_on(command: object) -> bool:
+    """Whether the same command, run again, takes the work up where it was interrupted."""
+    return isinstance(command, Sample | Evaluate | Train | Coscale) or (
+        isinstance(command, Demo) and command.real
+    )
 
 
 def guarded(work: Callable[[], None], *, goes_on: bool) -> int:

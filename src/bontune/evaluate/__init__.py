@@ -7,6 +7,7 @@ from bontune.evaluate.curves import (
     Diversity,
     Estimator,
     all_budgets,
+    auc_per_prompt,
     auc_within,
     bootstrap,
     curve_from,
@@ -35,7 +36,7 @@ from bontune.evaluate.samples import (
     parse_line,
     read_samples,
 )
-from bontune.evaluate.verifier import Calibration, Peak, calibration, peak
+from bontune.evaluate.verifier import Calibration, Interval, Peak, calibration, gap_of, interval_of, peak
 
 __all__ = [
     "Calibration",
@@ -43,6 +44,7 @@ __all__ = [
     "Difference",
     "Diversity",
     "Estimator",
+    "Interval",
     "Peak",
     "Responses",
     "Sample",
@@ -50,6 +52,7 @@ __all__ = [
     "SampleSet",
     "all_budgets",
     "append_samples",
+    "auc_per_prompt",
     "auc_within",
     "bootstrap",
     "calibration",
@@ -60,6 +63,8 @@ __all__ = [
     "diversity",
     "doubling_budgets",
     "example",
+    "gap_of",
+    "interval_of",
     "is_judged",
     "level_curves",
     "measure",

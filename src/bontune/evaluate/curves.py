@@ -284,8 +284,19 @@ def auc_within(scored: Scored) -> tuple[float, int]:
     """How well scores order the responses of one prompt: (AUC, prompts it is over), ties counted half.
 
     AUC is the chance that a right response has the higher score than a wrong one of the same prompt, averaged
-    over the prompts that have both (Mann-Whitney U per row). That is what best-of-N feels; a pooled AUC also
-    rewards knowing which prompts are easy. NaN where no prompt has both.
+    over the prompts that have both. That is what best-of-N feels; a pooled AUC also rewards knowing which prompts
+    are easy. NaN where no prompt has both. Its interval: `bootstrap` of `auc_per_prompt`.
+    Raises ValueError unless rewards are 0 or 1.
+    """
+    known = auc_per_prompt(scored)
+    known = known[known.isfinite()]
+    return (float(known.mean()), len(known)) if len(known) else (math.nan, 0)
+
+
+def auc_per_prompt(scored: Scored) -> Tensor:
+    """float64 [P]: Mann-Whitney U per pair of a right and a wrong response, ties counted half; NaN without such a pair.
+
+    Each is without bias the chance that a right response to this prompt has the higher score than a wrong one.
     Raises ValueError unless rewards are 0 or 1.
     """
     if not scored.binary:
@@ -293,9 +304,6 @@ def auc_within(scored: Scored) -> tuple[float, int]:
     right = scored.decided & (scored.rewards == 1)
     positives = right.sum(-1).double()
     pairs = positives * (scored.counts - positives)
-    both = pairs > 0
-    if not bool(both.any()):
-        return math.nan, 0
     scores = scored.scores.masked_fill(
         ~scored.decided, math.inf
     )  # above every decided score: in nobody's rank
@@ -304,7 +312,7 @@ def auc_within(scored: Scored) -> tuple[float, int]:
     up_to = torch.searchsorted(order, scores, side="right")
     ranks = torch.where(right, (below + up_to).double() / 2, 0.0).sum(-1)
     wins = ranks - positives**2 / 2  # a pair of right ones counts 1 in all, each with itself one half
-    return float((wins[both] / pairs[both]).mean()), int(both.sum())
+    return torch.where(pairs > 0, wins / pairs, math.nan)
 
 
 def level_curves(

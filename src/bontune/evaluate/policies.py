@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from bontune.evaluate import (
     run_results,
     write_json,
 )
+from bontune.evaluate.available import available
 from bontune.records import Scored
 from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Sequential, Strategy, curve
 
@@ -65,6 +67,9 @@ def evaluate(
         estimators = _estimators(item, batches[name], votes, partial(_announce, on_stage, name))
         curves[name] = policy_curves(batches[name], estimators, ids=item.prompt_ids, seed=seed)
         policies[name] = _entry(item, batches[name], curves[name], seed)
+        budget = min(more.get("budget", USUAL_BUDGET), item.sizes[1])
+        if (gain := available(batches[name], budget, seed=seed)) is not None:
+            policies[name]["available"] = asdict(gain)
         if strategy is not None:
             on_stage(f"measuring {type(strategy).__name__} of {name}")
             policies[name]["strategy"] = _strategy_entry(strategy, batches[name], item.prompt_ids, seed)

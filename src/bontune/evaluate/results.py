@@ -27,6 +27,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ from bontune.evaluate.curves import (
     Curve,
     Estimator,
     all_budgets,
-    auc_within,
+    auc_per_prompt,
     difference,
     diversity,
     doubling_budgets,
     level_curves,
     measure,
 )
+from bontune.evaluate.verifier import interval_of
 from bontune.records import Scored
 
 PASS_AT, BEST_OF, VOTE = "pass_at", "best_of", "vote"
@@ -117,9 +119,9 @@ def policy_results(
     if any(excluded.values()):
         result["excluded"] = {key: counts for key, counts in excluded.items() if counts}
     if BEST_OF in curves and scored.binary:
-        auc, prompts = auc_within(scored)
-        if prompts:
-            result["score_auc"] = {"value": auc, "prompts": prompts}
+        auc = interval_of(auc_per_prompt(scored), seed=seed)
+        if auc.prompts:
+            result["score_auc"] = _known(asdict(auc))
     if levels is not None and any(levels) and PASS_AT in curves:
         whole = curves[PASS_AT]
         doubling = [budget for budget in doubling_budgets(whole.budgets[-1]) if budget in whole.budgets]

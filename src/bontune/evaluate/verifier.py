@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bontune.evaluate.curves import LEVEL, RESAMPLES, Curve, bootstrap
 from bontune.records import Scored
@@ -52,14 +54,49 @@ def calibration(scored: Scored, bins: int = 10) -> Calibration:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A mean over `prompts` prompts, with the interval that resampling them gives; NaN where it is not known."""
+
+    value: float
+    low: float
+    high: float
+    prompts: int
+
+
+def interval_of(values: Tensor, *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """The mean of one value per prompt [P], NaN left out, with its 95 % interval over prompts."""
+    known = values[values.isfinite()]
+    if not len(known):
+        return Interval(value=math.nan, low=math.nan, high=math.nan, prompts=0)
+    low, high = bootstrap(known.unsqueeze(-1).numpy(), seed=seed, resamples=resamples)
+    return Interval(value=float(known.mean()), low=float(low[0]), high=float(high[0]), prompts=len(known))
+
+
+def gap_of(first: Tensor, second: Tensor) -> Interval:
+    """Mean of `first` less mean of `second`, values of different prompts [P] and [Q], NaN left out.
+
+    The interval is normal, from both standard errors (Welch); NaN with fewer than two prompts on a side.
+    """
+    a, b = (values[values.isfinite()] for values in (first, second))
+    value = float(a.mean() - b.mean()) if len(a) and len(b) else math.nan
+    width = math.nan
+    if min(len(a), len(b)) > 1:
+        width = 1.96 * math.sqrt(float(a.var()) / len(a) + float(b.var()) / len(b))
+    return Interval(value=value, low=value - width, high=value + width, prompts=min(len(a), len(b)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
     """The budget at which the curve is highest, and how much the largest budget loses against it.
 
+    budget_low, budget_high: the interval of that budget, from the highest points of resampled curves; NaN for one prompt.
     loss: curve at `budget` minus curve at the largest N, with its interval over prompts. Above zero: larger N hurts.
     The interval does not know that the budget was chosen as the best, so small losses are to be doubted.
     """
 
     budget: int
+    budget_low: float
+    budget_high: float
     largest: int
     loss: float
     low: float
@@ -71,10 +108,28 @@ def peak(curve: Curve, *, seed: int = 0, resamples: int = RESAMPLES, level: floa
     best = max(range(len(curve.budgets)), key=lambda i: curve.mean[i])
     gaps = (curve.per_prompt[:, best] - curve.per_prompt[:, -1]).unsqueeze(-1).numpy()
     low, high = bootstrap(gaps, seed=seed, resamples=resamples, level=level)
+    at = _highest(curve, seed, resamples)
+    ends = [math.nan] * 2
+    if curve.prompts > 1:
+        ends = np.quantile(at, [(1 - level) / 2, (1 + level) / 2], method="nearest").tolist()
     return Peak(
         budget=curve.budgets[best],
+        budget_low=ends[0],
+        budget_high=ends[1],
         largest=curve.budgets[-1],
         loss=float(np.nanmean(gaps)),
         low=float(low[0]),
         high=float(high[0]),
     )
+
+
+def _highest(curve: Curve, seed: int, resamples: int) -> np.ndarray:
+    """[resamples]: the budget at which the mean over resampled prompts is highest."""
+    values = curve.per_prompt.numpy()
+    known = ~np.isnan(values)
+    counts = np.random.default_rng(seed).multinomial(
+        len(values), np.full(len(values), 1 / len(values)), resamples
+    )
+    with np.errstate(invalid="ignore"):  # a resample without any known row has no mean
+        means = (counts @ np.where(known, values, 0.0)) / (counts @ known)
+    return np.asarray(curve.budgets)[np.where(np.isnan(means), -np.inf, means).argmax(1)]

@@ -126,14 +126,21 @@ def encode(
 
     Raises ValueError on an empty prompt, and on one that with its response exceeds the model's context.
     """
+    return encode_each(model, tokenizer, prompts, [sampling.max_new_tokens] * len(prompts))
+
+
+def encode_each(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], most: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """`encode` of prompts whose responses have at most `most` tokens, each a limit of its own."""
     limit = context_of(model)
     encoded = token_ids(tokenizer, prompts, end_tokens(model, tokenizer))
-    for prompt, ids in zip(prompts, encoded, strict=True):
+    for prompt, ids, new in zip(prompts, encoded, most, strict=True):
         if not ids:
             raise ValueError(f"prompt {prompt.id[:100]!r} has no tokens: {prompt.text[:100]!r}")
-        if limit is not None and len(ids) + sampling.max_new_tokens > limit:
+        if limit is not None and len(ids) + new > limit:
             raise ValueError(
-                f"prompt {prompt.id[:100]!r} has {len(ids)} tokens; with max_new_tokens = {sampling.max_new_tokens} "
+                f"prompt {prompt.id[:100]!r} has {len(ids)} tokens; with max_new_tokens = {new} "
                 f"that exceeds the model's context of {limit}. Shorten the prompt or lower max_new_tokens "
                 "(--sampling.max-new-tokens)"
             )

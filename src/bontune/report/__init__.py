@@ -4,6 +4,7 @@ from bontune.report.coscale import write_coscale
 from bontune.report.page import write_report
 from bontune.report.plots import (
     Series,
+    calibration_plot,
     colours,
     curve_plot,
     difference_plot,
@@ -18,6 +19,7 @@ from bontune.report.run import OUTCOME
 __all__ = [
     "OUTCOME",
     "Series",
+    "calibration_plot",
     "colours",
     "curve_plot",
     "difference_plot",

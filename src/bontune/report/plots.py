@@ -107,16 +107,19 @@ def difference_plot(
     series: Sequence[Series],
     *,
     reference: str,
+    x_label: str | None = None,
     percent: bool = True,
     palette: Mapping[str, str] | None = None,
 ) -> str:
-    """Differences to the reference over the budget N, with bands and a line at zero."""
+    """Differences to the reference over the budget N, or what x_label says, with bands and a line at zero."""
     with mpl.rc_context(_STYLE):
         figure, axes = _figure([*(line.name for line in series), reference])
         colour = palette or colours([reference, *(line.name for line in series)])
         axes.axhline(0, color=colour[reference], linestyle=_dashes(reference), linewidth=1.4)
         _lines(axes, series, colour)
         _budget_axis(axes, series)
+        if x_label is not None:
+            axes.set_xlabel(x_label, parse_math=False)
         unit = "points" if percent else "reward"
         _value_axis(axes, f"minus {reference}, {unit}", percent, signed=True)
         x = [value for line in series for value in line.x]
@@ -258,6 +261,26 @@ def frontier_plot(
         axes.xaxis.set_major_formatter(FuncFormatter(_percent))
         _value_axis(axes, y_label, percent=True)
         _end_labels(axes, series, colour)
+        return _svg(figure)
+
+
+def calibration_plot(predicted: Sequence[float], observed: Sequence[float], counts: Sequence[float]) -> str:
+    """Observed against predicted chance, a point for each bin that holds responses, larger where there are more."""
+    with mpl.rc_context(_STYLE):
+        figure, axes = _figure([], height=3.6)
+        axes.plot([0, 1], [0, 1], color=FIXED["base"], linestyle=_dashes("base"), linewidth=1.2)
+        rows = zip(predicted, observed, counts, strict=True)
+        points = [(x, y, n) for x, y, n in rows if n and math.isfinite(x) and math.isfinite(y)]
+        most = max((n for _, _, n in points), default=1.0)
+        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color=HEAT, linewidth=1.2)
+        for x, y, n in points:
+            size = 3 + 9 * math.sqrt(n / most)
+            axes.plot(x, y, color=HEAT, marker="o", markersize=size, alpha=0.75, clip_on=False)
+        axes.set_xlim(0, 1)
+        axes.set_ylim(0, 1)
+        axes.set_xlabel("score: predicted chance of being right", parse_math=False)
+        axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+        _value_axis(axes, "observed share that is right", percent=True)
         return _svg(figure)
 
 

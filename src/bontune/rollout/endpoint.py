@@ -9,6 +9,7 @@ they leave out the end token, and with it a factor of a response's probability.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from contextlib import closing
 from dataclasses import dataclass, field, replace
 from json import JSONDecodeError
 from queue import Empty, SimpleQueue
-from typing import Any, Protocol, Unpack
+from typing import Any, NamedTuple, Protocol, Unpack
 from urllib.parse import parse_qsl, urlsplit, urlunsplit
 
 import torch
@@ -26,6 +27,7 @@ from bontune.config import PLAIN, Prompting
 from bontune.models.prompting import conversation, rendered
 from bontune.models.sampling import stream_key
 from bontune.records import Group, Prompt, Sampling
+from bontune.rollout.asking import client_of, start_asking
 from bontune.rollout.request import Asked, Request
 
 KEY = "OPENAI_API_KEY"  # the variable of the environment that the official client reads, too
@@ -178,7 +180,7 @@ def sample_groups(
     groups: dict[int, Group] = {}
     drawn: dict[int, dict[int, list[_Choice]]] = {}
     with closing(_answers(model, parts)) as answers:
-        for part, choices in answers:
+        for part, (choices, _) in answers:
             mine = drawn.setdefault(part.prompt, {})
             mine[part.first] = choices
             if sum(map(len, mine.values())) == request.group_size:
@@ -187,6 +189,13 @@ def sample_groups(
                 if on_group is not None:
                     on_group(groups[part.prompt])
     return [groups[i] for i in range(len(prompts))]
+
+
+class Tokens(NamedTuple):
+    """How many tokens a prompt has, None where that is not known, and how many its responses have together."""
+
+    prompt: int | None
+    drawn: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,8 +214,8 @@ class Drawer(Protocol):
         """What to draw now; asked at the beginning, and after each answer. Each span is named once."""
         ...
 
-    def take(self, span: Span, group: Group) -> None:
-        """The responses of a span, as a group of their own."""
+    def take(self, span: Span, group: Group, tokens: Tokens | None) -> None:
+        """The responses of a span, as a group of their own, and how many tokens the server says they have."""
         ...
 
     def wants(self, prompt: int) -> bool:
@@ -235,9 +244,9 @@ def draw_until(
         return [_Part(s.prompt, s.first, s.count, bodies[s.prompt], seeds[s.prompt]) for s in drawer.spans()]
 
     with closing(_answers(model, parts(), parts, drawer.wants)) as answers:
-        for part, choices in answers:
+        for part, (choices, tokens) in answers:
             group = _group(model, prompts[part.prompt], choices, 0, sampling)
-            drawer.take(Span(part.prompt, part.first, part.count), group)
+            drawer.take(Span(part.prompt, part.first, part.count), group, tokens)
 
 
 def seed_of(seed: int, step: int, prompt: Prompt) -> int:
@@ -258,13 +267,21 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """One response. tokens and log_probs are None where the server does not tell both."""
+    """One response. tokens and log_probs are None where the server does not tell both, length where it tells neither."""
 
     text: str
     finished: bool
+    length: int | None
     tokens: tuple[int, ...] | None
     log_probs: tuple[float, ...] | None
     prompt_tokens: tuple[int, ...]
+
+
+class _Answer(NamedTuple):
+    """The choices of a request, and how many tokens they have, where the server tells."""
+
+    choices: list[_Choice]
+    tokens: Tokens | None
 
 
 def _spans(first: int, count: int, most: int) -> Iterator[tuple[int, int]]:
@@ -332,24 +349,23 @@ def _answers(
     parts: Sequence[_Part],
     more: Callable[[], Sequence[_Part]] = tuple,
     wants: Callable[[int], bool] | None = None,
-) -> Generator[tuple[_Part, list[_Choice]], None, None]:
-    """Each request with its choices, as they come.
+) -> Generator[tuple[_Part, _Answer], None, None]:
+    """Each request with its answer, as they come.
 
     more: what to ask for beside, after each of them.  wants: whether a prompt's requests are still wanted; else they
     are closed. It is asked after each of them and every _LOOK seconds.
     After a fault nothing more is asked, of its prompt where `wants` is given; what is under way is waited for and
     handed over, and then the fault is raised, if its prompt is still wanted.
-    An interruption ends all at once. The event loop has a thread of its own, so that callers may have one themselves.
+    An interruption ends all at once.
     """
-    import anyio
-    from anyio.from_thread import start_blocking_portal
-
+    client, limit = _client(model), asyncio.Semaphore(model.concurrency)
+    waiting = _Waiting(wants)
     faults: dict[int, Exception] = {}
 
     def halted(part: _Part) -> bool:
         return bool(faults) if wants is None else part.prompt in faults
 
-    async def ask(part: _Part) -> list[_Choice] | None:
+    async def ask(part: _Part) -> _Answer | None:
         async with limit:
             try:
                 return None if halted(part) else await _ask(client, model, part)
@@ -357,21 +373,19 @@ def _answers(
                 faults.setdefault(part.prompt, _explained(model, fault))
                 return None
 
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(_client(model)) as client,
-    ):
-        limit = anyio.Semaphore(model.concurrency)
-        waiting = _Waiting(wants)
+    try:
         while True:
             for part in parts:
-                waiting.add(portal.start_task_soon(ask, part), part)
+                waiting.add(start_asking(ask(part)), part)
             if not waiting.parts:
                 break
             future, part = waiting.next()
-            if not future.cancelled() and (choices := future.result()) is not None:
-                yield part, choices
+            if not future.cancelled() and (answer := future.result()) is not None:
+                yield part, answer
             parts = more()
+    finally:
+        for future in waiting.parts:
+            future.cancel()
     for prompt, fault in faults.items():
         if wants is None or wants(prompt):
             raise fault
@@ -420,34 +434,29 @@ def post_all(
     where it fails for a passing reason or the body is no JSON object; with all its repetitions it has
     (retries + 1) x timeout seconds. Nothing is raised but ValueError where the openai package is missing.
     """
-    import anyio
-    from anyio.from_thread import start_blocking_portal
-
+    client, limit = _client(model), asyncio.Semaphore(model.concurrency)
     longest = (model.retries + 1) * model.timeout
 
     async def ask(body: Mapping[str, Any]) -> dict[str, Any] | Failed:
         async with limit:
             try:
-                with anyio.fail_after(longest):
+                async with asyncio.timeout(longest):
                     return await _object(client, model, path, body)
             except TimeoutError:
                 return Failed(f"{model.url} gave no whole answer in {longest:g} s")
             except Exception as fault:  # of several libraries
                 return Failed(str(_explained(model, fault, key)), getattr(fault, "status_code", None))
 
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(_client(model)) as client,
-    ):
-        limit = anyio.Semaphore(model.concurrency)
-        waiting = [portal.start_task_soon(ask, body) for body in bodies]
+    waiting = [start_asking(ask(body)) for body in bodies]
+    try:
         return [future.result() for future in waiting]
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 async def _object(client: Any, model: Endpoint, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
     """The body of the answer. Raises _Unreadable where it is no JSON object however often it is asked for."""
-    import anyio
-
     shown = ""
     for tried in range(model.retries + 1):
         try:
@@ -458,38 +467,50 @@ async def _object(client: Any, model: Endpoint, path: str, body: Mapping[str, An
         except (JSONDecodeError, RecursionError) as fault:
             shown = str(fault)
         if tried < model.retries:
-            await anyio.sleep(min(_PAUSE * 2**tried, _LONGEST_PAUSE))
+            await asyncio.sleep(min(_PAUSE * 2**tried, _LONGEST_PAUSE))
     raise _Unreadable(f"the answer is no JSON object: {shown!r}")
 
 
 def _client(model: Endpoint) -> Any:
-    try:
-        from openai import AsyncOpenAI
-    except ImportError as fault:
-        raise ValueError(
-            "asking a server needs the openai package: pip install 'bontune[endpoint]'"
-        ) from fault
-    return AsyncOpenAI(
-        base_url=model.url, api_key=model.key or "none", timeout=model.timeout, max_retries=model.retries
-    )
+    return client_of(model.url, model.key, model.timeout, model.retries)
 
 
-async def _ask(client: Any, model: Endpoint, part: _Part) -> list[_Choice]:
-    """The choices of one request. What a server leaves out, as those do that know no n, is asked for again."""
+async def _ask(client: Any, model: Endpoint, part: _Part) -> _Answer:
+    """The answer to one request. What a server leaves out, as those do that know no n, is asked for again."""
     path = "/chat/completions" if model.chat else "/completions"
     got: list[_Choice] = []
+    told: list[Tokens | None] = []
     broken = 0
     while len(got) < part.count:
         body = part.body | {"n": part.count - len(got)}
         if model.seeds:
             body["seed"] = part.seed + part.first + len(got)
         try:
-            got += _choices(model, await client.post(path, body=body, cast_to=object))
+            answer = await client.post(path, body=body, cast_to=object)
+            more = _choices(model, answer)
+            got, told = got + more, [*told, _tokens(answer, more)]
         except (_Unreadable, JSONDecodeError) as fault:
             broken += 1
             if broken > model.retries:
                 raise _Unreadable(str(fault)) from fault
-    return got[: part.count]
+    known = [tokens for tokens in told if tokens is not None]
+    drawn = sum(tokens.drawn for tokens in known)
+    return _Answer(got[: part.count], Tokens(known[0].prompt, drawn) if len(known) == len(told) > 0 else None)
+
+
+def _tokens(answer: Mapping[str, Any], choices: Sequence[_Choice]) -> Tokens | None:
+    """As the server counts them; else those that it tells something of, if of all choices. 0 says that none counts."""
+    usage = answer.get("usage")
+    read, drawn = (
+        value if isinstance(value, int) and value > 0 else None
+        for value in map(
+            (usage if isinstance(usage, dict) else {}).get, ("prompt_tokens", "completion_tokens")
+        )
+    )
+    lengths = [choice.length for choice in choices if choice.length]
+    if drawn is None and len(lengths) == len(choices):
+        drawn = sum(lengths)
+    return None if drawn is None else Tokens(read or len(choices[0].prompt_tokens) or None, drawn)
 
 
 class _Unreadable(RuntimeError):
@@ -512,13 +533,17 @@ def _choices(model: Endpoint, answer: Any) -> list[_Choice]:
 
 def _choice(model: Endpoint, choice: Mapping[str, Any], prompt_tokens: Any) -> _Choice:
     text = _text(choice["message"].get("content") if model.chat else choice["text"])
+    told = choice.get("logprobs")
+    told = told if isinstance(told, dict) else {}
     tokens = choice.get("token_ids") if model.native else None
-    log_probs = _log_probs(choice.get("logprobs") or {}) if tokens else None
+    log_probs = _log_probs(told) if tokens else None
+    listed = tokens or told.get("content") or told.get("token_logprobs")
     if log_probs is None or len(log_probs) != len(tokens or ()):
         tokens = log_probs = None
     return _Choice(
         text=text,
         finished=choice.get("finish_reason") == "stop",
+        length=len(listed) if listed else None,
         tokens=None if tokens is None else tuple(map(int, tokens)),
         log_probs=log_probs,
         prompt_tokens=tuple(map(int, choice.get("prompt_token_ids") or prompt_tokens or ())),
@@ -575,17 +600,13 @@ def _group(
 
 def _models(model: Endpoint) -> list[dict[str, Any]]:
     """The server's list of models; empty where it keeps none."""
-    from anyio.from_thread import start_blocking_portal
+    client = _client(model)
 
-    async def ask(client: Any) -> Any:
+    async def ask() -> Any:
         return await client.get("/models", cast_to=object)
 
     try:
-        with (
-            start_blocking_portal() as portal,
-            portal.wrap_async_context_manager(_client(model)) as client,
-        ):
-            answer = portal.call(ask, client)
+        answer = start_asking(ask()).result()
     except Exception as fault:  # of several libraries
         if getattr(fault, "status_code", None) in (404, 405, 501):
             return []
@@ -598,7 +619,8 @@ def _is_processed(model: Endpoint) -> bool:
     """Whether log-probabilities are taken after truncation: with the best token alone left, all are then 0."""
     prompt = Prompt(id="probe", text="1 2 3")
     sampling = Sampling(top_k=1, max_new_tokens=_PROBES)
-    ((_, (choice, *_)),) = _answers(model, [_Part(0, 0, 1, _body(model, None, prompt, sampling), 0)])
+    ((_, answer),) = _answers(model, [_Part(0, 0, 1, _body(model, None, prompt, sampling), 0)])
+    choice = answer.choices[0]
     return choice.log_probs is not None and min(choice.log_probs) > -1e-6
 
 

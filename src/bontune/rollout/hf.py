@@ -12,7 +12,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any, Unpack
 
 import torch
@@ -20,12 +21,12 @@ from torch import Tensor
 
 from bontune.models.attention import forward, pack, supported, tell_fallback
 from bontune.models.inputs import cache_argument, left_padded, positions
-from bontune.models.prompting import encode, end_tokens
+from bontune.models.prompting import encode_each, end_tokens
 from bontune.models.sampling import draw, log_probs_of_sampling, response_keys, uniforms
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout.decoding import Decoding, prompt_keys
 from bontune.rollout.products import fixed_weights, laid_out
-from bontune.rollout.request import Asked, Request
+from bontune.rollout.request import Asked, Part, Request
 from bontune.rollout.step import packed_logits
 from bontune.rollout.turns import draw_in_turns, sampling_dtype
 from bontune.rollout.weights import Weights, covered, weights_of
@@ -53,32 +54,55 @@ def sample_groups(
     a response, or the model's logits are not finite.
     """
     request = Request(prompts=tuple(prompts), **asked)
-    sampling = request.sampling
-    encoded = encode(model, tokenizer, prompts, sampling)
+    return sample_parts(
+        model,
+        tokenizer,
+        request.parts(),
+        sampling=request.sampling,
+        rows_per_batch=request.rows_per_batch,
+        policy_step=request.policy_step,
+        on_group=on_group,
+    )
+
+
+def sample_parts(
+    model: Any,
+    tokenizer: Any,
+    parts: Sequence[Part],
+    *,
+    sampling: Sampling,
+    rows_per_batch: int = 4096,
+    policy_step: int = 0,
+    on_group: Callable[[Group], None] | None = None,
+) -> list[Group]:
+    """A group for each of these parts, in their order, all drawn together, though each has a number of responses, a
+    limit of tokens and a stream of its own. The rest, and what is raised, as in `sample_groups`."""
+    if not parts:
+        return []
+    prompts, longest = [part.prompt for part in parts], max(part.most for part in parts)
+    encoded = encode_each(model, tokenizer, prompts, [part.most for part in parts])
     ends = end_tokens(model, tokenizer, sampling)
     if not ends and not sampling.stop:
         raise ValueError(
             "the tokenizer and the model name no end token, so no response could end: set tokenizer.eos_token, "
             "model.generation_config.eos_token_id, or sampling stop strings"
         )
-    if not prompts:
-        return []
     device = next(model.parameters()).device
     ask = _Decoding(
         prompts=encoded,
-        streams=request.streams(),
-        first=request.first_index,
-        count=request.group_size,
-        rows=request.rows_per_batch,
-        sampling=sampling,
+        parts=parts,
+        step=policy_step,
+        rows=rows_per_batch,
+        sampling=replace(sampling, max_new_tokens=longest),
         ends=ends,
         tokenizer=tokenizer,
         device=device,
     )
     draw_all = _by_turns if covered(model) and in_turns(device) else _by_chunks
     groups: dict[int, Group] = {}
-    for i, parts in draw_all(model, ask):
-        groups[i] = _group(prompts[i], encoded[i], parts, request.policy_step, sampling)
+    for i, drawn in draw_all(model, ask):
+        kept = replace(sampling, max_new_tokens=parts[i].most)
+        groups[i] = _group(prompts[i], encoded[i], drawn, policy_step, kept)
         if on_group is not None:
             on_group(groups[i])
     return [groups[i] for i in range(len(prompts))]
@@ -86,12 +110,11 @@ def sample_groups(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Decoding:
-    """Responses first, first + 1, ... of prompts, `count` each, at most `rows` at once. streams: a key of each prompt."""
+    """Parts with the token ids of their prompts, at most `rows` responses at once. sampling: with the most tokens."""
 
     prompts: list[tuple[int, ...]]
-    streams: list[int]
-    first: int
-    count: int
+    parts: Sequence[Part]
+    step: int
     rows: int
     sampling: Sampling
     ends: frozenset[int]
@@ -107,20 +130,18 @@ def in_turns(device: torch.device) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Drawn:
-    """Responses of P prompts, `count` each: tokens and log_probs [P * count, T], the rest [P * count]."""
+    """Responses of some prompts, one prompt's after another's: tokens and log_probs [B, T], the rest [B]."""
 
-    count: int
     tokens: Tensor
     log_probs: Tensor
     lengths: Tensor
     finished: Tensor
     texts: tuple[str, ...]
 
-    def of(self, row: int) -> _Drawn:
+    def of(self, first: int, count: int) -> _Drawn:
         """Those of one prompt."""
-        rows = slice(row * self.count, (row + 1) * self.count)
+        rows = slice(first, first + count)
         return _Drawn(
-            self.count,
             self.tokens[rows],
             self.log_probs[rows],
             self.lengths[rows],
@@ -129,16 +150,18 @@ class _Drawn:
         )
 
 
-def _chunks(encoded: Sequence[tuple[int, ...]], size: int) -> Iterator[list[int]]:
-    """Prompts of similar length together: least padding, and none where lengths agree."""
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-def _spans(first: int, count: int, most: int) -> Iterator[tuple[int, int]]:
-    for start in range(first, first + count, most):
-        yield start, min(most, first + count - start)
+def _chunks(encoded: Sequence[tuple[int, ...]], counts: Sequence[int], rows: int) -> Iterator[list[int]]:
+    """Prompts of similar length together: least padding, and none where lengths agree. At most so many rows, unless a
+    prompt alone has more."""
+    chunk: list[int] = []
+    used = 0
+    for i in sorted(range(len(encoded)), key=lambda i: len(encoded[i])):
+        if chunk and used + counts[i] > rows:
+            yield chunk
+            chunk, used = [], 0
+        chunk.append(i)
+        used += counts[i]
+    yield chunk
 
 
 @contextmanager
@@ -158,16 +181,19 @@ def _drawing(model: Any, *, walked: bool) -> Iterator[None]:
 
 def _by_turns(model: Any, ask: _Decoding) -> Iterator[tuple[int, list[_Drawn]]]:
     """(prompt, its responses) as they are complete; the caller is outside of `_drawing` in between."""
+    counts = [part.count for part in ask.parts]
     drawing = draw_in_turns(
         model,
         sampling_dtype(model),
         ask.prompts,
-        torch.stack([response_keys(key, ask.first, ask.count) for key in ask.streams]),
+        torch.stack([response_keys(part.key(ask.step), part.first, max(counts)) for part in ask.parts]),
         ask.sampling,
         ask.ends,
         ask.tokenizer,
         rows=ask.rows,
         capture=ask.device.type == "cuda",
+        counts=counts,
+        limits=[part.most for part in ask.parts],
     )
     while True:
         with _drawing(model, walked=True):
@@ -176,7 +202,7 @@ def _by_turns(model: Any, ask: _Decoding) -> Iterator[tuple[int, list[_Drawn]]]:
             return
         i, (tokens, log_probs, lengths, finished) = found
         texts = texts_of(ask.tokenizer, tokens, lengths, ask.sampling, ask.ends)
-        yield i, [_Drawn(ask.count, tokens, log_probs, lengths, finished, texts)]
+        yield i, [_Drawn(tokens, log_probs, lengths, finished, texts)]
 
 
 def _by_chunks(model: Any, ask: _Decoding) -> Iterator[tuple[int, list[_Drawn]]]:
@@ -186,16 +212,17 @@ def _by_chunks(model: Any, ask: _Decoding) -> Iterator[tuple[int, list[_Drawn]]]
         tell_uncaptured(model)
     with nullcontext() if walked else fixed_weights(model):
         weights = laid_out(weights_of(model, sampling_dtype(model))) if walked else None
-        for chunk in _chunks(ask.prompts, max(1, ask.rows // ask.count)):
-            keys = [ask.streams[i] for i in chunk]
+        counts = [part.count for part in ask.parts]
+        for chunk in _chunks(ask.prompts, counts, ask.rows):
+            most = max(ask.parts[i].count for i in chunk)
             with _drawing(model, walked=walked):
                 start = _starter(model, weights, [ask.prompts[i] for i in chunk], ask.device)
-                parts = [
-                    _decode(start, ask.tokenizer, keys, first, count, ask.sampling, ask.ends, ask.device)
-                    for first, count in _spans(ask.first, ask.count, ask.rows)
+                drawn = [
+                    _decode(start, [ask.parts[i].slice(at, ask.rows) for i in chunk], ask)
+                    for at in range(0, most, ask.rows)
                 ]
             for row, i in enumerate(chunk):
-                yield i, [part.of(row) for part in parts]
+                yield i, [each[row] for each in drawn]
 
 
 def tell_uncaptured(model: Any) -> None:
@@ -209,27 +236,23 @@ def tell_uncaptured(model: Any) -> None:
 
 
 def _decode(
-    start: Callable[[int, int], _Decoder | _SharedDecoder],
-    tokenizer: Any,
-    stream_keys: Sequence[int],
-    first: int,
-    count: int,
-    sampling: Sampling,
-    ends: frozenset[int],
-    device: torch.device,
-) -> _Drawn:
-    """Responses first, first + 1, ... of each prompt. Nothing here waits for the device but the check for ended rows."""
-    rows, most = len(stream_keys) * count, sampling.max_new_tokens
-    keys = torch.cat([response_keys(key, first, count, device) for key in stream_keys])
+    start: Callable[[int, int], _Decoder | _SharedDecoder], parts: Sequence[Part], ask: _Decoding
+) -> list[_Drawn]:
+    """The responses of each part. Nothing here waits for the device but the check for ended rows."""
+    sampling, device = ask.sampling, ask.device
+    counts, limits = [part.count for part in parts], [part.most for part in parts]
+    rows, most, cuts = sum(counts), max(limits), set(limits)
+    keys = torch.cat([response_keys(part.key(ask.step), part.first, part.count, device) for part in parts])
+    of_part = torch.tensor(counts, device=device)
+    limit = torch.tensor(limits, device=device).repeat_interleave(of_part)
     tokens = torch.full((most, rows), _NONE, dtype=torch.int64, device=device)
     log_probs = torch.zeros(most, rows, dtype=torch.float32, device=device)
+    finished = torch.zeros(rows, dtype=torch.bool, device=device)
     alive = torch.arange(rows, device=device)  # the responses that are decoded
     open_ = torch.ones(rows, dtype=torch.bool, device=device)  # and have not ended
     decoder = start(rows, most)
-    is_end = _marked(ends, decoder.logits.shape[-1], device)
-    row: Tensor | None = torch.arange(len(stream_keys), device=device).repeat_interleave(
-        count
-    )  # None: its own
+    is_end = _marked(ask.ends, decoder.logits.shape[-1], device)
+    row: Tensor | None = torch.arange(len(parts), device=device).repeat_interleave(of_part)  # None: its own
     for t, uniform in enumerate(_stream(keys, most)):
         distribution = log_probs_of_sampling(decoder.logits, sampling)
         distribution = distribution if row is None else distribution.index_select(0, row)
@@ -239,18 +262,22 @@ def _decode(
         log_probs[t].index_copy_(0, alive, torch.where(open_, chosen, 0.0))
         done = is_end.index_select(0, drawn)
         if sampling.stop:
-            done |= _stopped(tokenizer, tokens[: t + 1, alive].T.clamp(min=0), sampling)
+            done |= _stopped(ask.tokenizer, tokens[: t + 1, alive].T.clamp(min=0), sampling)
+        finished.index_copy_(0, alive, finished.index_select(0, alive) | (open_ & done))
         open_ = open_ & ~done
         if t + 1 == most:
             break
+        if t + 1 in cuts:
+            open_ = open_ & (limit.index_select(0, alive) > t + 1)
         if row is not None and not decoder.shares:  # every response gets a row of its own
             decoder.keep(row, len(row))
             row = None
-        if device.type == "cpu" or (t + 1) % _STEPS_PER_CHECK == 0:
+        if device.type == "cpu" or (t + 1) % _STEPS_PER_CHECK == 0 or t + 1 in cuts:
             left = int(open_.sum())
             if left == 0:
                 break
-            if row is not None or left < len(open_) * (1 - _LEAVE_SHARE):
+            # Those that were cut leave at once: a position beyond the model's context may not be fed.
+            if row is not None or left < len(open_) * (1 - _LEAVE_SHARE) or t + 1 in cuts:
                 row, kept = _going_on(decoder, row, open_, drawn, left)
                 alive, open_, drawn = alive[kept], open_[kept], drawn[kept]
         # One token for every row: those of a row agree.
@@ -261,12 +288,19 @@ def _decode(
         raise ValueError(
             "the model's logits are not finite: its parameters, or its precision, cannot be sampled from"
         )
-    finished = torch.ones(rows, dtype=torch.bool, device=device).index_copy(0, alive, ~open_).cpu()
+    return _of_parts(counts, tokens, log_probs, finished, ask)
+
+
+def _of_parts(
+    counts: Sequence[int], tokens: Tensor, log_probs: Tensor, finished: Tensor, ask: _Decoding
+) -> list[_Drawn]:
+    """The responses of each part, of tokens and log_probs [T, B], which stand one part's after another's."""
     lengths = (tokens != _NONE).sum(0).cpu()
     longest = int(lengths.max())
     tokens, log_probs = (x[:longest].T.contiguous().cpu() for x in (tokens.clamp(min=0), log_probs))
-    texts = texts_of(tokenizer, tokens, lengths, sampling, ends)
-    return _Drawn(count, tokens, log_probs, lengths, finished, texts)
+    texts = texts_of(ask.tokenizer, tokens, lengths, ask.sampling, ask.ends)
+    drawn = _Drawn(tokens, log_probs, lengths, finished.cpu(), texts)
+    return [drawn.of(first, count) for first, count in zip(accumulate([0, *counts]), counts, strict=False)]
 
 
 def _stopped(tokenizer: Any, written: Tensor, sampling: Sampling) -> Tensor:

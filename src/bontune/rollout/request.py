@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Required, TypedDict
 
 from bontune.models.sampling import stream_key
@@ -19,6 +19,29 @@ class Asked(TypedDict, total=False):
     policy_step: int
     first_index: int
     rows_per_batch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """Responses number first, first + 1, ... of a prompt, `count` of them, of at most `most` tokens.
+
+    seed: with the prompt's id and their numbers it decides them, whatever else is drawn beside them; another `most` cuts
+    them elsewhere, and no more.
+    """
+
+    prompt: Prompt
+    seed: int
+    first: int
+    count: int
+    most: int
+
+    def key(self, step: int) -> int:
+        """Of the stream that the prompt's responses are drawn from."""
+        return stream_key(self.seed, step, self.prompt.id)
+
+    def slice(self, start: int, count: int) -> Part:
+        """Those from the `start`-th of these on, at most `count`; none where there are no more."""
+        return replace(self, first=self.first + start, count=max(0, min(count, self.count - start)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +84,15 @@ class Request:
                 f"sampling.stop must be a tuple of strings that are not empty, got {sampling.stop!r}"
             )
 
-    def streams(self) -> list[int]:
-        """A key for the responses of each prompt."""
-        return [stream_key(self.seed, self.policy_step, prompt.id) for prompt in self.prompts]
+    def parts(self) -> list[Part]:
+        """What is asked, prompt by prompt."""
+        return [
+            Part(
+                prompt=prompt,
+                seed=self.seed,
+                first=self.first_index,
+                count=self.group_size,
+                most=self.sampling.max_new_tokens,
+            )
+            for prompt in self.prompts
+        ]

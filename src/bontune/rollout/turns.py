@@ -80,10 +80,14 @@ def draw_in_turns(
     *,
     rows: int,
     capture: bool,
+    counts: Sequence[int] | None = None,
+    limits: Sequence[int] | None = None,
 ) -> Iterator[tuple[int, Drawn]]:
     """(prompt, its responses), in the order in which they are complete, of a model that `weights.covered` names.
 
     streams: int64 [P, M], keys of the random streams.  rows: responses decoded at once, at most.
+    counts: responses wanted of each prompt, where not all M.  limits: tokens of a response of each prompt, where other
+    than the sampling's, which is the most.
     capture: whether steps are captured, on a GPU.  The memory this takes is logged before it is taken.
     The model is to be in evaluation mode, without gradients and autocast, whenever the next one is asked for.
     """
@@ -91,14 +95,25 @@ def draw_in_turns(
     memory = predicted(shape_of(model, dtype), plan, copied_bytes(model, dtype))
     _LOG.info("rollout: %d rows at once, %s beside the model", plan.rows, in_units(memory.total))
     weights = weights_of(model, dtype)
-    yield from Turns(weights, plan, prompts, streams, sampling, ends, tokenizer, capture=capture)
+    yield from Turns(
+        weights,
+        plan,
+        prompts,
+        streams,
+        sampling,
+        ends,
+        tokenizer,
+        capture=capture,
+        counts=counts,
+        limits=limits,
+    )
 
 
 class Turns:
-    """Draws `count` responses of each prompt and gives each prompt's as soon as they are complete.
+    """Draws responses of each prompt and gives each prompt's as soon as they are complete.
 
-    prompts: their tokens.  streams: int64 [P, count], keys of the random streams.  ends: tokens that end a response.
-    capture: whether steps are captured, on a GPU.
+    prompts: their tokens.  streams: int64 [P, M], keys of the random streams.  ends: tokens that end a response.
+    capture: whether steps are captured, on a GPU.  counts, limits: as in `draw_in_turns`.
     """
 
     def __init__(
@@ -112,6 +127,8 @@ class Turns:
         tokenizer: Any,
         *,
         capture: bool,
+        counts: Sequence[int] | None = None,
+        limits: Sequence[int] | None = None,
     ) -> None:
         self.weights, self.plan, self.prompts, self.streams = weights, plan, prompts, streams
         self.sampling, self.tokenizer = sampling, tokenizer
@@ -120,7 +137,9 @@ class Turns:
         self.stepper = Stepper(weights, self.ops, self.buffers, sampling, capture)
         self.device = weights.embed.device
         self.tile = plan.tile
-        self.count = streams.shape[1]
+        self.count = streams.shape[1]  # numbers of a prompt's responses that are set apart for it
+        self.counts = list(counts or [self.count] * len(prompts))  # and those it has
+        self.most = torch.tensor(limits or [sampling.max_new_tokens] * len(prompts))
         self.is_end = torch.zeros(weights.words, dtype=torch.bool)
         self.is_end[[token for token in ends if token < len(self.is_end)]] = True
 
@@ -134,13 +153,13 @@ class Turns:
         self.response = torch.full((plan.rows,), _FREE)  # of each row
         self.drawn = torch.ones(plan.rows, dtype=torch.int64)  # tokens of each row
         self.used = 0  # rows, whole tiles
-        self.left = [self.count] * len(prompts)  # responses that have not ended
+        self.left = list(self.counts)  # responses that have not ended
         self.place = {}  # of each prompt that is in the buffers
         self.first = {}  # the logits after it, while responses of it wait
         self.waiting = deque(
             (p, j)
             for p in sorted(range(len(prompts)), key=lambda p: len(prompts[p]))
-            for j in range(0, self.count, self.tile)
+            for j in range(0, self.counts[p], self.tile)
         )
 
     def __iter__(self) -> Iterator[tuple[int, Drawn]]:
@@ -177,7 +196,7 @@ class Turns:
                 self.place[p] = free.pop()
                 prompts.append(p)
             self.waiting.popleft()
-            new += [(self.used + i, p, j + i) for i in range(min(self.tile, self.count - j))]
+            new += [(self.used + i, p, j + i) for i in range(min(self.tile, self.counts[p] - j))]
             self.used += self.tile
         if not new:
             return
@@ -242,15 +261,16 @@ class Turns:
 
     def _read(self, rows: Tensor, count: int) -> Iterator[tuple[int, Drawn]]:
         """What these rows drew last, `count` tokens each; those that have ended are freed."""
-        at, ids, most = self.drawn[rows], self.response[rows], self.sampling.max_new_tokens
+        at, ids = self.drawn[rows], self.response[rows]
+        most = self.most[ids // self.count]
         columns = at.unsqueeze(-1) + torch.arange(count)
         where = (rows.unsqueeze(-1).to(self.device), columns.to(self.device))
         tokens, log_probs = (x[where].cpu() for x in (self.buffers.tokens, self.buffers.log_probs))
         place = (ids.unsqueeze(-1), columns)
         self.tokens[place], self.log_probs[place] = tokens, log_probs
-        ended = self.is_end[tokens] & (columns < most)
+        ended = self.is_end[tokens] & (columns < most.unsqueeze(-1))
         found = ended.any(-1)
-        lengths = torch.where(found, at + ended.int().argmax(-1) + 1, (at + count).clamp(max=most))
+        lengths = torch.where(found, at + ended.int().argmax(-1) + 1, (at + count).minimum(most))
         if self.sampling.stop:
             self._stop(ids, at, lengths, found)
         self.lengths[ids], self.finished[ids] = lengths, found
@@ -283,7 +303,7 @@ class Turns:
         return any(stop in text for stop in self.sampling.stop)
 
     def _of(self, prompt: int) -> Drawn:
-        rows = slice(prompt * self.count, (prompt + 1) * self.count)
+        rows = slice(prompt * self.count, prompt * self.count + self.counts[prompt])
         lengths = self.lengths[rows]
         longest = int(lengths.max())
         inside = torch.arange(longest) < lengths.unsqueeze(-1)

@@ -87,7 +87,7 @@ class Vllm:
         if self._step != step:
             self._push(model)
             self._step = step
-        seeds = [key % _SEEDS + request.first_index for key in request.streams()]
+        seeds = [part.key(request.policy_step) % _SEEDS + part.first for part in request.parts()]
         ends = end_tokens(model, tokenizer, sampling)
         outputs = self._generate(encoded, request.group_size, sampling, seeds, ends)
         groups = [

@@ -19,12 +19,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from bontune.config import Limits, spec_of
 from bontune.records import Prompt
-from bontune.serve.best import Answer, Server
+from bontune.rollout.endpoint import Endpoint
+from bontune.serve.batches import Batches, Drawn
+from bontune.serve.best import Answer, Drawing, Server
 from bontune.serve.fields import (
     Refused,
     check_known,
@@ -40,6 +42,7 @@ PARTS = 8  # in which the responses of a stream are drawn, for its progress
 LOOK = 0.5  # seconds between two looks at whether the client of a request is still there
 HEARTBEAT = 10.0  # seconds after which a stream that has nothing to say says so
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +114,7 @@ class Routes:
     """What answers each route; requests and responses are starlette's."""
 
     def __init__(self, service: Service) -> None:
-        self._service, self._seats = service, Seats(service.limits)
+        self._service, self._seats = service, Seats(service)
         self._listed = {
             "id": service.name,
             "object": "model",
@@ -325,10 +328,16 @@ def _conversation(body: Mapping[str, Any]) -> Prompt:
 
 
 class Seats:
-    """How many requests are being answered or waiting; a request beyond the limit is refused at once."""
+    """How many requests are being answered or waiting; a request beyond the limit is refused at once.
 
-    def __init__(self, limits: Limits) -> None:
+    batches: what they are drawn in together; None before a server elsewhere, which is asked by each for itself.
+    threads: in which they are judged, and drawn by a server elsewhere.
+    """
+
+    def __init__(self, service: Service) -> None:
+        limits, server = service.limits, service.server
         self._most, self.seconds, self.taken = limits.waiting, limits.seconds, 0
+        self.batches = None if isinstance(server.model, Endpoint) else Batches(server.draw, limits.rows)
         self.threads = ThreadPoolExecutor(limits.at_once, thread_name_prefix="bontune-serve")
 
     def take(self) -> None:
@@ -343,19 +352,20 @@ class Seats:
 
 
 class Work:
-    """The drawing of one request, in a thread: `result` gives its answers, `told` the numbers of responses drawn,
-    and None at the end.
+    """The drawing of one request: `result` gives its answers, `told` the numbers of responses drawn, and None at the end.
 
-    It holds its seat until the thread has ended, also where the client has left or the time is up; both end it as soon
-    as the drawing looks up: between parts, and at any time where a server elsewhere draws.
+    Its seat is free once nothing is done for it any more. Where the client has left or the time is up, that is at once
+    while it waits for a batch, else as soon as its thread looks up: once a part is judged, and at any time where a server
+    elsewhere draws.
     """
 
     def __init__(self, asked: Asked, seats: Seats) -> None:
         self.told: asyncio.Queue[int | None] = asyncio.Queue()
-        self.left = False
+        self._left = False
         self._asked, self._seats = asked, seats
         self._until = time.monotonic() + seats.seconds
         self._loop = asyncio.get_running_loop()
+        self._wanted: asyncio.Future[Drawn] | None = None
         self.result: asyncio.Task[list[Answer]] = asyncio.create_task(self._run())
         self.result.add_done_callback(lambda task: task.cancelled() or task.exception())  # though nobody asks
 
@@ -364,16 +374,24 @@ class Work:
         """Seconds until the time is up, at least 0."""
         return max(0.0, self._until - time.monotonic())
 
+    def leave(self) -> None:
+        """Nobody waits for the answer any more."""
+        self._left = True
+        if self._wanted is not None and not self._wanted.done():
+            self._wanted.set_exception(Refused(499, "nobody waits for the answer any more"))
+
     def check(self) -> None:
         """Raises Refused where nobody waits for the answer any more."""
-        if self.left:
+        if self._left:
             raise Refused(499, "the client has left")
         if self.remaining == 0:
             raise Refused(504, f"the request took longer than {self._seats.seconds} seconds")
 
     async def _run(self) -> list[Answer]:
         try:
-            return await self._loop.run_in_executor(self._seats.threads, self._draw)
+            if self._seats.batches is None:
+                return await self._apart(self._by_itself)
+            return await self._in_batches(self._seats.batches)
         except Refused:
             raise
         except ValueError as fault:
@@ -385,7 +403,27 @@ class Work:
             self._seats.leave()
             self.told.put_nowait(None)
 
-    def _draw(self) -> list[Answer]:
+    async def _apart(self, act: Callable[..., T], *given: Any) -> T:
+        """What it gives, in one of the threads."""
+        return await self._loop.run_in_executor(self._seats.threads, act, *given)
+
+    async def _in_batches(self, batches: Batches) -> list[Answer]:
+        drawing = self._asked.server.begin(
+            self._asked.prompts, seed=self._asked.seed, parts=PARTS if self._asked.stream else 1
+        )
+        while wanted := drawing.wanted():
+            self.check()
+            self._wanted = batches.want(wanted)
+            await self._apart(self._judged, drawing, await self._wanted)
+            self.told.put_nowait(sum(part.count for part in wanted))
+        return await self._apart(drawing.answers)
+
+    def _judged(self, drawing: Drawing, drawn: Drawn) -> None:
+        for part, group in drawn:
+            self.check()
+            drawing.take(part, group)
+
+    def _by_itself(self) -> list[Answer]:
         self.check()
         asked, parts = self._asked, PARTS if self._asked.stream else 1
         return asked.server.answer(asked.prompts, seed=asked.seed, parts=parts, on_drawn=self._drawn)
@@ -405,7 +443,7 @@ async def attended(work: Work, request: Any) -> list[Answer]:
                 raise Refused(499, "the client has left")
         return work.result.result()
     finally:
-        work.left = True
+        work.leave()
 
 
 # What is answered.
@@ -449,7 +487,7 @@ async def stream(service: Service, asked: Asked, work: Work) -> AsyncIterator[st
             yield f"data: {json.dumps({**head, 'choices': [], 'usage': _usage(answers)})}\n\n"
         yield "data: [DONE]\n\n"
     finally:
-        work.left = True
+        work.leave()
 
 
 async def _news(work: Work) -> int | None:
@@ -478,7 +516,7 @@ def _ending(asked: Asked, answer: Answer) -> dict[str, Any]:
         "score": answer.score,
         "strategy": spec_of(asked.server.strategy),
         "drawn": answer.drawn,
-        "tokens": None if answer.tokens is None else answer.tokens[1],
+        "tokens": None if answer.tokens is None else answer.tokens.drawn,
     }
     if asked.ignored:
         more["ignored"] = asked.ignored
@@ -496,7 +534,8 @@ def _head(service: Service, kind: str) -> dict[str, Any]:
 def _usage(answers: list[Answer]) -> dict[str, int] | None:
     """All tokens drawn, those of the alternatives included; None where a server elsewhere does not tell."""
     known = [answer.tokens for answer in answers if answer.tokens is not None]
-    if len(known) < len(answers):
+    read = [tokens.prompt for tokens in known if tokens.prompt is not None]
+    if len(read) < len(answers):
         return None
-    read, drawn = (sum(tokens[i] for tokens in known) for i in (0, 1))
-    return {"prompt_tokens": read, "completion_tokens": drawn, "total_tokens": read + drawn}
+    asked, drawn = sum(read), sum(tokens.drawn for tokens in known)
+    return {"prompt_tokens": asked, "completion_tokens": drawn, "total_tokens": asked + drawn}

@@ -12,12 +12,14 @@ from typing import Any, TypeVar
 from bontune.config import PLAIN, Prompting, load_object, spec_of
 from bontune.evaluate import write_json
 from bontune.models.loading import load_policy, load_tokenizer
-from bontune.models.prompting import in_force, marked, shown
+from bontune.models.prompting import encode, in_force, marked, shown
 from bontune.objectives.registry import build_strategy
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import Engine, sample_groups
-from bontune.rollout.endpoint import Endpoint, draw_until, with_prompting
-from bontune.serve.candidates import Candidates, FromEndpoint, Judge, draw_by_engine
+from bontune.rollout.endpoint import Endpoint, Tokens, draw_until, with_prompting
+from bontune.rollout.hf import sample_parts
+from bontune.rollout.request import Part
+from bontune.serve.candidates import Candidates, FromEndpoint, Judge, draw_alike
 from bontune.strategies import BestOfN, Decider, MajorityVote, MaxAtK, PassAtK, Sequential, Strategy
 from bontune.verifiers.certainty import bound
 from bontune.verifiers.grading import Score, compares, score_group
@@ -35,7 +37,7 @@ class Answer:
 
     finished: False where the length limit cut the response.
     drawn: how many responses came. The alternatives are fewer where one came that was not needed any more.
-    tokens: of the prompt, and of all responses drawn together; None where a server does not tell.
+    tokens: of the prompt, and of all these responses together; None where a server does not tell.
     """
 
     text: str
@@ -44,7 +46,7 @@ class Answer:
     scores: tuple[float | None, ...]
     finished: bool
     drawn: int
-    tokens: tuple[int, int] | None
+    tokens: Tokens | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,20 @@ class Server:
         Responses that the scorer could not score are not served, unless none could be.
         Raises ValueError where no prompt is given.
         """
+        drawing = self.begin(prompts, seed=seed, parts=parts)
+        if isinstance(self.model, Endpoint):
+            drawing.from_endpoint(self.model, on_drawn)
+        while wanted := drawing.wanted():
+            for part, group in zip(wanted, self.draw(wanted), strict=True):
+                drawing.take(part, group)
+            on_drawn(sum(part.count for part in wanted))
+        return drawing.answers()
+
+    def begin(self, prompts: Sequence[str | Prompt], *, seed: int = 0, parts: int = 1) -> Drawing:
+        """The same as `answer`, for one who draws: nothing is drawn yet.
+
+        Raises ValueError on a prompt that `sample_groups` could not draw from, too.
+        """
         if not prompts:
             raise ValueError("prompts must hold at least one prompt")
         named = self.shown(
@@ -102,16 +118,18 @@ class Server:
                 for i, prompt in enumerate(prompts)
             ]
         )
-        early = self.decider().stops
-        size = 1 if early else -(-self.strategy.budget // parts)
-        held = [Candidates(prompt, self.decider(), self._judge(), size) for prompt in named]
-        if isinstance(self.model, Endpoint):
-            drawer = FromEndpoint(held, 1 if early else min(size, self.model.n), on_drawn)
-            draw_until(self.model, self.tokenizer, named, drawer, sampling=self.sampling, seed=seed)
-        else:
-            draw = partial(self.engine, self.model, self.tokenizer, sampling=self.sampling, seed=seed)
-            draw_by_engine(held, draw, on_drawn)
-        return [_answer(each, scored=self.score is not None) for each in held]
+        if self.engine is sample_groups and not isinstance(self.model, Endpoint):
+            encode(self.model, self.tokenizer, named, self.sampling)
+        size = 1 if self.decider().stops else -(-self.strategy.budget // parts)
+        held = tuple(Candidates(prompt, self.decider(), self._judge(), size) for prompt in named)
+        return Drawing(server=self, seed=seed, size=size, held=held)
+
+    def draw(self, parts: Sequence[Part]) -> list[Group]:
+        """A group for each part, which may be of several requests. By `sample_groups` all are drawn together, by another
+        engine those that differ in their prompts alone."""
+        if self.engine is sample_groups:
+            return sample_parts(self.model, self.tokenizer, parts, sampling=self.sampling)
+        return draw_alike(partial(self.engine, self.model, self.tokenizer), parts, self.sampling)
 
     def decider(self) -> Decider:
         """What decides when to stop: the strategy's own, or one that waits for all N, as scores of whole groups do."""
@@ -134,6 +152,48 @@ class Server:
 
     def _answers_of(self, prompt: Prompt, texts: Sequence[str]) -> list[str | None]:
         return [text if self.answers is None else self.answers(prompt, text) for text in texts]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """A request while it is drawn: what is `wanted` next, in `take` what came of it, until nothing is; then `answers`.
+
+    size: responses to a prompt drawn at once, of a strategy that needs all N.
+    """
+
+    server: Server
+    seed: int
+    size: int
+    held: tuple[Candidates, ...]
+
+    def wanted(self) -> list[Part]:
+        """What to draw next; nothing once every prompt is decided."""
+        return [
+            Part(
+                prompt=each.prompt,
+                seed=self.seed,
+                first=part.start,
+                count=len(part),
+                most=self.server.sampling.max_new_tokens,
+            )
+            for each in self.held
+            if (part := each.part())
+        ]
+
+    def take(self, part: Part, group: Group) -> None:
+        """What was drawn of a part, or of a slice of one; it is judged here."""
+        next(each for each in self.held if each.prompt.id == part.prompt.id).take(part.first, group)
+
+    def from_endpoint(self, model: Endpoint, on_drawn: Callable[[int], None]) -> None:
+        """Draw all from a server elsewhere."""
+        server, prompts = self.server, [each.prompt for each in self.held]
+        most = 1 if server.decider().stops else min(self.size, model.n)
+        drawer = FromEndpoint(self.held, most, on_drawn)
+        draw_until(model, server.tokenizer, prompts, drawer, sampling=server.sampling, seed=self.seed)
+
+    def answers(self) -> list[Answer]:
+        """One for each prompt."""
+        return [_answer(each, scored=self.server.score is not None) for each in self.held]
 
 
 def _once(judge: Callable[[Prompt, list[str]], list[T]]) -> Callable[[Group], list[T]]:
@@ -159,7 +219,6 @@ def _answer(held: Candidates, scored: bool) -> Answer:
     """What is served of these candidates; `scored`: whether something scores them."""
     judged, chosen = held.judged, held.chosen
     scores = tuple(held.scores) if scored else (None,) * len(judged)
-    lengths = [response.tokens for response in held.came.values()]
     return Answer(
         text=judged[chosen].text,
         score=scores[chosen],
@@ -167,7 +226,7 @@ def _answer(held: Candidates, scored: bool) -> Answer:
         scores=scores,
         finished=judged[chosen].finished,
         drawn=len(held.came),
-        tokens=(held.prompt_tokens, sum(lengths)) if all(lengths) else None,
+        tokens=held.tokens,
     )
 
 

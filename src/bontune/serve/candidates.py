@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from bontune.records import Group, Prompt
-from bontune.rollout.endpoint import Span
+from bontune.records import Group, Prompt, Sampling
+from bontune.rollout.endpoint import Span, Tokens
+from bontune.rollout.request import Part
 from bontune.strategies import Decider
 
 Judge = Callable[[Group], list[tuple[float | None, str | None]]]
 """The next responses to a prompt -> the score and the answer of each."""
-Draw = Callable[..., list[Group]]
-"""An engine whose model, sampling and seed are settled: (prompts, group_size=, first_index=) -> groups."""
 
 
 class Response(NamedTuple):
@@ -33,11 +33,6 @@ class Response(NamedTuple):
     def finished(self) -> bool:
         return bool(self.group.finished[self.row])
 
-    @property
-    def tokens(self) -> int:
-        """How many; 0 where a server does not tell."""
-        return int(self.group.lengths[self.row])
-
 
 class Candidates:
     """The responses to one prompt. They may come in any order, and are judged and counted in that of their numbers.
@@ -47,11 +42,12 @@ class Candidates:
     """
 
     def __init__(self, prompt: Prompt, decider: Decider, judge: Judge, size: int) -> None:
-        self.prompt, self.prompt_tokens = prompt, 0
+        self.prompt = prompt
         self.came: dict[int, Response] = {}
         self.scores: list[float | None] = []
         self._decider, self._judge, self._size = decider, judge, size
         self._asked = self._parts = 0
+        self._told: list[Tokens | None] = []
 
     @property
     def decided(self) -> bool:
@@ -68,6 +64,14 @@ class Candidates:
         """The number of the response to serve."""
         return self._decider.choose()
 
+    @property
+    def tokens(self) -> Tokens | None:
+        """Of the prompt, and of all responses that came; None where that is not told of all of them."""
+        known = [told for told in self._told if told is not None]
+        if not known or len(known) < len(self._told):
+            return None
+        return Tokens(known[0].prompt, sum(told.drawn for told in known))
+
     def part(self) -> range:
         """The numbers to draw next; none while some of the last part are still to come, or once it is decided."""
         if self.decided or len(self.came) < self._asked:
@@ -79,9 +83,13 @@ class Candidates:
         self._asked = min(first + count, self._decider.budget)
         return range(first, self._asked)
 
-    def take(self, first: int, group: Group) -> None:
-        """Responses first, first + 1, ...; all that follow those judged before are judged."""
-        self.prompt_tokens = len(group.prompt_tokens)
+    def take(self, first: int, group: Group, tokens: Tokens | None = None) -> None:
+        """Responses first, first + 1, ...; all that follow those judged before are judged.
+
+        tokens: what a server says of them, where it does not tell the tokens themselves.
+        """
+        counted = Tokens(len(group.prompt_tokens), int(group.lengths.sum())) if group.told else tokens
+        self._told.append(counted)
         for i in range(group.size):
             self.came[first + i] = Response(group, i)
         if not self._decider.stops and len(self.came) < self._decider.budget:
@@ -113,21 +121,26 @@ def _joined(responses: Sequence[Response]) -> Group:
     )
 
 
-def draw_by_engine(held: Sequence[Candidates], draw: Draw, on_drawn: Callable[[int], None]) -> None:
-    """Part by part, those of all prompts that ask for the same numbers together."""
-    while True:
-        parts: dict[range, list[Candidates]] = {}
-        for each in held:
-            if part := each.part():
-                parts.setdefault(part, []).append(each)
-        if not parts:
-            return
-        for part, asking in parts.items():
-            prompts = [each.prompt for each in asking]
-            groups = draw(prompts, group_size=len(part), first_index=part.start)
-            for each, group in zip(asking, groups, strict=True):
-                each.take(part.start, group)
-            on_drawn(len(part) * len(asking))
+def draw_alike(engine: Callable[..., list[Group]], parts: Sequence[Part], sampling: Sampling) -> list[Group]:
+    """A group for each part, by any engine whose model is settled: those that differ in their prompts alone together."""
+    alike: dict[tuple[int, ...], list[int]] = {}
+    met = Counter[Any]()
+    for i, part in enumerate(parts):
+        numbers = (part.seed, part.first, part.count, part.most)
+        again = met[numbers, part.prompt.id]  # of another request with the same prompt and seed
+        met[numbers, part.prompt.id] += 1
+        alike.setdefault((*numbers, again), []).append(i)
+    found: dict[int, Group] = {}
+    for (seed, first, count, most, _), these in alike.items():
+        groups = engine(
+            [parts[i].prompt for i in these],
+            group_size=count,
+            first_index=first,
+            sampling=replace(sampling, max_new_tokens=most),
+            seed=seed,
+        )
+        found |= dict(zip(these, groups, strict=True))
+    return [found[i] for i in range(len(parts))]
 
 
 class FromEndpoint:
@@ -147,8 +160,8 @@ class FromEndpoint:
             for first in range(part.start, part.stop, self._most)
         ]
 
-    def take(self, span: Span, group: Group) -> None:
-        self._held[span.prompt].take(span.first, group)
+    def take(self, span: Span, group: Group, tokens: Tokens | None = None) -> None:
+        self._held[span.prompt].take(span.first, group, tokens)
         self._on_drawn(group.size)
 
     def wants(self, prompt: int) -> bool:

@@ -26,12 +26,13 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
-    data = buffer.getvalue()
+    data = buffer.getbuffer()  # without a copy: it may be gigabytes
     path = folder / f"step-{step:08d}.ckpt"
     handle, name = tempfile.mkstemp(dir=folder, prefix=".writing-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + len(data).to_bytes(8, "big") + hashlib.sha256(data).digest() + data)
+            file.write(MAGIC + len(data).to_bytes(8, "big") + hashlib.sha256(data).digest())
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
@@ -135,11 +136,11 @@ def differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 
 def _read(path: Path) -> tuple[str | None, bytes]:
     """(what is wrong, or None; the data)."""
-    content = path.read_bytes()
-    head = len(MAGIC)
-    if content[:head] != MAGIC or len(content) < head + 40:
+    with path.open("rb") as file:  # in two reads: cutting one in two would copy gigabytes
+        head, data = file.read(len(MAGIC) + 40), file.read()
+    if head[: len(MAGIC)] != MAGIC or len(head) < len(MAGIC) + 40:
         return "is no checkpoint of this version", b""
-    length, digest, data = content[head : head + 8], content[head + 8 : head + 40], content[head + 40 :]
+    length, digest = head[len(MAGIC) : len(MAGIC) + 8], head[len(MAGIC) + 8 :]
     if len(data) != int.from_bytes(length, "big"):
         return f"is cut short: {len(data)} of {int.from_bytes(length, 'big')} bytes", b""
     if hashlib.sha256(data).digest() != digest:

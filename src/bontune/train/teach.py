@@ -6,22 +6,22 @@ import copy
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bontune.config import FitConfig, Prompting
-from bontune.evaluate import auc_within, calibration, measure, peak
 from bontune.models.loading import policy_path
 from bontune.models.prompting import shown
-from bontune.records import Graded, Group, Prompt, Sampling, Scored
+from bontune.records import Graded, Group, Prompt, Sampling
 from bontune.rollout import sample_groups
-from bontune.strategies import BestOfN, curve
+from bontune.train.trust import assess, without_nan
 from bontune.verifiers.grading import Score, Verify, grade
 from bontune.verifiers.learned import Labelled, LearnedVerifier, Refreshed, fit, on_device, scorer_from
+
+__all__ = ["Drift", "Lesson", "Stage", "assess", "disagreement", "learn", "teach"]
 
 Stage = Callable[[str, int], Callable[[int], None]]
 """(title, total) -> a function to call with what was done of it."""
@@ -66,42 +66,20 @@ class Lesson:
 def teach(lesson: Lesson, body: str | Path, config: FitConfig, stage: Stage) -> LearnedVerifier:
     """A verifier with the body of a transformers model, trained and calibrated on the policy's own responses."""
     graded = lesson.draw(stage("drawing responses to learn from", len(lesson.prompts) * lesson.group_size))
+    return learn([Labelled.of(item) for item in graded], lesson, body, config, stage)
+
+
+def learn(
+    labelled: Sequence[Labelled], lesson: Lesson, body: str | Path, config: FitConfig, stage: Stage
+) -> LearnedVerifier:
+    """A verifier trained and calibrated on these labels, reading prompts as the lesson's policy does."""
     advance = stage("training the verifier", config.steps)
     return fit(
         on_device(scorer_from(policy_path(body), seed=config.seed, prompting=lesson.prompting)),
-        [Labelled.of(item) for item in graded],
+        labelled,
         config,
         on_step=lambda loss: advance(1),
     )
-
-
-def assess(graded: Sequence[Graded], *, seed: int = 0) -> dict[str, Any]:
-    """How good the scores are on prompts the verifier was not trained on.
-
-    auc: within prompts, not pooled.  calibration: predicted and observed chance of being right.
-    peak: the N at which best-of-N by these scores is highest, and what the largest N loses against it.
-    Numbers that are not known are None.
-    """
-    scored = Scored.stack(graded)
-    auc, prompts = auc_within(scored)
-    best_of = measure("best_of", partial(curve, BestOfN(1)), scored, seed=seed)
-    return _without_nan(
-        {
-            "auc_within_prompts": auc,
-            "prompts_with_both": prompts,
-            "calibration": asdict(calibration(scored)),
-            "peak": asdict(peak(best_of, seed=seed)),
-        }
-    )
-
-
-def _without_nan(value: Any) -> Any:
-    """What is not known is None, as JSON has no NaN."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def disagreement(
@@ -121,7 +99,7 @@ def disagreement(
         gains += [sum(gain for _, gain in pairs) / len(pairs)] if pairs else []
     found = torch.tensor(gains, dtype=torch.float64)
     error = float(found.std() / len(gains) ** 0.5) if len(gains) > 1 else math.nan
-    return _without_nan(
+    return without_nan(
         {
             "other_choice": sum(other) / len(other) if other else math.nan,
             "gain": float(found.mean()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,9 +27,13 @@ from bontune.models.inputs import cache_argument
 from bontune.models.loading import forget_quantization, gguf_of, own_device
 from bontune.models.prompting import conversation, end_of_reply, in_force, shown, token_ids
 from bontune.records import Graded, Prompt
-from bontune.tasks.final import final_part
+from bontune.tasks.final import final_of
 
 SETTINGS = "verifier.json"
+LARGEST_LOGIT = 50.0  # a chance of exactly 0 or 1 has none that is finite
+LEAST_SLOPE = (
+    0.01  # of the log-odds for one standard deviation of the logit: calibration never turns the order
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +43,11 @@ class LearnedVerifier:
     It reads the final part of a response, without its reasoning (`bontune.tasks.final`).
 
     model: a sequence-classification model of one label.  scale, offset: of its logit, set by calibration.
+    flat: whether calibration found no rise of the chance with the logit, or nothing to find it on: scores keep the
+    logit's order, and say no more as chances.
     chat: whether prompt and response are put into the tokenizer's chat template, as reward models expect.
     prompting: what the prompt alone is put into, the response behind it as the policy wrote it. Not with `chat`.
+    Raises ValueError for a scale that is not above 0, which would turn the order of the scores round.
     """
 
     model: Any
@@ -49,6 +57,17 @@ class LearnedVerifier:
     chat: bool = False
     rows_per_batch: int = 512
     prompting: Prompting = PLAIN
+    flat: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.scale > 0 and math.isfinite(self.scale) and math.isfinite(self.offset)):
+            raise ValueError(
+                f"a verifier's scale must be above 0, got {self.scale} (offset {self.offset}): any other turns the "
+                "order of "
+                "its scores round, or loses it. Teach it again (`bontune verifier`) on more prompts with right and "
+                "wrong "
+                "responses"
+            )
 
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """One score per text: None where its final part is too long for the model, 0 where its reasoning never ends."""
@@ -63,12 +82,12 @@ class LearnedVerifier:
                 logits = row_logits(self.model, [[rows[i] for i in part]]).double().cpu()
                 chances = (self.scale * logits + self.offset).sigmoid().tolist()
                 for i, chance in zip(part, chances, strict=True):
-                    scores[i] = chance if final_part(texts[i], prompt=prompt.text) is not None else 0.0
+                    scores[i] = chance if final_of(prompt, texts[i]) is not None else 0.0
         return scores
 
     def tokens(self, prompt: Prompt, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompt with the final part of each response, ended where the tokenizer has an end token."""
-        texts = [final_part(text, prompt=prompt.text) or "" for text in texts]
+        texts = [final_of(prompt, text) or "" for text in texts]
         if self.chat:
             return [self._turns(prompt, text) for text in texts]
         meta = prompt.meta if self.prompting.chat == "on" else {}  # a conversation is read as its text
@@ -103,6 +122,8 @@ class LearnedVerifier:
         settings: dict[str, Any] = {"scale": self.scale, "offset": self.offset, "chat": self.chat}
         if not self.prompting.plain:
             settings["prompting"] = asdict(self.prompting)
+        if self.flat:
+            settings["flat"] = True
         (Path(folder) / SETTINGS).write_text(json.dumps(settings, indent=1))
 
     @classmethod
@@ -202,13 +223,13 @@ def fit(
     responses to train and calibrate on.
     """
     order = random.Random(config.seed)
-    mixed = sorted((item for item in labelled if item.mixed), key=lambda item: item.prompt.id)
-    order.shuffle(mixed)
-    aside = {item.prompt.id for item in mixed[: max(1, round(config.held_out * len(mixed)))]}
-    used = [item for item in mixed if item.prompt.id not in aside]
+    used, aside = _divide(labelled, config.held_out, order)
     if not used:
+        mixed = sum(item.mixed for item in labelled)
         raise ValueError(
-            f"a verifier needs prompts with right and wrong responses, at least 2; got {len(mixed)} of {len(labelled)}"
+            f"a verifier needs prompts with right and wrong responses, at least 2; got {mixed} of {len(labelled)}. "
+            "Draw from "
+            "more prompts, more responses to each, or with a policy and a temperature that are right at times"
         )
     model = verifier.model
     optimizer = torch.optim.AdamW(
@@ -216,63 +237,104 @@ def fit(
     )
     schedule = get_linear_schedule_with_warmup(optimizer, config.warmup_steps, config.steps)
     model.eval()  # no dropout: what is trained is what scores
-    for batch in _batches(used, config, order):
+    known: dict[str, float] = {}
+    for batch in _batches(used, config, order, known):
         chosen = [_some(item, config.responses_per_prompt, order) for item in batch]
         rows = [verifier.tokens(item.prompt, item.texts) for item in chosen]
         parts = row_logits(model, rows).split([len(item.texts) for item in chosen])
         losses = [_balanced_loss(part, item.right) for part, item in zip(parts, chosen, strict=True)]
         loss = torch.stack(losses).mean()
+        known |= zip((item.prompt.id for item in batch), torch.stack(losses).tolist(), strict=True)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         on_step(loss.item())
+    return calibrate(verifier, aside)
+
+
+def learned_from(labelled: Sequence[Labelled], config: FitConfig) -> tuple[list[Labelled], list[Labelled]]:
+    """(what `fit` trains on, what it keeps aside for calibration), of these labels and settings."""
+    return _divide(labelled, config.held_out, random.Random(config.seed))
+
+
+def _divide(
+    labelled: Sequence[Labelled], held_out: float, order: random.Random
+) -> tuple[list[Labelled], list[Labelled]]:
+    """Prompts with both labels to train on; the others of them, and as large a share of those with one label, aside."""
+    mixed = sorted((item for item in labelled if item.mixed), key=lambda item: item.prompt.id)
+    order.shuffle(mixed)
+    aside = mixed[: max(1, round(held_out * len(mixed)))]
     # All held-out prompts, mixed or not: chances must be right on what will be met.
-    rest = [
-        item
-        for i, item in enumerate(labelled)
-        if not item.mixed and i % max(2, len(labelled) // len(aside)) == 0
-    ]
-    return calibrate(verifier, [item for item in mixed if item.prompt.id in aside] + rest)
+    every = max(2, len(labelled) // max(1, len(aside)))
+    rest = [item for i, item in enumerate(labelled) if not item.mixed and i % every == 0]
+    return mixed[len(aside) :], aside + rest
 
 
 def calibrate(verifier: LearnedVerifier, labelled: Sequence[Labelled]) -> LearnedVerifier:
-    """Scale and offset of the logit that make its chances fit the labels best (Platt, 1999)."""
-    plain = replace(verifier, scale=1.0, offset=0.0)
+    """Scale and offset of the logit that make its chances fit the labels best (Platt, 1999), the scale above 0.
+
+    Weighed are responses as they were drawn. Too few labels can fit best with a scale of 0 or below, which would
+    lose or turn
+    the order that the verifier has learned: then the best offset for the least scale is taken, and the verifier is
+    `flat`.
+    """
+    plain = replace(verifier, scale=1.0, offset=0.0, flat=False)
     logits, right, counts = [], [], []
     for item in labelled:
         scores = plain(item.prompt, item.texts)
-        kept = [i for i, score in enumerate(scores) if score is not None]
+        kept = [
+            i for i, score in enumerate(scores) if score and item.counts[i]
+        ]  # 0: reasoning without an end
         logits += [torch.logit(torch.tensor(scores[i], dtype=torch.float64)) for i in kept]
         right += [float(item.right[i]) for i in kept]
         counts += [float(item.counts[i]) for i in kept]
     if not logits or len(set(right)) < 2:
-        return plain
-    scale, offset = _platt(torch.stack(logits), torch.tensor(right).double(), torch.tensor(counts).double())
-    return replace(plain, scale=scale, offset=offset)
+        return replace(plain, flat=True)
+    x = torch.stack(logits).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+    scale, offset, flat = _platt(x, torch.tensor(right).double(), torch.tensor(counts).double())
+    return replace(plain, scale=scale, offset=offset, flat=flat)
 
 
-def _platt(logits: Tensor, right: Tensor, counts: Tensor) -> tuple[float, float]:
-    """Scale and offset that minimise the cross-entropy; a slight pull to 0 keeps them finite for separable labels."""
-    mean, spread = logits.mean(), logits.std(correction=0).clamp(min=1e-6)
+def _platt(logits: Tensor, right: Tensor, counts: Tensor) -> tuple[float, float, bool]:
+    """(scale, offset, flat) that minimise the cross-entropy where the scale is at least the least.
+
+    The loss is convex, so that where the free optimum lies below the least scale, the bounded one lies at it.
+    """
+    mean, spread = logits.mean(), logits.std(correction=0)
+    if spread < 1e-6:  # all alike: nothing to fit but how many are right
+        rate = (right * counts).sum() / counts.sum()
+        return 1.0, float(torch.logit(rate) - mean), True
     x = (logits - mean) / spread
+    slope, shift = _least_entropy(x, right, counts)
+    flat = slope < LEAST_SLOPE
+    if flat:
+        slope, shift = LEAST_SLOPE, _least_entropy(x, right, counts, LEAST_SLOPE)[1]
+    scale = slope / float(spread)
+    return scale, shift - scale * float(mean), flat
+
+
+def _least_entropy(
+    x: Tensor, right: Tensor, counts: Tensor, slope: float | None = None
+) -> tuple[float, float]:
+    """(slope, shift) of least cross-entropy, or the best shift for a slope; a slight pull to 0 keeps them finite."""
     found = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([found], lr=1, max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
+        rise = found[0] if slope is None else slope
         entropy = torch.nn.functional.binary_cross_entropy_with_logits(
-            found[0] * x + found[1], right, weight=counts, reduction="sum"
+            rise * x + found[1], right, weight=counts, reduction="sum"
         )
         total = entropy / counts.sum() + 1e-6 * found.square().sum()
         total.backward()
         return total
 
     optimizer.step(loss)  # pyright: ignore
-    found = found.detach()
-    scale = float(found[0] / spread)
-    return scale, float(found[1] - scale * mean)
+    rise, shift = found.detach().tolist()
+    return rise if slope is None else slope, shift
 
 
 def row_logits(model: Any, groups: Sequence[Sequence[Sequence[int]]]) -> Tensor:
@@ -347,14 +409,36 @@ def _balanced_loss(logits: Tensor, right: Sequence[bool]) -> Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(logits, y, weight=weight, reduction="sum")
 
 
-def _batches(items: Sequence[Labelled], config: FitConfig, order: random.Random) -> Iterator[list[Labelled]]:
-    """`steps` batches; every pass over the prompts is a new permutation."""
+def _batches(
+    items: Sequence[Labelled], config: FitConfig, order: random.Random, known: Mapping[str, float]
+) -> Iterator[list[Labelled]]:
+    """`steps` batches; every pass over the prompts is a new permutation.
+
+    known: the last loss on each prompt by its id, as it is when a batch is asked for. A share of `hard_prompts` is drawn
+    by it, without replacement, from prompts that are not next in turn.
+    """
     queue: list[Labelled] = []
+    hard = min(round(config.hard_prompts * config.prompts_per_step), config.prompts_per_step - 1)
+    in_turn = config.prompts_per_step - hard
     for _ in range(config.steps):
-        while len(queue) < config.prompts_per_step:
+        while len(queue) < in_turn:
             queue += order.sample(items, len(items))
-        yield queue[: config.prompts_per_step]
-        queue = queue[config.prompts_per_step :]
+        batch, queue = queue[:in_turn], queue[in_turn:]
+        yield batch + (_hardest(items, batch, known, hard, order) if hard else [])
+
+
+def _hardest(
+    items: Sequence[Labelled],
+    batch: Sequence[Labelled],
+    known: Mapping[str, float],
+    count: int,
+    order: random.Random,
+) -> list[Labelled]:
+    """Up to `count` others, drawn without replacement in proportion to their loss (Efraimidis and Spirakis, 2006)."""
+    taken = {item.prompt.id for item in batch}
+    others = [item for item in items if item.prompt.id not in taken and known.get(item.prompt.id, 0.0) > 0]
+    keys = {item.prompt.id: order.random() ** (1 / known[item.prompt.id]) for item in others}
+    return sorted(others, key=lambda item: -keys[item.prompt.id])[:count]
 
 
 def _some(item: Labelled, count: int, order: random.Random) -> Labelled:
@@ -397,7 +481,7 @@ class Refreshed:
         """What it has learnt and what it remembers, for a checkpoint."""
         return {
             "model": self.verifier.model.state_dict(),
-            "calibration": (self.verifier.scale, self.verifier.offset),
+            "calibration": (self.verifier.scale, self.verifier.offset, self.verifier.flat),
             "seen": json.dumps([asdict(item) for item in self._seen]),
             "refreshes": self.refreshes,
         }
@@ -405,8 +489,8 @@ class Refreshed:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.verifier.model.load_state_dict(state["model"])
-        scale, offset = state["calibration"]
-        self.verifier = replace(self.verifier, scale=scale, offset=offset)
+        scale, offset, *flat = state["calibration"]
+        self.verifier = replace(self.verifier, scale=scale, offset=offset, flat=flat == [True])
         self._seen.clear()
         for item in json.loads(state["seen"]):
             columns = {name: tuple(item[name]) for name in ("texts", "right", "counts")}

@@ -13,7 +13,7 @@ import torch
 from bontune.cli import arguments
 from bontune.cli.commands.inputs import check_folder, draws, load_source, named, total_of, write_config
 from bontune.cli.commands.prompting import warn_cut_of
-from bontune.cli.commands.terminal import bar, progress, say, show, stages, warn_undecided
+from bontune.cli.commands.terminal import available_line, bar, progress, say, show, stages, warn_undecided
 from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.evaluate.policies import evaluate
@@ -64,6 +64,9 @@ def run(command: arguments.Evaluate) -> None:
         )
     write_report(command.output)
     _show_other_curves(results)
+    for name, item in results["policies"].items():
+        if "available" in item:
+            say(f"{name}: {available_line(item['available'])}")
     for name, draw in drawn.items():
         warn_cut_of(draw, name)
     for name, entry in more.get("staged", {}).items():

@@ -62,9 +62,16 @@ def _scorer(spec: str, task: Task) -> Score:
 def _other_scorer(spec: str, task: Task) -> Score:
     if spec == "tests" or spec.startswith("tests:"):
         return written_tests(spec, task)
-    return (
-        on_device(LearnedVerifier.load(policy_path(spec))) if ":" not in spec else _callable(spec, "--scorer")
-    )
+    if ":" in spec:
+        return _callable(spec, "--scorer")
+    verifier = LearnedVerifier.load(policy_path(spec))
+    if verifier.flat:
+        say(
+            f"warning: --scorer {spec}: its calibration found that higher scores were not right more often. It orders "
+            "as it "
+            "learned to; its scores are no chances"
+        )
+    return on_device(verifier)
 
 
 def _callable(spec: str, what: str) -> Any:

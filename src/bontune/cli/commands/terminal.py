@@ -118,6 +118,18 @@ def _value(item: Mapping[str, Any], kind: str, n: str, prompts: int) -> str:
     return f"{item[kind][n]:.3f}" + (f" (on {prompts - missing})" if missing else "")
 
 
+def available_line(found: Mapping[str, Any]) -> str:
+    """What training for N could gain by re-weighting answers alone, in a sentence."""
+    over = [
+        f"{100 * value:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+        for value, low, high in (found["over_matching"], found["over_likeliest"])
+    ]
+    return (
+        f"re-weighting its answers alone, training for N = {found['budget']} has {over[0]} points over MaxRL to gain at "
+        f"pass@{found['budget']}, and {over[1]} over RL (an estimate; docs/pays.md says what it leaves out)"
+    )
+
+
 def _gap(gap: Mapping[str, float], scale: float) -> str:
     if "low" not in gap:
         return ""
