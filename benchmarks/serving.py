@@ -1,8 +1,8 @@
 """Requests per second and draws per request of `bontune serve`, before a server that draws in a fixed time, and of the
 base model in the package, whose requests share decoding batches.
 
-    python benchmarks/serving.py --output docs/serving.md    # writes both tables between their marks
-    python benchmarks/serving.py --only local --against OTHER/src    # beside another version of the package
+    python benchmarks/serving.py --output docs/serving.md    # writes the first table between its marks
+    python benchmarks/serving.py --only local --against OTHER/src    # the second, beside another version of the package
 
 The first backend is a stand-in: a response takes `--delay` seconds, however many are drawn at once, and is right with
 chance p, told by its prompt and seed alone. So what is measured is what serving costs, and what stopping saves; no model.
@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-MARKS = {name: (f"<!-- {name}:begin -->", f"<!-- {name}:end -->") for name in ("load", "local")}
+BEGIN, END = "<!-- load:begin -->", "<!-- load:end -->"
 BUDGET, CHANCE, REQUESTS = 32, 0.3, 192
 FAULTS = ("fail", "refuse", "cut", "hang", "stall", "half", "flaky", "hold")
 """How the backend answers prompts that begin with one of these: status 500; 400; an answer cut off; none, and it hangs
@@ -132,8 +132,9 @@ def hosted(app: Any) -> Iterator[str]:
 @contextmanager
 def command(backend: str, *words: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """`bontune serve` before a backend, as a process; its address."""
-    backend = f"{backend}?retries=1&concurrency=64#m" if backend.startswith("http") else backend
-    with serve(["--backend", backend, "--scorer", "serving:right", *words]) as found:
+    with serve(
+        ["--backend", f"{backend}?retries=1&concurrency=64#m", "--scorer", "serving:right", *words]
+    ) as found:
         yield found
 
 
@@ -166,7 +167,7 @@ def asked(address: str, clients: int, prompts: Sequence[str], ask: Callable[[Any
     import openai
 
     with (
-        openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=120) as client,
+        openai.OpenAI(base_url=address, api_key="none", max_retries=0, timeout=600) as client,
         ThreadPoolExecutor(clients) as pool,
     ):
         return list(pool.map(lambda prompt: ask(client, prompt), prompts))
@@ -226,14 +227,13 @@ def of_model(url: str, process: Any, many: int, prompts: Sequence[str]) -> tuple
     return len(found) / seconds, cpu / len(found), sum(each["drawn"] for each in found) / len(found)
 
 
-def measure_local(clients: Sequence[int], rounds: int, against: str | None) -> list[str]:
-    """The rows of the table of the local model: this version, and another beside it."""
+def measure_local(clients: Sequence[int], rounds: int, against: str | None) -> None:
+    """Prints the rows of the table of the local model: this version, and another beside it."""
     from bontune.tasks import Countdown
 
     texts = [prompt.text for prompt in Countdown().prompts("test", REQUESTS)]
     kinds = {"this version": None} | ({"the other": against} if against else {})
     limits = ["--limits.waiting", str(2 * max(clients))]
-    rows = []
     for strategy in (f"BestOfN({BUDGET})", f"Sequential(BestOfN({BUDGET}), accept=1.0)"):
         words = [
             "--backend",
@@ -257,53 +257,42 @@ def measure_local(clients: Sequence[int], rounds: int, against: str | None) -> l
                 for kind in kinds:
                     found = zip(*(run for name, run in runs if name == kind), strict=True)
                     rate, cpu, drawn = map(median, found)
-                    rows.append(
-                        f"| `{strategy}` | {kind} | {many} | {rate:.2f} | {1000 * cpu:.0f} ms | {drawn:.1f} |"
+                    print(
+                        f"| `{strategy}` | {kind} | {many} | {rate:.2f} | {1000 * cpu:.0f} ms | {drawn:.1f} |",
+                        flush=True,
                     )
-                    print(rows[-1], flush=True)
-    return rows
-
-
-def written(page: Path | None, name: str, table: str) -> None:
-    """The table, printed, and between its marks where there is a page."""
-    print(table)
-    if page is not None:
-        begin, end = MARKS[name]
-        text = page.read_text()
-        before, after = text.partition(begin)[0], text.partition(end)[2]
-        page.write_text(f"{before}{begin}\n{table}\n{end}{after}")
 
 
 def main() -> None:
-    """Measure, print, and write the tables where asked."""
+    """Measure, print, and write the first table where asked."""
     given = argparse.ArgumentParser(description="Measure bontune serve under load.")
-    given.add_argument("--output", type=Path, help="a page with the marks between which the tables go")
+    given.add_argument("--output", type=Path, help="a page with the marks between which the first table goes")
     given.add_argument("--delay", type=float, default=0.1)
     given.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64])
     given.add_argument("--rounds", type=int, default=1, help="of the local model, whose median is told")
-    given.add_argument("--only", choices=tuple(MARKS), help="one of the tables")
+    given.add_argument("--only", choices=("load", "local"), help="one of the tables")
     given.add_argument("--against", help="the src folder of another version, measured beside the local model")
     command_line = given.parse_args()
-    cores = os.cpu_count()
     if command_line.only != "local":
         table = "\n".join([
             "`python benchmarks/serving.py --output docs/serving.md` measures this. Clients, a process of",
-            f"`bontune serve` and a stand-in for the backend share {cores} CPU cores. The stand-in takes",
+            f"`bontune serve` and a stand-in for the backend share {os.cpu_count()} CPU cores. The stand-in takes",
             f"{command_line.delay:g} s for a request, whatever its n, and a response is right with chance {CHANCE}.",
             "",
             "| strategy | clients at once | requests/s | `drawn` per request | drawn by the backend | right |",
             "| --- | --- | --- | --- | --- | --- |",
             *measure(command_line.delay, command_line.clients),
         ])  # fmt: skip
-        written(command_line.output, "load", table)
+        print(table)
+        if command_line.output is not None:
+            page = command_line.output.read_text()
+            before, after = page.partition(BEGIN)[0], page.partition(END)[2]
+            command_line.output.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}")
     if command_line.only != "load":
-        local = measure_local(command_line.clients, command_line.rounds, command_line.against)
-        table = "\n".join([
-            "| strategy | version | clients at once | requests/s | server CPU per request | `drawn` per request |",
-            "| --- | --- | --- | --- | --- | --- |",
-            *local,
-        ])  # fmt: skip
-        written(command_line.output, "local", table)
+        print(
+            "| strategy | version | clients at once | requests/s | server CPU per request | `drawn` per request |"
+        )
+        measure_local(command_line.clients, command_line.rounds, command_line.against)
 
 
 if __name__ == "__main__":

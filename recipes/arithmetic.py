@@ -49,6 +49,11 @@ class Shape:
 SHAPES = {
     "google/gemma-2-2b": Shape(2.614e9, 26, 2304, 1024, 256_000, 1.3e6),
     "Qwen/Qwen2.5-1.5B": Shape(1.544e9, 28, 1536, 256, 151_936, 1.15e6),
+    "Qwen/Qwen2.5-1.5B-Instruct": Shape(1.544e9, 28, 1536, 256, 151_936, 1.15e6),
+    "Qwen/Qwen2.5-0.5B-Instruct": Shape(0.494e9, 24, 896, 128, 151_936, 0.55e6),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": Shape(0.362e9, 32, 960, 320, 49_152, 0.54e6),
+    "google/gemma-3-270m-it": Shape(0.268e9, 18, 640, 256, 262_144, 0.24e6),
+    "google/gemma-3-1b-it": Shape(1.000e9, 26, 1152, 256, 262_144, 0.82e6),
 }
 
 

@@ -29,6 +29,14 @@ TEMPLATES = {
     "{% endif %}{% for m in messages %}{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) "
     "+ '\n' + m['content'] | trim + '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
+    # the same, but a system message goes before the first words of the user, and turns must take turns
+    "gemma3": "{{ bos_token }}{% set told = messages[0]['role'] == 'system' %}"
+    "{% for m in (messages[1:] if told else messages) %}"
+    "{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}{% endif %}"
+    "{{ '<start_of_turn>' + ('model' if m['role'] == 'assistant' else m['role']) + '\n' }}"
+    "{{ messages[0]['content'] + '\n\n' if told and loop.first else '' }}"
+    "{{ m['content'] | trim }}{{ '<end_of_turn>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}",
     # puts the begin token into the first message
     "llama3": "{% for m in messages %}{{ (bos_token if loop.first else '') + '<|start_header_id|>' + m['role'] + "
     "'<|end_header_id|>\n\n' + m['content'] | trim + '<|eot_id|>' }}{% endfor %}"
@@ -41,6 +49,7 @@ SPECIAL = {  # the begin token, if any, the end token of texts, and the others; 
     "smollm2": (None, "<|endoftext|>", ["<|im_start|>", "<|im_end|>"]),
     "qwen2.5": (None, "<|endoftext|>", ["<|im_start|>", "<|im_end|>"]),
     "gemma": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
+    "gemma3": ("<bos>", "<eos>", ["<start_of_turn>", "<end_of_turn>"]),
     "llama3": (
         "<|begin_of_text|>",
         "<|end_of_text|>",
@@ -61,14 +70,17 @@ def chat_tokenizer(family: str, *, template: bool = True) -> Any:
     core.decoder = decoders.ByteLevel()  # pyright: ignore
     core.add_special_tokens(special)
     if begin:
-        core.post_processor = processors.TemplateProcessing(  # pyright: ignore
-            single=f"{begin} $A", special_tokens=[(begin, vocabulary.index(begin))]
-        )
+        core.post_processor = begun_with(begin, vocabulary.index(begin))  # pyright: ignore
     found = hf.PreTrainedTokenizerFast(
         tokenizer_object=core, eos_token=end, pad_token=end, bos_token=begin, extra_special_tokens=others
     )
     found.chat_template = TEMPLATES[family] if template else None
     return found
+
+
+def begun_with(token: str, number: int) -> Any:
+    """What puts a begin token before every text."""
+    return processors.TemplateProcessing(single=f"{token} $A", special_tokens=[(token, number)])
 
 
 def chat_model(family: str = "smollm2", *, context: int = 512, **more: Any) -> tuple[Any, Any]:

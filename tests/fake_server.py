@@ -27,12 +27,14 @@ class Fake:
     """Settings of the server, and what it has seen.
 
     vllm: tells token ids and log-probabilities.  raw: these are of the model's own distribution, as vLLM's default.
+    usage: whether it counts tokens; None gives counts of 0.
     most: responses of one answer, whatever n says.  faults: the next requests' faults, in order.
     fault_of: the fault of a request, or None, where there is none in order.
     """
 
     vllm: bool = True
     raw: bool = False
+    usage: bool | None = False
     most: int | None = None
     names: tuple[str, ...] = ("tiny",)
     key: str | None = None
@@ -63,7 +65,11 @@ class Fake:
         count = min(body["n"], self.most or body["n"])
         groups = [self.draw(text, sampling, body.get("seed", 0) + j) for j in range(count)]
         choices = [self.choice(j, group, body, chat) for j, group in enumerate(groups)]
-        return {"object": "answer", "choices": choices[::-1], "prompt_token_ids": groups[0].prompt_tokens}
+        read, drawn = len(groups[0].prompt_tokens), sum(int(group.lengths.sum()) for group in groups)
+        counts = {"prompt_tokens": read, "completion_tokens": drawn}
+        usage = counts if self.usage else None if self.usage is False else dict.fromkeys(counts, 0)
+        told = {"object": "answer", "choices": choices[::-1], "usage": usage}
+        return told | ({"prompt_token_ids": groups[0].prompt_tokens} if self.vllm else {})
 
     def draw(self, text: str, sampling: Sampling, seed: int) -> Group:
         with self.lock:

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from chat_models import saved
 
 from bontune import BestOfN, cli
 from bontune.cli import arguments
+from bontune.cli.commands.best import asked
 from bontune.cli.commands.prompting import unescaped
 from bontune.cli.help import GROUPS
 from bontune.cli.usage import completed
@@ -399,7 +401,7 @@ def test_the_list_of_commands_is_short_and_full_help_is_not(run: Run) -> None:
         ("demo --real --verifier", "--real and --verifier are two different demos"),
         ("demo --yes", "--yes is for the demo with --real"),
         ("demo --model m", "--model is for the demo with --real"),
-        ("demo --real --model ./missing", "--model: model folder './missing' does not exist"),
+        ("demo --real --model ./missing", "model folder './missing' does not exist"),
         ("demo --real --output finished", "finished holds a run of `bontune train`"),
     ],
 )
@@ -860,6 +862,21 @@ def test_best_says_where_nothing_chooses_and_takes_a_scorer(run: Run) -> None:
     assert "nothing scores" not in chosen.err
 
 
+def test_a_prompt_of_several_lines_comes_from_standard_input() -> None:
+    text = "Tom has 3 pens.\nHe buys 4.\n\nHow many?\n"
+    assert asked(("-",), StringIO(text)) == (text[:-1],)
+    assert asked(("one", "-"), StringIO(text)) == ("one", text[:-1])
+    assert asked((), StringIO(text)) == ("Tom has 3 pens.", "He buys 4.", "How many?")
+    assert asked(("one",), StringIO(text)) == ("one",)
+    for prompts, held, said in (
+        (("-", "-"), text, "once only"),
+        (("-",), "\n", "no prompt"),
+        ((), "", "one a line"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            asked(prompts, StringIO(held))
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -903,6 +920,34 @@ def test_evaluate_and_coscale_take_the_task_of_a_model_in_the_package() -> None:
     words = "evaluate --model base=countdown-base --model tuned=runs/x/model"
     assert completed(cli.parse(words.split())).source.task == "countdown"
     assert completed(cli.parse(["coscale", "--model", "programs-base"])).source.task == "programs"
+
+
+def test_the_model_of_a_run_brings_its_task_and_verifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, judge in (("x", "math"), ("y", None)):
+        (tmp_path / name / "model" / "adapter").mkdir(parents=True)
+        recorded = {"command": "train", "source": {"task": "t.jsonl", "verifier": judge, "scorer": "s"}}
+        (tmp_path / name / "config.json").write_text(json.dumps(recorded))
+    (tmp_path / "t.jsonl").write_text("")
+
+    def found(words: str) -> tuple[str, str | None, str | None]:
+        source = completed(cli.parse(["evaluate", *words.split()])).source
+        return source.task, source.verifier, source.scorer
+
+    assert found("--model x/model") == ("t.jsonl", "math", None)
+    assert capsys.readouterr().err == "as x/model was trained: --task t.jsonl --verifier math\n"
+    assert found("--model base=./x --model tuned=x/model/adapter") == ("t.jsonl", "math", None)
+    assert found("--model y/model --verifier math") == ("t.jsonl", "math", None)
+    assert capsys.readouterr().err.endswith("as y/model was trained: --task t.jsonl --verifier math\n")
+    assert found("--model x/model --task t.jsonl") == ("t.jsonl", None, None)
+    assert not capsys.readouterr().err
+    with pytest.raises(ValueError, match="x/model and y/model were made for different ones"):
+        found("--model x/model --model y/model")
+    (tmp_path / "x" / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="--task is missing, and model 'x/model' names none"):
+        found("--model x/model")
 
 
 def test_models_and_tasks_of_the_package_are_these() -> None:
@@ -1081,6 +1126,22 @@ def test_a_chat_model_is_trained_measured_and_served_by_what_was_said_once(run: 
     assert "within the chat template; " in run("best", "run", "3 + 1?", "--chat", "on").err
     alone = run("sample", "--model", "run/model", *ASKED, "--output", "again").err
     assert alone.splitlines()[0].partition(" reads ")[2] == first.partition(" reads ")[2]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "sample --prompts 2 --group-size 4",
+        "evaluate --prompts 2 --group-size 4",
+        "coscale --prompts 2 --group-size 4 --temperature 0.5 1",
+        "verifier --prompts 6 --group-size 8 --steps 1 --judge-prompts 2",
+    ],
+)
+def test_every_command_that_draws_reads_through_the_template(more: str, run: Run, chatty: Path) -> None:
+    """Without being asked to, and its first line says so; `train`, `best` and `serve` are above and below."""
+    few = ["--sampling.max-new-tokens", 4, "--output", "out"]
+    said = run(*more.split(), "--model", "talker", *ASKED[:4], *few).err
+    assert said.startswith("talker reads each prompt within the chat template; at most 4 new tokens")
 
 
 def test_the_template_of_the_tokenizer_is_used_unless_told_otherwise(run: Run, chatty: Path) -> None:

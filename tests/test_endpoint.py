@@ -18,6 +18,7 @@ from bontune import cli
 from bontune.models.loading import load_policy
 from bontune.models.sampling import token_log_probs
 from bontune.records import Group, Prompt, Sampling
+from bontune.rollout import asking
 from bontune.rollout.endpoint import Endpoint, connect, parse_endpoint, sample_groups, seed_of
 
 pytest.importorskip("openai")
@@ -248,6 +249,42 @@ def test_an_interruption_ends_at_once(fake: Fake) -> None:
     assert not release.is_set()
     done.cancel()
     release.set()
+
+
+def test_an_interruption_closes_what_is_under_way() -> None:
+    """And the next call of the same server, by the same client, is answered."""
+    with fake_server.serving(Fake(vllm=False)) as fake:
+        model = connect(f"{fake.url}?timeout=60")
+        left = threading.Event()
+
+        def stuck(handler: Any, body: dict[str, Any]) -> bool:
+            handler.connection.settimeout(30)
+            if handler.rfile.read(1) == b"":  # the other side has closed
+                left.set()
+            return True
+
+        def interrupt(group: Group) -> None:
+            raise KeyboardInterrupt
+
+        fake.faults = [lambda handler, body: False, stuck]
+        with pytest.raises(KeyboardInterrupt):
+            draw(fake, PROMPTS[:2], model=model, on_group=interrupt)
+        assert left.wait(30)
+        assert len(draw(fake, PROMPTS[:2], model=model)) == 2
+
+
+def test_calls_share_a_client_and_a_thread_and_a_fork_has_its_own(fake: Fake) -> None:
+    model = connect(fake.url)
+    first = asking.client_of(model.url, model.key, model.timeout, model.retries)
+    threads = threading.active_count()
+    for _ in range(3):
+        draw(fake, model=model)
+    assert asking.client_of(model.url, model.key, model.timeout, model.retries) is first
+    assert threading.active_count() <= threads + 2  # those of the fake server end by themselves
+    assert asking.client_of(model.url, "other", model.timeout, model.retries) is not first
+    asking._forget()
+    assert asking.client_of(model.url, model.key, model.timeout, model.retries) is not first
+    assert len(draw(fake, model=model)) == len(PROMPTS)
 
 
 def test_a_slow_server_times_out(fake: Fake) -> None:

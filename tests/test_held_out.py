@@ -12,6 +12,7 @@ import pytest
 import torch
 from models import tiny_model
 from test_checkpoint import STEPS, Cut, cut_after, result, run_in
+from test_store import digest
 from test_update import PROMPTS, Finite, ends_in_w1, run_of, state, timeless
 
 from bontune import BestOfN, PassAtK
@@ -20,6 +21,7 @@ from bontune.models.loading import load_policy
 from bontune.objectives import StrategyObjective
 from bontune.records import Prompt
 from bontune.rollout import sample_groups
+from bontune.store import open_store
 from bontune.train.held_out import _STREAMS, FILE, best
 from bontune.train.loop import train
 
@@ -69,6 +71,34 @@ def test_measuring_changes_nothing_of_the_training() -> None:
     plain = train(run)
     assert timeless(train(replace(run, model=with_it, evaluation=EVERY))) == timeless(plain)
     assert all(torch.equal(value, state(without)[name]) for name, value in state(with_it).items())
+
+
+def test_responses_to_held_out_prompts_are_kept_apart_and_not_drawn_again(tmp_path: Path) -> None:
+    """The same measures, and the store of the training is as without."""
+    run = run_of(tiny_model(), steps=3, learning_rate=0.05)
+    drawn: list[int] = []
+
+    def engine(model: Any, tokenizer: Any, prompts: Any, **more: Any) -> Any:
+        drawn.append(more["seed"])
+        return sample_groups(model, tokenizer, prompts, **more)
+
+    held_out, with_it, without = (tmp_path / f"{name}.sqlite" for name in ("held-out", "with", "without"))
+    with open_store(without, write=True) as store:
+        train(replace(run, model=tiny_model(), store=store))
+    for output in (tmp_path / "first", tmp_path / "again"):
+        drawn.clear()
+        with open_store(held_out, write=True) as aside, open_store(with_it, write=True) as store:
+            more = {"evaluation": EVERY, "held_out_store": aside, "output": output, "engine": engine}
+            train(replace(run, model=tiny_model(), store=store, **more))
+    assert not drawn  # the second time all was there
+    assert timeless(measured(tmp_path / "first")) == timeless(measured(tmp_path / "again"))
+    with open_store(held_out) as aside, open_store(with_it) as store, open_store(without) as plain:
+        assert digest(store) == digest(plain)
+        assert [(origin.step, origin.seed, count) for origin, count in aside.origins()] == [
+            (0, run.config.seed + _STREAMS, 24),
+            (3, run.config.seed + _STREAMS, 24),
+        ]
+        assert len(list(aside.table(aside.verifiers()[0]))) == 48
 
 
 @pytest.mark.parametrize("keep", ["last", "best"])

@@ -97,7 +97,7 @@ def test_every_request_ends_as_its_backend_does(
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB
             if rounds == 5:
                 memory = peak
-            assert not memory or peak < memory + 100_000, f"memory grows: {peak} KiB after {rounds} rounds"
+            assert not memory or peak < memory + 40_000, f"memory grows: {peak} KiB after {rounds} rounds"
         assert len(set(threading.enumerate()) - others) <= CLIENTS + 8
 
 

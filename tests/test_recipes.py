@@ -7,21 +7,27 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers as hf
 from accelerate.commands.config.config_args import load_config_from_file
+from chat_models import SPECIAL, TEMPLATES, begun_with
 from models import tiny_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers import decoders as bytes_of
 
 from bontune import cli
 from bontune.cli.arguments import Evaluate, Sample, Train
+from bontune.cli.commands.prompting import unescaped
 from bontune.cli.options import with_file
 from bontune.models.loading import load_policy
 from bontune.objectives.registry import build_objective, served_strategy
+from bontune.serve.best import load_server
+from bontune.store import open_store
+from bontune.tasks import JsonlTask
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NAMES = sorted(path.name for path in RECIPES.glob("*.yaml"))
@@ -70,8 +76,10 @@ def local_file(folder: Path, form: str) -> Path:
     return path
 
 
-def local_model(folder: Path, family: str, text: str) -> Path:
-    """A tiny model of the family with a byte-level tokenizer trained on the text."""
+def local_model(folder: Path, family: str, text: str, chat: str | None) -> Path:
+    """A tiny model of the family with a byte-level tokenizer trained on the text, and the chat template of `chat`."""
+    begin, end, others = SPECIAL[chat] if chat else (None, "<eos>", [])
+    special = ["<pad>", end, *([begin] if begin else []), *others]
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
     core.decoder = bytes_of.ByteLevel()  # pyright: ignore
@@ -79,17 +87,30 @@ def local_model(folder: Path, family: str, text: str) -> Path:
     core.train_from_iterator(
         [text],
         trainers.BpeTrainer(
-            vocab_size=300, special_tokens=["<pad>", "<eos>"], initial_alphabet=alphabet, show_progress=False
+            vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
         ),
     )
-    tokenizer = hf.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
-    tiny_model(family, words=core.get_vocab_size() - 3, context=512).save_pretrained(folder)
+    if begin:
+        core.post_processor = begun_with(begin, special.index(begin))  # pyright: ignore
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token=end, bos_token=begin, extra_special_tokens=others
+    )
+    tokenizer.chat_template = TEMPLATES[chat] if chat else None
+    words, end_id = core.get_vocab_size() - 3, tokenizer.eos_token_id
+    tiny_model(family, words=words, context=1024, end=end_id).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def family_of(name: str) -> str:
-    return "gemma2" if name.startswith("gemma2") else "qwen2"
+    known = {"gemma2": "gemma2", "gemma3": "gemma3", "smollm2": "llama", "qwen2.5": "qwen2"}
+    return known[name.partition("-")[0]]
+
+
+def chat_of(name: str) -> str | None:
+    """Whose kind of chat template the model of a recipe has."""
+    chats = "-instruct-" in name or "-it-" in name
+    return name.partition("-")[0] if chats else None
 
 
 def called(*arguments: object) -> None:
@@ -127,7 +148,7 @@ def test_a_recipe_runs_on_a_tiny_model_of_its_family(
     monkeypatch.chdir(tmp_path)
     options = options_of(name)
     data = local_file(tmp_path, next(form for form in FORMS if form in name))
-    base = local_model(tmp_path / "base", family_of(name), data.read_text())
+    base = local_model(tmp_path / "base", family_of(name), data.read_text(), chat_of(name))
     command = type(options).__name__.lower()
     given = ["--config", RECIPES / name, "--model", base, "--task", data, "--sampling.max-new-tokens", 8]
     Path("stub.py").write_text("def verify(prompt, text): return len(text) % 2\n")
@@ -151,7 +172,9 @@ def test_a_recipe_runs_on_a_tiny_model_of_its_family(
         in (Path("run/model/README.md").read_text())
     )
     tuned, _ = load_policy("run/model")
-    assert tuned.config.model_type == family_of(name)
+    assert tuned.config.model_type.removesuffix("_text") == family_of(name)
+    if chat := chat_of(name):
+        _check_chat(chat, options, data)
     assert Path("run/model/adapter").exists() == bool(options.loading.lora_rank)
     called("train", *given, *stub, "--steps", 1, "--prompts-per-step", 2, "--output", "moved")
     assert json.loads(Path("moved/metrics.jsonl").read_text())["rows_updated"] > 0
@@ -163,6 +186,35 @@ def test_a_recipe_runs_on_a_tiny_model_of_its_family(
             *("evaluate", "--config", RECIPES / "gemma2-2b-humaneval.yaml", *names, "--task", humaneval, *few)
         )
         assert set(json.loads(Path("e/results.json").read_text())["policies"]) == {"base", "bonrlbp"}
+
+
+BEGINS = {
+    "smollm2": "<|im_start|>system\nYou are SmolLM.<|im_end|>\n<|im_start|>user\nAnn has",
+    "qwen2.5": "<|im_start|>system\nYou are Qwen.<|im_end|>\n<|im_start|>user\nAnn has",
+    "gemma3": "<bos><start_of_turn>user\nAnn has",
+}
+ENDS = {
+    "smollm2": "<|im_end|>\n<|im_start|>assistant\n",
+    "qwen2.5": "<|im_end|>\n<|im_start|>assistant\n",
+    "gemma3": "<end_of_turn>\n<start_of_turn>model\n",
+}
+
+
+def _check_chat(chat: str, options: Any, data: Path) -> None:
+    """What was trained on, and is served, is the question in the model's own template, with one begin token."""
+    server = load_server("run")
+    assert server.prompting == replace(unescaped(options.prompting), chat="on")
+    (prompt,) = JsonlTask(data).prompts("train", 1, 0)
+    (shown,) = server.shown([prompt])
+    text = server.tokenizer.decode(shown.tokens)
+    assert text.startswith(BEGINS[chat])
+    assert text.endswith(f"number.{ENDS[chat]}" if chat != "qwen2.5" else f"\\boxed{{}}.{ENDS[chat]}")
+    assert text.count("<bos>") == (chat == "gemma3")
+    with open_store("run/responses.sqlite") as store:
+        (origin, _), *_ = store.origins()
+        kept = {prompt.id: prompt.tokens for prompt in store.prompts(origin)}
+    known = [p for p in JsonlTask(data).prompts("train", None, 0) if p.id in kept]
+    assert [kept[p.id] for p in known] == [p.tokens for p in server.shown(known)]
 
 
 @pytest.mark.parametrize("path", sorted((RECIPES / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)

@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import Fake, serving
+from fake_server import Fake, send, serving
 from models import tiny_model, word_tokenizer
 
-from bontune import BestOfN, MajorityVote, cli
+from bontune import BestOfN, MajorityVote, Sequential, Strategy, cli
 from bontune.cli.commands import serve as command
 from bontune.config import Limits
 from bontune.models.loading import load_policy
@@ -500,6 +500,37 @@ def test_another_server_as_backend(options: str) -> None:
         assert fake.seen[-1]["n"] == 4
         if options:
             assert fake.seen[-1]["messages"] == messages
+
+
+@pytest.mark.parametrize("strategy", [BestOfN(4), Sequential(BestOfN(4), accept=99.0)], ids=repr)
+@pytest.mark.parametrize("most", [None, 1])
+def test_tokens_are_what_the_server_says(strategy: Strategy, most: int | None) -> None:
+    """Its counts of all requests, of which there is one for each response where it knows no n; else nothing, not 0."""
+    for usage in (True, False, None):
+        with serving(Fake(vllm=False, usage=usage, most=most)) as fake:
+            made = server(model=connect(fake.url), tokenizer=None, strategy=strategy)
+            with running(made) as client:
+                found = client.completions.create(model="tuned", prompt=PROMPT, seed=4)
+            lengths = [int(group.lengths.sum()) for group in fake.drawn.values()]
+        assert found.choices[0].bontune["drawn"] == len(lengths) == 4
+        if usage:
+            assert found.choices[0].bontune["tokens"] == found.usage.completion_tokens == sum(lengths)
+            assert found.usage.prompt_tokens == 3
+        else:
+            assert found.choices[0].bontune["tokens"] is found.usage is None
+
+
+def test_tokens_are_counted_where_a_server_lists_their_log_probabilities() -> None:
+    """Of all choices, else they are not known; and the prompt's are not."""
+    content = [{"logprob": -1.0, "token": "w"}] * 3
+    choice = {"message": {"content": "w1"}, "finish_reason": "stop"}
+    for listed, expected in (({"content": content}, 6), (None, None), ([1], None)):
+        told = [choice | {"logprobs": {"content": content}}, choice | {"logprobs": listed}]
+        with serving(Fake(vllm=False, fault_of=lambda body, told=told: send({"choices": told}))) as fake:
+            made = server(model=connect(f"{fake.url}?chat"), tokenizer=None, strategy=BestOfN(2))
+            with running(made) as client:
+                found = client.completions.create(model="tuned", prompt=PROMPT)
+        assert (found.choices[0].bontune["tokens"], found.usage) == (expected, None)
 
 
 def test_bontune_serve_can_itself_be_sampled(client: Any) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ import pytest
 from studies.paper.cells import read_results
 from studies.paper.plan import BASE, TASK_PLANS
 from studies.sequential import __main__ as program
-from studies.sequential.document import read_results_of, write_document
+from studies.sequential.document import BEGIN, read_results_of, write_document
 from studies.sequential.frontier import Frontier, at_draws, frontier, net
 from studies.sequential.plan import FIRST_RATE, LOGARITHM, PRICES, SEQUENTIAL, Choice, choose, plan, the_study
-from studies.sequential.tables import Method, by_draws, difference
+from studies.sequential.tables import Method, by_draws, difference, net_difference
 
 TASK = TASK_PLANS["countdown"]
 STUDY = replace(the_study(), tasks=(TASK,))
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 # Frontiers
@@ -75,6 +78,19 @@ def test_differences_are_of_gains_where_bases_differ() -> None:
     assert difference(ours, theirs, by_draws(9.0)) is None
 
 
+def test_differences_of_net_values_are_not_cut_off_as_shares_are() -> None:
+    """Two prompts, N = 32, a price of 0.5: one is solved at once, the other one never, and costs 16."""
+    runs = [("a", 1)]
+    solved, hopeless = (dict(zip(runs, [frontier([right] * 4, 32, 32)], strict=True)) for right in (32, 0))
+    first, second = (
+        Method(name=name, learning_rate=1e-4, runs=made, bases=hopeless)
+        for name, made in (("solved", solved), ("hopeless", hopeless))
+    )
+    gap = net_difference(first, second, 0.5)
+    assert gap is not None
+    assert (gap.value, gap.low, gap.high) == pytest.approx((0.5 + 16, 0.5 + 16, 0.5 + 16))
+
+
 # The plan
 
 
@@ -99,10 +115,10 @@ def test_the_log_has_a_price_that_leaves_something_of_every_solved_group() -> No
 
 
 def test_prices_and_rates_are_chosen_on_tune_prompts() -> None:
-    assert choose(STUDY, TASK, {}) == Choice()
+    assert choose(STUDY, {}) == Choice()
     assert {cell.section for cell in plan(STUDY, {})} == {"sweep"}
     results = _swept(best=0.03, rate=3e-4)
-    choice = choose(STUDY, TASK, results)
+    choice = choose(STUDY, results)
     assert choice.prices is not None
     assert choice.prices[0] == 0.03
     assert (choice.rate, choice.log_rate) == (3e-4, 3e-4)
@@ -143,6 +159,24 @@ def test_the_page_is_written_from_its_results_and_keeps_what_is_written_by_hand(
     assert read_results_of(tmp_path).keys() == results.keys()
     figures = {path.name for path in (tmp_path / "sequential-training").glob("*.svg")}
     assert figures == {"countdown-frontier.svg", "countdown-differences.svg"}
+
+
+def test_the_page_in_the_documentation_is_that_of_its_results(tmp_path: Path) -> None:
+    """Every number between its marks comes from the committed counts, and the figures are there."""
+    shutil.copy(DOCS / "sequential-training.md", tmp_path)
+    shutil.copytree(DOCS / "sequential-training", tmp_path / "sequential-training")
+    page = write_document(the_study(), {}, tmp_path)
+    assert page.read_text() == (DOCS / "sequential-training.md").read_text()
+    figures = {path.name for path in (tmp_path / "sequential-training").glob("*.svg")}
+    assert figures == {path.name for path in (DOCS / "sequential-training").glob("*.svg")}
+
+
+def test_what_the_page_says_by_hand_stands_in_its_tables() -> None:
+    head, tables = (DOCS / "sequential-training.md").read_text().split(BEGIN)
+    claims = re.findall(r"[▲▼○] [+−]\d+\.\d \[[+−]\d+\.\d, [+−]\d+\.\d\]", head)
+    assert claims
+    for claim in claims:
+        assert claim in tables, claim
 
 
 def test_a_tiny_study_runs_resumes_and_says_what_it_costs(

@@ -14,15 +14,16 @@ from bontune.report import Series, curve_plot, difference_plot
 from studies.paper.document import read_document
 from studies.paper.markdown import cell_text, gap_text, runs_text, table
 from studies.paper.plan import BASE, Results, Study, TaskPlan
-from studies.sequential.frontier import Frontier, at_draws
-from studies.sequential.plan import DRAWS, KNOWN, PRICE_OF, cells_of, choose, of_cell, served
-from studies.sequential.tables import Method, at_price, by_draws, difference, methods_of, needed
+from studies.sequential.frontier import Frontier, at_draws, net
+from studies.sequential.plan import BUDGET, CHOSEN_ON, DRAWS, KNOWN, PRICE_OF, choose, of_cell, plan, served
+from studies.sequential.tables import Method, by_draws, difference, methods_of, needed, net_difference
 
 PAGE, FOLDER = "sequential-training.md", "sequential-training"
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 GRID = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0, 22.0)  # draws of the figure of differences
 SHOWN = (1, 2, 3, 4, 6, 8, 11, 16, 22, 32, 45, 64, 90, 128)  # N of the figure of values
 HOME = Path(__file__).parents[2] / "docs"  # where the paper's counts are
+FAR_BELOW = "rl-s"
 KEPT = (
     "summary",
     "section",
@@ -78,7 +79,7 @@ def shortened(result: Mapping[str, Any]) -> dict[str, Any]:
 def task_text(study: Study, task: TaskPlan, results: Results, paper: Results, figures: dict[str, str]) -> str:
     """One task: its choices, its frontiers and the differences between them; empty where nothing is measured."""
     methods = methods_of(study, task, results, paper)
-    text = choices_text(study, task, results, paper)
+    text = choices_text(study, results, paper) if task == CHOSEN_ON else ""
     trained = [method for method in methods if method.name in PRICE_OF]
     if not trained:
         return text
@@ -86,7 +87,7 @@ def task_text(study: Study, task: TaskPlan, results: Results, paper: Results, fi
     figures[f"{name}-frontier"] = curve_plot(
         [_curve(method) for method in methods], y_label="value served", x_label="expected draws"
     )
-    base, *others = methods
+    base, *others = [method for method in methods if method.name != FAR_BELOW]
     figures[f"{name}-differences"] = difference_plot(
         [_against(method, base) for method in others], reference=BASE, x_label="expected draws"
     )
@@ -94,7 +95,8 @@ def task_text(study: Study, task: TaskPlan, results: Results, paper: Results, fi
         text,
         f"### {name}: value at equal draws\n\n"
         f"![value against draws]({FOLDER}/{name}-frontier.svg)\n\n"
-        f"![difference to the base at equal draws]({FOLDER}/{name}-differences.svg)",
+        f"![difference to the base at equal draws]({FOLDER}/{name}-differences.svg)\n\n"
+        f"Without {FAR_BELOW} in the second figure, which falls far below. There, seq stands for sequential.",
         _values(methods),
         f"### {name}: differences at equal draws\n\n{_differences(methods, trained)}",
         f"### {name}: value less price times draws at N = 32\n\n{_own(methods, trained)}",
@@ -102,12 +104,10 @@ def task_text(study: Study, task: TaskPlan, results: Results, paper: Results, fi
     return "\n\n".join(part for part in parts if part)
 
 
-def choices_text(study: Study, task: TaskPlan, results: Results, paper: Results) -> str:
+def choices_text(study: Study, results: Results, paper: Results) -> str:
     """The sweep: every price and rate tried here, and those of the paper's study for its methods, on tune prompts."""
-    choice = choose(study, task, results)
-    cells = [
-        cell for cell in cells_of(study, task, results) if cell.section == "sweep" and cell.id in results
-    ]
+    choice = choose(study, results)
+    cells = [cell for cell in plan(study, results) if cell.section == "sweep" and cell.id in results]
     if not cells:
         return ""
     rows = []
@@ -121,17 +121,17 @@ def choices_text(study: Study, task: TaskPlan, results: Results, paper: Results)
                 policy.method,
                 f"{policy.learning_rate:g}{' ✓' if taken else ''}",
                 _percent(served(of)),
-                _percent(float(at_price(price)(of).mean())),
+                _percent(float(net(of, BUDGET, price).mean())),
                 *_at_each(of),
             )
         )
     for name in KNOWN:
         for key, result in sorted(paper.items()):
-            if key.startswith(f"sweep/{task.task}/") and result["policy"]["method"] == name:
+            if key.startswith(f"sweep/{CHOSEN_ON.task}/") and result["policy"]["method"] == name:
                 of, rate = of_cell(result), result["policy"]["learning_rate"]
                 rows.append((name, f"{rate:g}", _percent(served(of)), "", *_at_each(of)))
     head = ("method", "learning rate", "mean", "value less price, N = 32", *(f"{d:g} draws" for d in DRAWS))
-    return f"### {task.task}: what was chosen, on tune prompts\n\n{table(head, rows)}"
+    return f"### {CHOSEN_ON.task}: what was chosen, on tune prompts\n\n{table(head, rows)}"
 
 
 def _at_each(of: Frontier) -> tuple[str, ...]:
@@ -168,7 +168,7 @@ def _own(methods: Sequence[Method], trained: Sequence[Method]) -> str:
     prices = sorted({PRICE_OF[method.name] for method in trained})
     rows = []
     for first, second in _pairs(methods, trained):
-        gaps = [difference(first, second, at_price(price)) for price in prices]
+        gaps = [net_difference(first, second, price) for price in prices]
         rows.append((f"{first.name} minus {second.name}", *(gap_text(gap) if gap else "" for gap in gaps)))
     return table(("difference", *(f"price {price:g}" for price in prices)), rows)
 
@@ -185,14 +185,19 @@ def _curve(method: Method) -> Series:
         np.mean([getattr(run, part).mean(0)[kept] for run in method.runs.values()], axis=0)
         for part in ("draws", "values")
     )
-    return Series(name=method.name, x=draws.tolist(), y=values.tolist())
+    return Series(name=_short(method.name), x=draws.tolist(), y=values.tolist())
+
+
+def _short(name: str) -> str:
+    """What a figure has room for."""
+    return name.replace("sequential", "seq")
 
 
 def _against(method: Method, base: Method) -> Series:
     gaps = [(draws, difference(method, base, by_draws(draws))) for draws in GRID]
     known = [(draws, gap) for draws, gap in gaps if gap is not None]
     return Series(
-        name=method.name,
+        name=_short(method.name),
         x=[draws for draws, _ in known],
         y=[gap.value for _, gap in known],
         low=[gap.low for _, gap in known],
@@ -213,7 +218,7 @@ def _sizes(results: Results) -> str:
 
 
 def _percent(value: float) -> str:
-    return "" if np.isnan(value) else f"{100 * value:.1f}"
+    return "" if np.isnan(value) else f"{100 * value:.1f}".replace("-", "−")
 
 
 def _between(page: Path, text: str) -> str:

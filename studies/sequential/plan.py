@@ -1,4 +1,4 @@
-"""What is trained, on what, and how prices and learning rates are chosen: on tune prompts, of one base and one seed.
+"""What is trained, on what, and how prices and rates are chosen: on tune prompts of one task, one base and one seed.
 
 Protocol, tasks, bases, seeds and sizes are those of the study of the paper, whose counts of right responses stand for the
 methods that it trained. Only what is new is trained here: for a strategy that stops, at a price, and for the log of it.
@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from studies.paper.plan import Cell, Method, Place, Policy, Results, Study, TaskPlan
+from studies.paper.plan import TASK_PLANS, Cell, Method, Place, Policy, Results, Study, TaskPlan
 from studies.sequential.frontier import LONGEST, Frontier, at_draws, frontier, net
 
 BUDGET = 32
-PRICES = (0.003, 0.01, 0.03, 0.1)  # the slope of the base's frontier is 0.1 at 2 draws and 0.02 at 16
+PRICES = (0.003, 0.01, 0.03, 0.1)  # a further draw brings 0.08 to the base below two, 0.02 at 16
 LOG_PRICE = 0.01  # the largest of these at which every group of 64 with a right response has something left
 FIRST_RATE = 1e-4  # at which prices are compared
+CHOSEN_ON = TASK_PLANS["countdown"]  # the other task takes over what is chosen here
 DRAWS = (2.0, 4.0, 8.0, 16.0)
 KNOWN = ("rl-s", "maxrl", "log-pass-32", "bon-rl-s-32")  # methods of the paper's study to compare with
 SECTIONS = ("base", "sweep", "claims")
@@ -62,17 +63,12 @@ def the_study(quick: bool = False) -> Study:
 
 
 def plan(study: Study, results: Results) -> list[Cell]:
-    """The cells in the order they are run, task by task; those that wait for a choice are left out."""
-    return [cell for task in study.tasks for cell in cells_of(study, task, results)]
-
-
-def cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
-    """The sweep of one task as far as its choices are made, then the bases; by seed, by method, all bases."""
-    choice = choose(study, task, results)
-    cells = first_cells(study, task)
+    """The sweep as far as its choices are made, then the bases, then by seed, method and task; all in order."""
+    choice = choose(study, results)
+    cells = first_cells(study)
     if choice.prices is None:
         return cells
-    cells += rate_cells(study, task, choice.prices[0])
+    cells += rate_cells(study, choice.prices[0])
     if choice.rate is None or choice.log_rate is None:
         return list(dict.fromkeys(cells))
     better, other = choice.prices
@@ -81,43 +77,40 @@ def cells_of(study: Study, task: TaskPlan, results: Results) -> list[Cell]:
         (LOGARITHM.name, choice.log_rate),
         (SEQUENTIAL[other].name, choice.rate),
     ]
-    cells += base_cells(study, task)
+    cells += [
+        Cell(section="base", policy=Policy(task=task.task, base=base), place=_test(study, task))
+        for task in study.tasks
+        for base in task.bases[: study.bases]
+        if "/" in base  # made on the machine of the study, and a little different on another
+    ]
     cells += [
         Cell(section="claims", policy=_policy(task, base, name, rate, seed), place=_test(study, task))
         for seed in study.seeds
         for name, rate in trained
+        for task in study.tasks
         for base in task.bases[: study.bases]
     ]
     return list(dict.fromkeys(cells))
 
 
-def base_cells(study: Study, task: TaskPlan) -> list[Cell]:
-    """The bases that are made on the machine of the study, and differ a little from those made on another."""
-    made = [base for base in task.bases[: study.bases] if "/" in base]
-    return [
-        Cell(section="base", policy=Policy(task=task.task, base=base), place=_test(study, task))
-        for base in made
-    ]
-
-
-def first_cells(study: Study, task: TaskPlan) -> list[Cell]:
+def first_cells(study: Study) -> list[Cell]:
     """Every price at the first rate, the highest first, and the log at every rate."""
-    prices = [_tuned(study, task, SEQUENTIAL[price].name, FIRST_RATE) for price in sorted(PRICES)[::-1]]
-    return prices + [_tuned(study, task, LOGARITHM.name, rate) for rate in study.learning_rates]
+    prices = [_tuned(study, SEQUENTIAL[price].name, FIRST_RATE) for price in sorted(PRICES)[::-1]]
+    return prices + [_tuned(study, LOGARITHM.name, rate) for rate in study.learning_rates]
 
 
-def rate_cells(study: Study, task: TaskPlan, price: float) -> list[Cell]:
+def rate_cells(study: Study, price: float) -> list[Cell]:
     """One price at every rate."""
-    return [_tuned(study, task, SEQUENTIAL[price].name, rate) for rate in study.learning_rates]
+    return [_tuned(study, SEQUENTIAL[price].name, rate) for rate in study.learning_rates]
 
 
-def choose(study: Study, task: TaskPlan, results: Results) -> Choice:
+def choose(study: Study, results: Results) -> Choice:
     """The choices that the results decide.
 
     Prices: the two with the highest value served, its mean over equal draws of `DRAWS`. Rates: as in the paper's
     study the one with the highest value of what is trained for, here value less price times draws at N = 32.
     """
-    cells = first_cells(study, task)
+    cells = first_cells(study)
     if any(cell.id not in results for cell in cells):
         return Choice()
     logs = [cell for cell in cells if cell.policy.method == LOGARITHM.name]
@@ -125,7 +118,7 @@ def choose(study: Study, task: TaskPlan, results: Results) -> Choice:
     better, other, *_ = sorted(worth, key=lambda price: -worth[price])
     return Choice(
         prices=(better, other),
-        rate=_best_rate(rate_cells(study, task, better), results),
+        rate=_best_rate(rate_cells(study, better), results),
         log_rate=_best_rate(logs, results),
     )
 
@@ -152,9 +145,10 @@ def _best_rate(cells: Sequence[Cell], results: Results) -> float | None:
     return max(cells, key=worth).policy.learning_rate
 
 
-def _tuned(study: Study, task: TaskPlan, name: str, rate: float) -> Cell:
-    place = Place(task=task.task, split="tune", prompts=study.tune[0], responses=study.tune[1])
-    return Cell(section="sweep", policy=_policy(task, task.bases[0], name, rate, study.seed), place=place)
+def _tuned(study: Study, name: str, rate: float) -> Cell:
+    place = Place(task=CHOSEN_ON.task, split="tune", prompts=study.tune[0], responses=study.tune[1])
+    policy = _policy(CHOSEN_ON, CHOSEN_ON.bases[0], name, rate, study.seed)
+    return Cell(section="sweep", policy=policy, place=place)
 
 
 def _test(study: Study, task: TaskPlan) -> Place:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from studies.paper.plan import BASE, Results, Study, TaskPlan
 from studies.paper.tables import Gap, combine
 from studies.sequential.frontier import Frontier, at_draws, net
-from studies.sequential.plan import BUDGET, KNOWN, METHODS, cells_of, of_cell
+from studies.sequential.plan import BUDGET, KNOWN, METHODS, of_cell, plan
 
 Run = tuple[str, int]  # name of the base, seed
 Rows = Callable[[Frontier], np.ndarray]
@@ -41,7 +41,8 @@ def methods_of(study: Study, task: TaskPlan, own: Results, paper: Results) -> li
 
     own: results of this study.  paper: those of the paper's, on the same prompts.
     """
-    cells = [cell for cell in cells_of(study, task, own) if cell.section == "claims" and cell.id in own]
+    cells = [cell for cell in plan(study, own) if cell.section == "claims" and cell.id in own]
+    cells = [cell for cell in cells if cell.policy.task == task.task]
     runs = list(dict.fromkeys((Path(cell.policy.base).name, cell.policy.seed) for cell in cells))
     count = min((len(own[cell.id]["right"].split()) for cell in cells), default=0)
 
@@ -82,14 +83,16 @@ def difference(first: Method, second: Method, rows: Rows) -> Gap | None:
     return combine([a + b for a, b in zip(ours, apart, strict=True)], theirs, [base for base, _ in runs])
 
 
+def net_difference(first: Method, second: Method, price: float) -> Gap | None:
+    """As `difference`, of value less price times draws at N = 32, which lies between -32 * price and 1."""
+    least, span = -BUDGET * price, 1 + BUDGET * price
+    found = difference(first, second, lambda of: (net(of, BUDGET, price) - least) / span)
+    return None if found is None else _scaled(found, span)
+
+
 def by_draws(draws: float) -> Rows:
     """The value served at so many expected draws."""
     return lambda of: at_draws(of, draws)
-
-
-def at_price(price: float) -> Rows:
-    """Value less price times draws at N = 32."""
-    return lambda of: net(of, BUDGET, price)
 
 
 def needed(method: Method, draws: float) -> float:
@@ -104,6 +107,17 @@ def _run(task: TaskPlan, name: str, run: Run, results: Results) -> Mapping[str, 
     start, end = f"claims/{task.task}/{base}/{name}/", f"-seed-{seed}/{task.task}-test"
     keys = [key for key in results if key.startswith(start) and key.endswith(end)]
     return results[keys[0]] if keys else None
+
+
+def _scaled(gap: Gap, by: float) -> Gap:
+    return replace(
+        gap,
+        value=by * gap.value,
+        low=by * gap.low,
+        high=by * gap.high,
+        deviation=None if gap.deviation is None else by * gap.deviation,
+        by_base=tuple(_scaled(each, by) for each in gap.by_base),
+    )
 
 
 def _cut(of: Frontier, count: int) -> Frontier:

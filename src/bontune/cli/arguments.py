@@ -107,7 +107,7 @@ class Demo:
     all three on fresh prompts, and writes OUTPUT/report.html. Minutes on two cores; nothing is downloaded.
 
         bontune demo
-        bontune demo --real    # a pretrained language model, fetched once: an hour or so on two cores
+        bontune demo --real    # a pretrained language model, fetched once: about 75 CPU minutes
 
     With --real, stopped or killed at any moment, the same command goes on.
     """
@@ -185,13 +185,15 @@ class Best:
 
         bontune best runs/bon-v "What is 6 times 7?" "And 6 plus 7?"
 
-    Prompts are read from standard input, one a line, where none is given.
+    Where none is given, each line of standard input is a prompt; `-` is all of it as one prompt of several lines:
+
+        bontune best runs/bon-v - < question.txt
     """
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of a `bontune train` run: model, strategy, sampling and verifier are taken from it."""
     prompts: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """The prompts."""
+    """The prompts; `-` is all of standard input."""
     budget: int | None = None
     """N, where it should differ from the one trained for."""
     temperature: float | None = None
@@ -321,7 +323,7 @@ class Train(FromFile):
     says how far it then differs from the first one."""
     store: str = "responses.sqlite"
     """Where every response is kept with its reward: a file below OUTPUT or elsewhere, on a local disk, or `none`. Steps
-    taken again after a kill find their responses there."""
+    taken again after a kill find their responses there. Those to held-out prompts are in held-out-FILE beside it."""
     track: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Where metrics go beside metrics.jsonl, one or more; each must be installed."""
     output: Path = Path("runs/train")

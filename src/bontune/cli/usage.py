@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,15 +53,40 @@ def _paired(command: Sample | Train | Verifier) -> Any:
 
 
 def _with_task(command: Any, models: list[str]) -> Any:
-    """The task that models in the package were made for, where none is named. Samples files need none."""
+    """The task, with its verifier, that models in the package or of runs were made for, where none is named.
+
+    Samples files need none. What a run says is repeated on stderr, as it was perhaps long ago.
+    """
     if command.source.task or not models:
         return command
-    own = {PACKAGED[model][0] for model in models if model in PACKAGED}
+    own = {model: known for model in models if (known := _made_for(model))}
     if not own:
         raise _wrong(command, f"--task is missing, and model {models[0]!r} names none")
-    if len(own) > 1:
-        raise _wrong(command, f"--task is missing, and {' and '.join(models)} were made for different ones")
-    return replace(command, source=replace(command.source, task=own.pop()))
+    if len(set(own.values())) > 1:
+        raise _wrong(command, f"--task is missing, and {' and '.join(own)} were made for different ones")
+    model, (task, recorded) = own.popitem()
+    verifier = command.source.verifier or recorded
+    if model not in PACKAGED:
+        by = "" if verifier is None else f" --verifier {verifier}"
+        print(f"as {model} was trained: --task {task}{by}", file=sys.stderr)
+    return replace(command, source=replace(command.source, task=task, verifier=verifier))
+
+
+def _made_for(model: str) -> tuple[str, str | None] | None:
+    """The task and the verifier of a model in the package, or of one in the folder of a `bontune train` run."""
+    if model in PACKAGED:
+        return PACKAGED[model][0], None
+    saved = Path(model)
+    saved = saved.parent if saved.name == "adapter" else saved
+    if saved.name != "model":
+        return None
+    try:
+        known = json.loads((saved.parent / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(known, dict) or known.get("command") != "train":
+        return None
+    return known["source"]["task"], known["source"]["verifier"]
 
 
 def _wrong(command: Any, what: str) -> ValueError:

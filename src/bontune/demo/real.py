@@ -11,7 +11,7 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ LEARNING_RATE = 2e-5
 CHECKPOINT_EVERY = 5  # steps; one is 1.6 GB
 ROWS_PER_BATCH, TOKENS_PER_BATCH = 512, 2048  # so that it fits into 8 GB
 # How long a step takes, relative to drawing as many responses. Log pass@N spends nothing on wrong responses.
-UPDATES = {"rl": 2.6, "bon": 1.4}
+UPDATES = {"rl": 2.1, "bon": 1.4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,10 +213,12 @@ def demo_real(
 ) -> dict[str, Any]:
     """Train, measure, report; returns what `results.json` holds. Policies: base, rl and bon.
 
-    Raises Stopped where it is asked to stop while it trains; called again, it goes on.
+    Raises Stopped where it is asked to stop; called again, it goes on. Raises ValueError on more prompts than there are.
     """
     task = problems()
     fresh = task.prompts("test", prompts, seed)
+    if len(fresh) < prompts:
+        raise ValueError(f"prompts must be at most {len(fresh)}, the test problems there are; got {prompts}")
     trial = RealTrial(
         output=output,
         model=str(model),
@@ -242,7 +244,7 @@ def demo_real(
         votes=False,
         started=time.process_time() - sum(costs.values()),
         budget=BUDGET,
-        about=_about(trial, about_model, len(task.prompts("train"))),
+        about=[*_about(trial, about_model, len(task.prompts("train"))), _costs_in_words(costs)],
         costs=costs,
         objectives={name: spec_of(objective) for name, objective in OBJECTIVES.items()},
     )
@@ -254,6 +256,7 @@ def demo_real(
 def _about(trial: RealTrial, model: str, training: int) -> list[str]:
     """What the page says was done."""
     drawn = trial.steps * PROMPTS_PER_STEP
+    steps = "1 step" if trial.steps == 1 else f"{trial.steps} steps"
     passes = "" if drawn <= training else ", some of them again,"
     return [
         f"The model (base) is {model}.",
@@ -261,10 +264,15 @@ def _about(trial: RealTrial, model: str, training: int) -> list[str]:
         "only.\u201d, its reply begins \u201cThe answer is \u201d, and it goes on for at most "
         f"{SAMPLING.max_new_tokens} tokens, so it guesses what it cannot compute in its head. Right is a reply that "
         "begins with the right number.",
-        f"From the base two policies are fine-tuned, {trial.steps} steps of {PROMPTS_PER_STEP} problems x {GROUP_SIZE} "
+        f"From the base two policies are fine-tuned, {steps} of {PROMPTS_PER_STEP} problems x {GROUP_SIZE} "
         f"responses each, on {min(drawn, training):,} problems of GSM8K's training file{passes} at the learning rate "
         f"{LEARNING_RATE:g}: for one response (rl: the usual RL) and for the best of N = {BUDGET} (bon: log "
         f"pass@{BUDGET}).",
         f"All three answer the same {len(trial.fresh):,} problems of its test file, on which nothing was trained or "
         "chosen. One run each: another seed may come out differently.",
     ]
+
+
+def _costs_in_words(costs: Mapping[str, float]) -> str:
+    spent = ", ".join(f"{part} {seconds / 60:.1f}" for part, seconds in costs.items())
+    return f"CPU minutes: {spent}."

@@ -27,13 +27,12 @@ def add_adapters(model: Any, config: ModelConfig, base: str, seed: int) -> Any:
     peft = _peft()
     settings = peft.LoraConfig(
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base,
         r=config.lora_rank,
         lora_alpha=2 * config.lora_rank if config.lora_alpha is None else config.lora_alpha,
         target_modules=list(config.lora_targets) or "all-linear",
         lora_dropout=0.0,  # the policy that is updated is the one the responses were drawn from
     )
-    with torch.random.fork_rng(), _tied_without_a_word():
+    with torch.random.fork_rng(), _without_a_word():
         torch.manual_seed(seed)
         try:
             found = peft.get_peft_model(model, settings)
@@ -57,7 +56,7 @@ def with_adapters(model: Any, tokenizer: Any, folder: str | Path) -> Any:
     rows = _rows(model, tokenizer, folder)
     if rows != model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(rows, mean_resizing=False)  # rows that are used come with the adapters
-    with _tied_without_a_word():
+    with _without_a_word():
         found = _peft().PeftModel.from_pretrained(model, str(folder))
     return found if _in_four_bits(model) else _merged(found)
 
@@ -102,7 +101,7 @@ def _merged(model: Any) -> Any:
         head = _base(ends[0])
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
     try:
-        with _tied_without_a_word():
+        with _without_a_word():
             plain = model.merge_and_unload()
     except RuntimeError as fault:
         if "lora_bias" not in str(fault):
@@ -143,9 +142,13 @@ def _say_tied(model: Any, tied: bool) -> None:
 
 
 @contextmanager
-def _tied_without_a_word() -> Iterator[None]:
-    """Without PEFT's warnings that adapters on a tied matrix may be merged wrongly, which here they are not."""
+def _without_a_word() -> Iterator[None]:
+    """Without PEFT's warnings that adapters on a tied matrix may be merged wrongly, which here they are not, and that it
+    takes the vocabulary for unchanged where the base is a GGUF file or on the hub, which it is."""
     with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Could not find a config file in .* vocabulary was not modified"
+        )
         warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
         yield
 
@@ -186,10 +189,12 @@ def save_merged(model: Any, folder: Path) -> Any:
     None is returned.
     """
     if _in_four_bits(model):
-        model.save_pretrained(folder)
+        with _without_a_word():
+            model.save_pretrained(folder)
         (folder / FOUR_BITS).write_text("These adapters were trained on weights in 4 bits (NF4).\n")
         return None
-    model.save_pretrained(folder / "adapter")
+    with _without_a_word():
+        model.save_pretrained(folder / "adapter")
     return _merged(model)
 
 

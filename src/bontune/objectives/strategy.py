@@ -45,7 +45,8 @@ class StrategyObjective:
 class LogStrategyObjective:
     """The gradient of the logarithm of the strategy's value: every prompt counts by its relative gain.
 
-    Weights over value, both from the same group: a ratio of unbiased estimates, itself slightly biased.
+    Weights over value, both from the same group: a ratio of unbiased estimates, itself biased by O(1/M). No estimator
+    is unbiased: the logarithm's gradient is no polynomial in the policy (docs/mathematics.md, Stopping).
     A prompt of estimated value 0 or below gets weight 0. The value of a `Sequential` with a price is what is left after
     paying for its draws, so prompts not worth their draws have no weight: the price must be small beside pass@N/N.
     """

@@ -114,7 +114,7 @@ def training(run: Run, draw: Figures) -> str:
 
 
 def measured_kl(run: Run) -> bool:
-    """Whether the KL to the start was measured: where it was not, metrics hold 0 at every step."""
+    """Whether the KL to the start was measured: where it was not, metrics hold none, and in runs of 0.1 only zeros."""
     return any(or_zero(row.get("kl")) != 0 for rows in run.metrics.values() for row in rows)
 
 

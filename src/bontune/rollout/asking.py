@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_IDLE = 1.0  # seconds that a connection is kept; one that a server closes as it is used again costs a retry
 _lock = threading.Lock()
 
 
@@ -39,12 +40,16 @@ def _loop() -> asyncio.AbstractEventLoop:
 @lru_cache(maxsize=32)
 def _client(url: str, key: str | None, timeout: float, retries: int) -> Any:
     try:
-        from openai import AsyncOpenAI
+        from openai import DEFAULT_CONNECTION_LIMITS, AsyncOpenAI, DefaultAsyncHttpxClient
     except ImportError as fault:
         raise ValueError(
             "asking a server needs the openai package: pip install 'bontune[endpoint]'"
         ) from fault
-    return AsyncOpenAI(base_url=url, api_key=key or "none", timeout=timeout, max_retries=retries)
+    limits = type(DEFAULT_CONNECTION_LIMITS)(max_connections=None, keepalive_expiry=_IDLE)  # httpx or httpx2
+    connections = DefaultAsyncHttpxClient(limits=limits)
+    return AsyncOpenAI(
+        base_url=url, api_key=key or "none", timeout=timeout, max_retries=retries, http_client=connections
+    )
 
 
 def _forget() -> None:

@@ -9,13 +9,32 @@ import random
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 
 MAGIC = b"bontune checkpoint 2\n"
 KEPT = 2  # of the newest: one may turn out to be damaged
+_HEAD = len(MAGIC) + 8 + 32  # bytes before the data
+
+
+class _Hashed:
+    """A file that is written to, and the length and hash of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.length, self.sha256 = file, 0, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        """As of a file."""
+        self.sha256.update(data)
+        size = self._file.write(data)
+        self.length += size
+        return size
+
+    def flush(self) -> None:
+        """As of a file."""
+        self._file.flush()
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int = KEPT) -> Path:
@@ -24,15 +43,15 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any], keep: int
     A kill at any moment leaves the earlier checkpoints as they were. Only the newest `keep` stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    data = buffer.getbuffer()  # without a copy: it may be gigabytes
     path = folder / f"step-{step:08d}.ckpt"
     handle, name = tempfile.mkstemp(dir=folder, prefix=".writing-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(MAGIC + len(data).to_bytes(8, "big") + hashlib.sha256(data).digest())
-            file.write(data)
+            file.write(bytes(_HEAD))
+            written: Any = _Hashed(file)
+            torch.save(dict(state), written)  # straight into the file: in memory it would be gigabytes
+            file.seek(0)
+            file.write(MAGIC + written.length.to_bytes(8, "big") + written.sha256.digest())
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, path)
@@ -137,8 +156,8 @@ def differences(known: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 def _read(path: Path) -> tuple[str | None, bytes]:
     """(what is wrong, or None; the data)."""
     with path.open("rb") as file:  # in two reads: cutting one in two would copy gigabytes
-        head, data = file.read(len(MAGIC) + 40), file.read()
-    if head[: len(MAGIC)] != MAGIC or len(head) < len(MAGIC) + 40:
+        head, data = file.read(_HEAD), file.read()
+    if head[: len(MAGIC)] != MAGIC or len(head) < _HEAD:
         return "is no checkpoint of this version", b""
     length, digest = head[len(MAGIC) : len(MAGIC) + 8], head[len(MAGIC) + 8 :]
     if len(data) != int.from_bytes(length, "big"):

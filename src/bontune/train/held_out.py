@@ -17,14 +17,15 @@ from torch import Tensor
 from bontune.evaluate.curves import bootstrap
 from bontune.models.prompting import shown
 from bontune.objectives.registry import served_strategy
-from bontune.records import Prompt, Scored
+from bontune.records import Group, Prompt, Scored
+from bontune.store import Origin
+from bontune.store.reuse import drawn_or_kept, judged_or_kept
 from bontune.strategies import MaxAtK, curve
 from bontune.train.checkpoint import load_newest, load_trained, save_checkpoint, trained_state
 from bontune.train.metrics import within
 from bontune.train.run import Metrics, Run
 from bontune.train.shard import own_folder, whole
 from bontune.train.update import Learner
-from bontune.verifiers.grading import grade
 
 FILE = "eval.jsonl"
 _STREAMS = (
@@ -106,18 +107,30 @@ class HeldOut:
         """[P, 1 + B] float64: value and pass@N of each prompt, in their order; (mean reward, cut, undecided)."""
         run, accelerator = self._run, self._learner.accelerator
         number, count = accelerator.process_index, accelerator.num_processes
-        with accelerator.autocast(), whole(run.model):
-            groups = run.engine(
+        seed, rows = run.config.seed + _STREAMS, run.config.rows_per_batch
+
+        def draw(prompts: Sequence[Prompt]) -> list[Group]:
+            return run.engine(
                 run.model,
                 run.tokenizer,
-                self._prompts[number::count],
+                prompts,
                 group_size=self._size,
                 sampling=run.config.sampling,
-                seed=run.config.seed + _STREAMS,
+                seed=seed,
                 policy_step=step,
-                rows_per_batch=run.config.rows_per_batch,
+                rows_per_batch=rows,
             )
-        scored = Scored.stack([grade(group, run.verify, run.score) for group in groups])
+
+        with accelerator.autocast():
+            store = run.held_out_store
+            policy = store.policy_of(run.model, run.tokenizer)
+            origin = Origin(policy=policy, sampling=run.config.sampling, seed=seed, step=step)
+            together = max(1, rows // self._size)
+            with whole(run.model):
+                groups = drawn_or_kept(
+                    store, origin, self._prompts[number::count], self._size, together, draw
+                )
+        scored = Scored.stack(judged_or_kept(store, origin, groups, run.verify, run.score))
         value = within(served_strategy(run.objective), scored).value(scored).unsqueeze(-1)
         found = torch.cat([value, curve(MaxAtK(1), scored, self._budgets)], dim=-1).double()
         cut = torch.stack([~group.finished for group in groups]).double().mean(-1)

@@ -29,7 +29,7 @@ from bontune.train.shard import parts, whole
 from bontune.train.update import Learner, UpdateStats, log_probs, update
 from bontune.train.weighing import drawn_log_probs, kl_weights, weigh
 
-NO_UPDATE = UpdateStats(grad_norm=0.0, kl=0.0, ratio=1.0, rows=0, applied=False)
+NO_UPDATE = UpdateStats(grad_norm=0.0, kl=None, ratio=1.0, rows=0, applied=False)
 
 
 def train(run: Run) -> list[Metrics]:

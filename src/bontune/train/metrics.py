@@ -25,7 +25,10 @@ from bontune.verifiers.undecided import Undecided
 def describe(
     config: TrainConfig, graded: Sequence[Graded], scored: Scored, weights: Tensor, stats: UpdateStats
 ) -> Metrics:
-    """What a step did. pass_at is the unbiased max@N, which is pass@N for rewards of 0 and 1."""
+    """What a step did. pass_at is the unbiased max@N, which is pass@N for rewards of 0 and 1.
+
+    kl is there only where it was measured.
+    """
     budgets = [n for n in config.report_budgets if n <= scored.group_size]
     values = curve(MaxAtK(1), scored, budgets).nanmean(0).tolist() if budgets else []
     surprise = -drawn_log_probs([item.group for item in graded])
@@ -46,7 +49,7 @@ def describe(
         "rows_updated": stats.rows,
         "grad_norm": stats.grad_norm,
         "update_applied": float(stats.applied),
-        "kl": stats.kl,
+        **({} if stats.kl is None else {"kl": stats.kl}),
         "ratio": stats.ratio,
     }
 

@@ -36,6 +36,7 @@ class Run:
     engine: draws the responses of every step from the model as it then is.
     prompting: what the model reads for a prompt.
     evaluation: what is measured on held-out prompts meanwhile, and which policy is saved by it.
+    held_out_store: where responses to those are kept, apart from those that are learned from.
     on_evaluation: told of each such measure.
     """
 
@@ -59,6 +60,7 @@ class Run:
     engine: Engine = sample_groups
     prompting: Prompting = field(default_factory=Prompting)
     evaluation: EvalConfig = field(default_factory=EvalConfig)
+    held_out_store: Store = NO_STORE
     on_evaluation: Callable[[Metrics], None] = field(default=lambda row: None)
 
 

@@ -57,12 +57,13 @@ class Rows:
 class UpdateStats:
     """What one update did.
 
+    kl: mean of the KL to the reference, in nats, over the responses it was asked of; None where it was not measured.
     ratio: mean of pi/mu over the rows pushed through, weight or not.  apart: how far pi and mu are there, which in the
     first update after a rollout is rounding alone.
     """
 
     grad_norm: float
-    kl: float
+    kl: float | None
     ratio: float
     rows: int
     applied: bool
@@ -395,7 +396,7 @@ def update(
         learner.scheduler.step()
     return UpdateStats(
         grad_norm=norm,
-        kl=kl_sum / max(1, int((rows.kl != 0).sum())),
+        kl=None if kl is None or learner.reference is None else kl_sum / max(1, int((rows.kl != 0).sum())),
         ratio=ratio_sum / len(rows) if len(rows) else 1.0,
         rows=len(rows),
         applied=applied,

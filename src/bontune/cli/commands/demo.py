@@ -9,86 +9,87 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bontune.cli import arguments
-from bontune.cli.commands.inputs import write_config
+from bontune.cli.commands.inputs import check_folder, write_config
 from bontune.cli.commands.terminal import bar, console, progress, say, show
 from bontune.cli.commands.train import asked_to_stop, locked
 from bontune.demo.fetching import SMOLLM2, Wheel, cache_folder, cached, fetch
 from bontune.demo.pace import in_words
 from bontune.demo.policies import demo
-from bontune.demo.real import demo_real
+from bontune.demo.real import MODEL, demo_real
 from bontune.demo.verifier import demo_verifier
+from bontune.models.loading import policy_path
 
-USUAL = {"output": Path("runs/demo"), "steps": 48, "prompts": 400, "responses": 128}
-REAL = {"output": Path("runs/demo-real"), "steps": 30, "prompts": 200, "responses": 64}
+
+class Sizes(NamedTuple):
+    """Where a demo writes, and how much is drawn."""
+
+    output: Path
+    steps: int
+    prompts: int
+    responses: int
+
+
+USUAL = Sizes(Path("runs/demo"), 48, 400, 128)
+REAL = Sizes(Path("runs/demo-real"), 30, 200, 64)
 SAID_EVERY = 60.0  # seconds between two words about the time left, in a log
 
 
 def run(command: arguments.Demo) -> None:
     """The demo, with progress bars, its table, and where the report is."""
-    command = settled(command)
+    sizes = sizes_of(command)
+    command = replace(command, **sizes._asdict())
     if command.real:
-        _run_real(command)
+        _run_real(command, sizes)
         return
-    assert None not in (command.output, command.steps, command.prompts, command.responses)
-    write_config(command.output, command)
-    if command.verifier:
-        with progress() as bars:
-            results = demo_verifier(
-                command.output,
-                seed=command.seed,
-                prompts=command.prompts,
-                responses=command.responses,
-                stage=lambda title, total: bar(bars, title, total),
-            )
-        show(results, command.output, kind="best_of")
-        return
+    write_config(sizes.output, command)
+    drawn = {"prompts": sizes.prompts, "responses": sizes.responses}
     with progress() as bars:
-        results = demo(
-            command.output,
-            seed=command.seed,
-            steps=command.steps,
-            prompts=command.prompts,
-            responses=command.responses,
-            stage=lambda title, total: bar(bars, title, total),
-        )
-    show(results, command.output)
+        shown = {"seed": command.seed, "stage": lambda title, total: bar(bars, title, total)}
+        if command.verifier:
+            results = demo_verifier(sizes.output, **drawn, **shown)
+        else:
+            results = demo(sizes.output, steps=sizes.steps, **drawn, **shown)
+    show(results, sizes.output, kind="best_of" if command.verifier else "pass_at")
 
 
-def settled(command: arguments.Demo) -> arguments.Demo:
-    """The command with its defaults. Raises ValueError on numbers below 1, and on options that do not go together."""
+def sizes_of(command: arguments.Demo) -> Sizes:
+    """As they are asked for, or the usual ones of this demo.
+
+    Raises ValueError on numbers below 1, and on options that do not go together.
+    """
     if command.real and command.verifier:
         raise ValueError("--real and --verifier are two different demos: give one of them")
     for name in ("yes", "model"):
         if getattr(command, name) and not command.real:
             raise ValueError(f"--{name} is for the demo with --real")
-    usual = REAL if command.real else USUAL
-    command = replace(
-        command, **{name: value for name, value in usual.items() if getattr(command, name) is None}
-    )
+    usual = (REAL if command.real else USUAL)._asdict()
+    given = {name: getattr(command, name) for name in usual}
+    sizes = Sizes(**usual | {name: value for name, value in given.items() if value is not None})
     for name in ("steps", "prompts", "responses"):
-        if getattr(command, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, got {getattr(command, name)}")
-    return command
+        if getattr(sizes, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(sizes, name)}")
+    return sizes
 
 
-def _run_real(command: arguments.Demo) -> None:
-    output = command.output
-    assert None not in (output, command.steps, command.prompts, command.responses)
+def _run_real(command: arguments.Demo, sizes: Sizes) -> None:
+    output = sizes.output
     _check_same(output, command)
-    model = command.model or find_model(SMOLLM2, cache_folder(), yes=command.yes)
+    model = (
+        policy_path(command.model) if command.model else find_model(SMOLLM2, cache_folder(), yes=command.yes)
+    )
     with locked(output), asked_to_stop() as should_stop, progress() as bars:
         write_config(output, command)
         results = demo_real(
             output,
             model=model,
-            **({"about_model": command.model} if command.model else {}),
+            about_model=command.model or MODEL,
             seed=command.seed,
-            steps=command.steps,
-            prompts=command.prompts,
-            responses=command.responses,
+            steps=sizes.steps,
+            prompts=sizes.prompts,
+            responses=sizes.responses,
             stage=lambda title, total: bar(bars, title, total),
             told=_time_left(bars),
             should_stop=should_stop,
@@ -98,6 +99,7 @@ def _run_real(command: arguments.Demo) -> None:
 
 def _check_same(output: Path, command: arguments.Demo) -> None:
     """Raise ValueError where the folder holds a demo that this one cannot go on with."""
+    check_folder(output, command)
     path = output / "config.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     other = [

@@ -84,7 +84,8 @@ def run(command: arguments.Train) -> None:
         watched,
         locked(command.output) if leads else nullcontext(),
         asked_to_stop() as should_stop,
-        _store(command, leads) as store,
+        _store(command, command.store, leads) as store,
+        _store(command, _beside(command), leads) as held_out_store,
         tracked(command.track if leads else (), command.output, plain(command)) as track,
     ):
         if leads:
@@ -109,6 +110,7 @@ def run(command: arguments.Train) -> None:
                 ),
                 on_resume=shown.resume,
                 evaluation=command.evaluation,
+                held_out_store=held_out_store,
                 on_evaluation=partial(_show_evaluation, shown, track),
                 checkpoint_every=command.checkpoint_every,
                 keep_checkpoints=command.keep_checkpoints,
@@ -260,10 +262,17 @@ def _save_strategy(command: arguments.Train, objective: Any, task: Task, score: 
     )
 
 
-def _store(command: arguments.Train, leads: bool) -> AbstractContextManager[Store]:
-    if command.store == "none":
+def _store(command: arguments.Train, name: str, leads: bool) -> AbstractContextManager[Store]:
+    if name == "none":
         return nullcontext(NO_STORE)
-    return open_store(command.output / command.store, write=True, alone=leads)
+    return open_store(command.output / name, write=True, alone=leads)
+
+
+def _beside(command: arguments.Train) -> str:
+    """The store of responses to held-out prompts, apart so that those of the training stay what they are."""
+    if command.store == "none" or command.evaluation.eval_every is None:
+        return "none"
+    return str(Path(command.store).with_name(f"held-out-{Path(command.store).name}"))
 
 
 def _card(command: arguments.Train, objective: Any, history: Sequence[Metrics], adapter: bool) -> str:
