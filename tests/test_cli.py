@@ -42,6 +42,7 @@ PROMPTING = {
     "--prompt-template": None,
     "--template-args": (),
     "--reply-start": None,
+    "--reasoning-markers": (),
 }
 SAMPLING = {
     **PROMPTING,

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
 
-from bontune.tasks.final import REASONING, final_part
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import word_tokenizer
+
+from bontune.config import PLAIN, Prompting
+from bontune.models.loading import load_policy
+from bontune.models.prompting import in_words, shown
+from bontune.records import Prompt
+from bontune.tasks import Countdown, JsonlTask
+from bontune.tasks.final import REASONING, final_of, final_part
+from bontune.tasks.programs import Programs, shown_score
+from bontune.verifiers import MathVerifier
+from bontune.verifiers.judges import load_answers, math_item, whole_program
 
 PARTS = [  # (response, its final part)
     # Reasoning that is closed.
@@ -95,3 +108,85 @@ def test_what_stands_in_reasoning_is_never_final(pieces: list[str]) -> None:
 )
 def test_long_texts_end_soon(piece: str) -> None:
     final_part(piece * 30_000)
+
+
+# Markers of one's own.
+
+MARKED = Prompt(id="p", text="1 2 = 3 :", answer="3", meta={"reasoning_markers": (("<a>", "</a>"),)})
+
+
+def test_own_markers_are_beside_the_usual_ones() -> None:
+    assert final_of(MARKED, "<a>4</a>3") == "3"
+    assert final_of(MARKED, "<think>4</think>3") == "3"
+    assert final_of(MARKED, "<a>3") is None
+    assert final_of(replace(MARKED, meta={}), "<a>4</a>3") == "<a>4</a>3"
+    assert final_of(replace(MARKED, text="Think. <a>"), "4</a>3") == "3"
+
+
+@pytest.mark.parametrize("wrong", ["<a>", "<a>,", ",", "<a>,</a>,<b>", ""])
+def test_markers_are_pairs(wrong: str) -> None:
+    with pytest.raises(ValueError, match="reasoning_markers must be like"):
+        Prompting(reasoning_markers=(wrong,))
+
+
+def test_markers_are_read_from_settings_and_change_nothing_that_is_read() -> None:
+    prompting = Prompting(chat="off", reasoning_markers=("<a>, </a>", "[R],[/R]"))
+    assert prompting.markers() == (("<a>", "</a>"), ("[R]", "[/R]"))
+    assert prompting.plain
+    assert repr(prompting) == repr(PLAIN)  # by which older runs are known
+    assert Prompting(**json.loads(json.dumps(asdict(prompting)))) == prompting
+    (prompt,) = shown([replace(MARKED, meta={"x": 1})], word_tokenizer(), prompting)
+    assert prompt.tokens is None
+    assert prompt.meta == {"x": 1, "reasoning_markers": prompting.markers()}
+    assert "reasoning between <a> and </a>" in in_words(prompting)
+
+
+def test_everything_that_reads_responses_reads_by_them(tmp_path: Path) -> None:
+    """Tasks, mathematics, programs, votes and judges; `test_learned` has learned verifiers."""
+    said = "<a>1 1 +, so 9</a>1 2 +"
+    assert Countdown().verify(MARKED, said).reward == 1
+    assert Countdown().verify(MARKED, "<a>1 2 +").reason == "the reasoning never ends"
+    assert load_answers("countdown")(MARKED, said) == "3"  # pyright: ignore
+    (tmp_path / "t.jsonl").write_text('{"prompt": "1 + 2", "answer": "3"}\n')
+    assert JsonlTask(tmp_path / "t.jsonl").verify(MARKED, "<a>4</a>3").reward == 1
+    assert load_answers("number")(MARKED, "3<a>4</a> or so") is None  # pyright: ignore
+    assert load_answers("math")(MARKED, "<a>\\boxed{4}</a>\\boxed{3}") == "3"  # pyright: ignore
+    assert math_item(MARKED, "x")["marks"][-1] == ("<a>", "</a>")
+    function = replace(MARKED, text="def f():\n", meta=MARKED.meta | {"entry_point": "f"})
+    assert (
+        whole_program(function, "<a>\ndef f(): return 1\n</a>\ndef f(): return 2\n").strip()
+        == "def f(): return 2"
+    )
+    program = Programs().prompts("test", 1)[0]
+    (reference,) = Programs().references(program)
+    thought = f"<a>x</a>{reference}"
+    assert Programs().verify(program, thought).reward == 0
+    program = replace(program, meta=program.meta | {"reasoning_markers": [["<a>", "</a>"]]})
+    assert Programs().verify(program, thought).reward == 1
+    assert shown_score(program, [thought, "<a>" + reference]) == [1.0, 0.0]
+
+
+def test_mathematics_takes_marks_with_an_item() -> None:
+    pytest.importorskip("math_verify")
+    with MathVerifier(workers=1) as verifier:
+        items = [
+            math_item(prompt, "<a>\\boxed{4}</a>\\boxed{3}") for prompt in (MARKED, replace(MARKED, meta={}))
+        ]
+        assert [verdict.reward for verdict in verifier.verify(items)] == [1.0, 0.0]
+
+
+def test_models_of_the_package_write_no_marks() -> None:
+    """So what they were measured by stays: the final part of what they write is what they write."""
+    for name, task in (("countdown-base", Countdown()), ("programs-base", Programs())):
+        prompt = task.prompts("test", 1)[0].text
+        model, tokenizer = load_policy(name)
+        tokens = [tokenizer.decode([i]) for i in range(model.config.vocab_size)]
+        alphabet = st.sampled_from([token for token in tokens if token not in tokenizer.all_special_tokens])
+        assert not any(mark in "".join(tokens) for pair in REASONING for mark in pair)
+
+        @settings(max_examples=300, deadline=None)
+        @given(text=st.lists(alphabet, max_size=40).map("".join))
+        def unchanged(prompt: str, text: str) -> None:
+            assert final_part(text, prompt=prompt) == text
+
+        unchanged(prompt)

@@ -22,7 +22,7 @@ from bontune.report import (
     write_report,
 )
 from bontune.report.markup import verdict
-from bontune.report.page import headline
+from bontune.report.page import headline, staged
 from bontune.report.plots import inline, spread
 from bontune.report.run import read_run
 
@@ -337,3 +337,19 @@ def test_labels_are_spread_in_order() -> None:
     assert spread([0.5, 0.5], 0.2) == pytest.approx([0.4, 0.6])
     assert spread([0.1, 0.5, 0.5, 0.5], 0.1) == pytest.approx([0.1, 0.4, 0.5, 0.6])
     assert spread([], 0.1) == []
+
+
+def test_a_scorer_in_stages_is_said_in_words(tmp_path: Path) -> None:
+    loss = {"value": 0.02, "low": 0.01, "high": 0.03}
+    entry = {
+        "share": 0.2, "judged": {"1": 1.0, "8": 0.25}, "staged": {"1": 0.4, "8": 0.6}, "costly": {"1": 0.4, "8": 0.62},
+        "loss": {"1": {"value": 0.0, "low": 0.0, "high": 0.0}, "8": loss},
+    }  # fmt: skip
+    held = {"policies": {"base": policy(0.2)}, "prompts": 400, "staged": {"base": entry, "odd": {"loss": {}}}}
+    (tmp_path / "results.json").write_text(json.dumps(held))
+    (said,) = staged(read_run(tmp_path))
+    assert said.replace("\u00a0", " ").replace("\u2212", "-") == (
+        "In two stages, the costly scorer sees 25.0 % of 8 responses to a prompt of base, the best by the cheap one: "
+        "best-of-8 is then 60.0 % instead of 62.0 %, -2.0 points (95 % interval -3.0 to -1.0)."
+    )
+    assert "In two stages" in write_report(tmp_path).read_text()

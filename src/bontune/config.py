@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
@@ -52,7 +52,8 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompting:
-    """What the model reads for a prompt. `bontune.models.prompting` makes token ids of it, the same ones everywhere."""
+    """What the model reads for a prompt, and what sets its reasoning apart. `bontune.models.prompting` makes token ids of
+    it, the same ones everywhere."""
 
     chat: Literal["auto", "on", "off"] = "auto"
     """Whether the tokenizer's chat template is put around the prompt; auto: where it has one."""
@@ -66,6 +67,9 @@ class Prompting:
     reply_start: str | None = None
     """How each response begins: the model goes on from it, e.g. "The answer is ". It belongs to the prompt, and is not
     part of the response."""
+    reasoning_markers: tuple[str, ...] = field(default=(), repr=False)
+    """What opens and what closes the model's reasoning, as "OPEN,CLOSE", where that is none of the usual tags such as
+    <think>,</think>: what stands between them is no answer."""
 
     def __post_init__(self) -> None:
         if self.chat not in ("auto", "on", "off"):
@@ -74,8 +78,10 @@ class Prompting:
             raise ValueError(
                 f"prompt_template must hold {{prompt}} where the prompt goes, got {self.prompt_template!r}"
             )
-        object.__setattr__(self, "template_args", tuple(self.template_args))  # a list, where read from JSON
+        for name in ("template_args", "reasoning_markers"):  # lists, where read from JSON
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         self.arguments()
+        self.markers()
         for name in ("system", "template_args"):
             if self.chat == "off" and getattr(self, name):
                 raise ValueError(
@@ -85,7 +91,17 @@ class Prompting:
     @property
     def plain(self) -> bool:
         """Whether the model reads the text of a prompt as it is."""
-        return self == PLAIN
+        return replace(self, reasoning_markers=()) == PLAIN
+
+    def markers(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of `reasoning_markers`."""
+        pairs = [tuple(mark.strip() for mark in text.split(",")) for text in self.reasoning_markers]
+        for text, pair in zip(self.reasoning_markers, pairs, strict=True):
+            if len(pair) != 2 or not all(pair):
+                raise ValueError(
+                    f'reasoning_markers must be like "<a>,</a>", what opens and closes; got {text!r}'
+                )
+        return tuple((pair[0], pair[1]) for pair in pairs)
 
     def arguments(self) -> dict[str, Any]:
         """What the chat template is told besides."""

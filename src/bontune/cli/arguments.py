@@ -79,9 +79,11 @@ class Source:
     `tests:FILE`, tests that a model wrote, which also tell what programs do, for votes; a reward model behind HTTP,
     `http://HOST:PORT/score` (vLLM; also /classify and /pooling), any other path for OpenRLHF-like servers;
     `judge:URL#MODEL`, a language model that is asked, by P("Yes") or `?votes=K`, with `?template=FILE`;
+    `prm:FOLDER?join=min` (last, product, mean; `&separator=\\n\\n&mark=<extra_0>`), joined scores of steps by a process
+    reward model, also `prm:http://HOST:PORT/pooling`;
     `CHEAP > COSTLY @ 0.2`, two of these, the second for the best fifth of each group by the first; `log-prob` or
-    `mean-log-prob`, without a verifier (for WeightedVote `prob`, `mean-prob`, `vote-then-prob`); or module:function of
-    (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward itself."""
+    `mean-log-prob` or `self-certainty`, without a verifier (for WeightedVote `prob`, `mean-prob`, `vote-then-prob`); or
+    module:function of (prompt, responses) -> one score per response. Without it, best-of-N selects by the reward."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from bontune.evaluate import (
     write_json,
 )
 from bontune.evaluate.samples import drop_undecided
-from bontune.models.prompting import in_force, shown
+from bontune.models.prompting import in_force, marked, shown
 from bontune.records import Graded, Group, Prompt, Sampling
 from bontune.rollout import Engine, sample_groups
 from bontune.store import NO_STORE, Origin, Store, policy_hash
@@ -31,6 +31,7 @@ from bontune.verifiers.grading import Score, Verify, grade, undecided_reasons
 from bontune.verifiers.undecided import TooMuchUndecided, Undecided, systematic
 
 STORE = "responses.sqlite"  # in a run folder
+MARKERS = "reasoning_markers"  # by which responses are read, where there are any of one's own
 JUDGED_BY = "judged_by"  # the versions of verifier and scorer, in the description beside a samples file
 
 
@@ -65,6 +66,8 @@ class Draw:
         if self.tokenizer is not None:
             object.__setattr__(self, "prompting", in_force(self.prompting, self.tokenizer))
             object.__setattr__(self, "prompts", shown(self.prompts, self.tokenizer, self.prompting))
+        else:
+            object.__setattr__(self, "prompts", marked(self.prompts, self.prompting))
 
     def origin(self, store: Store) -> Origin:
         """What the responses are drawn from, as the store knows it."""
@@ -83,12 +86,14 @@ class Draw:
                 if self.tokenizer is None or self.prompting.plain
                 else {"prompting": _plain(self.prompting)}
             ),
+            **({MARKERS: list(self.prompting.reasoning_markers)} if self.prompting.markers() else {}),
             **self.judged,
         }
 
 
 def _plain(prompting: Prompting) -> dict[str, Any]:
-    return {**asdict(prompting), "template_args": list(prompting.template_args)}
+    found = {**asdict(prompting), "template_args": list(prompting.template_args)}
+    return {name: value for name, value in found.items() if name != MARKERS}
 
 
 def draw_samples(
@@ -223,7 +228,7 @@ def _only_judged_otherwise(beside: Path, draw: Draw) -> bool:
     other = _differences(known, draw) | {
         key for key in (JUDGED_BY,) if known.get(key) != judges(draw.verify, draw.score)
     }
-    return bool(other) and other <= {"verifier", "scorer", JUDGED_BY}
+    return bool(other) and other <= {"verifier", "scorer", MARKERS, JUDGED_BY}
 
 
 def _differences(known: Mapping[str, Any], draw: Draw) -> set[str]:

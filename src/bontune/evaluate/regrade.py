@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bontune.config import PLAIN, Prompting
 from bontune.evaluate import (
     Responses,
     SampleGroup,
@@ -20,6 +21,7 @@ from bontune.evaluate import (
     write_json,
 )
 from bontune.evaluate.samples import drop_undecided, faults_of, seconds_of
+from bontune.models.prompting import marked
 from bontune.records import Prompt, Verdict
 from bontune.tasks import Task
 from bontune.verifiers.grading import Score, Verify, grade_texts, score_texts, with_scores
@@ -35,6 +37,7 @@ class Regrade:
     score: what best-of-N selects by, or None; where it has `behaviours`, they are the answers that votes count.
     keep: leave rewards that a file holds as they are.
     undecided_limit: of the share that could not be decided; see `bontune.verifiers.undecided.systematic`. 1: never stop.
+    prompting: whose reasoning markers the responses have.
     description: what decides the verdicts; a file that was graded otherwise is graded anew.
     """
 
@@ -43,6 +46,7 @@ class Regrade:
     score: Score | None = None
     keep: bool = True
     undecided_limit: float = 1.0
+    prompting: Prompting = PLAIN
     description: Mapping[str, Any] = field(default_factory=dict)
 
     def run(
@@ -57,7 +61,7 @@ class Regrade:
         again.
         """
         groups = read_responses(source)
-        prompts = prompts_of(groups, self.task, source)
+        prompts = marked(prompts_of(groups, self.task, source), self.prompting)
         done = self._begin(target, source, groups, prompts)
         advance, tally = stage(sum(len(group.texts) for group in groups)), Tally()
         undecided = Undecided()
@@ -108,6 +112,8 @@ class Regrade:
         """What is graded already: (prompt id, temperature). Writes the description beside the file."""
         versions = [getattr(item, "version", None) for item in (self.verify, self.score)]
         wanted = {"source": str(source), "keep": self.keep, "versions": versions, **self.description}
+        if self.prompting.markers():
+            wanted["reasoning_markers"] = self.prompting.reasoning_markers
         wanted, beside = json.loads(json.dumps(wanted, default=str)), target.with_suffix(".json")
         whole: list[SampleGroup] = []
         if target.exists() and _json(beside) == wanted:

@@ -43,17 +43,19 @@ def in_words(prompting: Prompting) -> str:
         parts += [] if value is None else [f"{name} {value!r}"]
     parts += [" ".join(prompting.template_args)] if prompting.template_args else []
     parts += [f"the reply begun with {prompting.reply_start!r}"] if prompting.reply_start else []
+    parts += [f"reasoning between {' and '.join(pair)}" for pair in prompting.markers()]
     return ", ".join(parts)
 
 
 def shown(prompts: Sequence[Prompt], tokenizer: Any, prompting: Prompting) -> list[Prompt]:
     """The prompts with the token ids that a model reads; those that have ids keep them, and so do plain texts.
 
-    Raises ValueError, naming the prompt and the option, where the chat template refuses a message or there is none.
+    They know what sets reasoning apart, see `marked`. Raises ValueError, naming the prompt and the option, where the chat
+    template refuses a message or there is none.
     """
-    prompting = in_force(prompting, tokenizer)
+    prompting, prompts = in_force(prompting, tokenizer), marked(prompts, prompting)
     if prompting.plain and not any("messages" in prompt.meta for prompt in prompts):
-        return list(prompts)
+        return prompts
     ready = [i for i, prompt in enumerate(prompts) if prompt.tokens is None]
     texts = [rendered(prompts[i], tokenizer, prompting) for i in ready]
     encode_all = _templated_ids if prompting.chat == "on" else _plain_ids
@@ -61,6 +63,13 @@ def shown(prompts: Sequence[Prompt], tokenizer: Any, prompting: Prompting) -> li
     for i, ids in zip(ready, encode_all(tokenizer, texts), strict=True):
         found[i] = replace(prompts[i], tokens=tuple(ids))
     return found
+
+
+def marked(prompts: Sequence[Prompt], prompting: Prompting) -> list[Prompt]:
+    """The prompts with the reasoning markers in `meta["reasoning_markers"]`, where whatever reads responses looks."""
+    if not (markers := prompting.markers()):
+        return list(prompts)
+    return [replace(prompt, meta={**prompt.meta, "reasoning_markers": markers}) for prompt in prompts]
 
 
 def rendered(prompt: Prompt, tokenizer: Any, prompting: Prompting) -> str:

@@ -170,8 +170,37 @@ def _head(run: Run) -> str:
         parts.append(f'<p class="warn">{few_prompts(run.prompts)}</p>')
     if run.policies:  # the sentence above is then about the evaluation
         parts += [f'<p class="warn">Training: {escape(remark)}.</p>' for remark in run.remarks]
+    parts += [f'<p class="soft">{escape(said)}</p>' for said in staged(run)]
     parts += [f'<p class="soft">{escape(note)}</p>' for note in run.notes]
     return "\n".join(part for part in parts if part)
+
+
+def staged(run: Run) -> list[str]:
+    """A sentence for each policy that a scorer in two stages was measured on: what the costly one sees, and what that
+    loses against asking it for everything, at the largest N."""
+    found, entries = [], run.results.get("staged")
+    for name, entry in entries.items() if isinstance(entries, Mapping) else ():
+        flat = flatten(entry) if isinstance(entry, Mapping) else {}
+        sizes = [int(key[5:-6]) for key in flat if key.startswith("loss.") and key.endswith(".value")]
+        if not sizes:
+            continue
+        n, show = max(sizes), short if run.graded else rate
+        names = (
+            f"judged.{n}",
+            f"staged.{n}",
+            f"costly.{n}",
+            *(f"loss.{n}.{key}" for key in ("value", "low", "high")),
+        )
+        seen, by_both, by_one, lost, low, high = (number(flat.get(key)) for key in names)
+        if not known(seen, by_both, by_one, lost):
+            continue
+        more, unit = (signed, "") if run.graded else (points, " points")
+        between = f" (95\u00a0% interval {more(-high)} to {more(-low)})" if known(low, high) else ""
+        found.append(
+            f"In two stages, the costly scorer sees {rate(seen)} of {n} responses to a prompt of {name}, the best by the "
+            f"cheap one: best-of-{n} is then {show(by_both)} instead of {show(by_one)}, {more(-lost)}{unit}{between}."
+        )
+    return found
 
 
 def _responses_each(run: Run) -> str:

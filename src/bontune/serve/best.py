@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from bontune.config import PLAIN, Prompting, load_object, spec_of
 from bontune.evaluate import write_json
 from bontune.models.loading import load_policy, load_tokenizer
-from bontune.models.prompting import encode, in_force, shown
+from bontune.models.prompting import encode, in_force, marked, shown
 from bontune.objectives.registry import build_strategy
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import Engine, sample_groups
@@ -21,6 +21,7 @@ from bontune.rollout.hf import sample_parts
 from bontune.rollout.request import Part
 from bontune.serve.candidates import Candidates, FromEndpoint, Judge, draw_alike
 from bontune.strategies import BestOfN, Decider, MajorityVote, MaxAtK, PassAtK, Sequential, Strategy
+from bontune.verifiers.certainty import bound
 from bontune.verifiers.grading import Score, compares, score_group
 from bontune.verifiers.judges import Answers, load_answers
 from bontune.verifiers.learned import LearnedVerifier, on_device
@@ -70,7 +71,9 @@ class Server:
 
     def shown(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts as the model reads them. Raises ValueError where the chat template refuses one."""
-        return list(prompts) if self.tokenizer is None else shown(prompts, self.tokenizer, self.prompting)
+        if self.tokenizer is None:
+            return marked(prompts, self.prompting)
+        return shown(prompts, self.tokenizer, self.prompting)
 
     @property
     def blind(self) -> bool:
@@ -286,7 +289,7 @@ def load_server(
         tokenizer=tokenizer,
         strategy=strategy if budget is None else strategy.with_budget(budget),
         sampling=sampling,
-        score=None if scorer is None else load_scorer(scorer, where),
+        score=None if scorer is None else bound(load_scorer(scorer, where), model),
         answers=load_answers(settings.get("answers")),
         engine=engine,
         prompting=prompting if tokenizer is None else in_force(prompting, tokenizer),

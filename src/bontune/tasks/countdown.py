@@ -19,6 +19,7 @@ from itertools import chain, combinations, islice
 
 from bontune.records import Prompt, Verdict
 from bontune.tasks.base import check_levels, check_prompts
+from bontune.tasks.final import final_of
 
 NUMBERS = range(1, 13)
 TARGETS = range(1, 100)
@@ -72,11 +73,15 @@ class Countdown:
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """1 where the expression is legal and reaches the target, else 0.
 
-        The answer is the value of a legal expression in lowest terms ("45", "7/2"), None where it is not legal.
+        The answer is the value of a legal expression in lowest terms ("45", "7/2"), None where it is not legal. Of a
+        response with reasoning, what follows it is the expression.
         Raises ValueError where the prompt is no Countdown prompt; no response makes it raise.
         """
         numbers, target = parse_prompt(prompt.text)
-        value, fault = evaluate(response, numbers)
+        part = final_of(prompt, response)
+        if part is None:
+            return Verdict(reward=0.0, reason="the reasoning never ends")
+        value, fault = evaluate(part, numbers)
         if value is None:
             return Verdict(reward=0.0, reason=fault)
         right = value == target

@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
+from bontune.records import Prompt
+
 REASONING: tuple[tuple[str, str], ...] = (
     ("<think>", "</think>"),
     ("<thinking>", "</thinking>"),
@@ -59,6 +61,17 @@ def final_part(text: str, marks: Sequence[tuple[str, str]] = REASONING, *, promp
         if not _quoted(text, match, opens):
             at, is_open = match.end(), opens
     return None if is_open else _tagged(_without_ending(text[at:]))
+
+
+def final_of(prompt: Prompt, text: str) -> str | None:
+    """`final_part` of a response to a prompt, by the marks of `marks_of`."""
+    return final_part(text, marks_of(prompt), prompt=prompt.text)
+
+
+def marks_of(prompt: Prompt) -> tuple[tuple[str, str], ...]:
+    """`REASONING`, and the markers that the prompt's model is known to use (`--reasoning-markers`)."""
+    own = prompt.meta.get("reasoning_markers")
+    return (*REASONING, *((pair[0], pair[1]) for pair in own)) if own else REASONING
 
 
 _NO_FINAL = "\0"  # of a response in channels that has no final one

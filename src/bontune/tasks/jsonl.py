@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bontune.records import Prompt, Verdict
-from bontune.tasks.final import final_part
+from bontune.tasks.final import final_of
 from bontune.tasks.formats import MARK, SPLITS, WORKED, Fields, Wrong, as_prompt, parse_object, read_lines
 
 MATCHES = ("auto", "exact", "last_number")
@@ -128,7 +128,7 @@ class JsonlTask:
             return _as_verdict(self.verifier(prompt, response))
         if prompt.answer is None:
             return Verdict(reward=None, reason="the prompt has no answer to compare with", fault="reference")
-        part = final_part(response, prompt=prompt.text)
+        part = final_of(prompt, response)
         if part is None:
             return Verdict(reward=0.0, reason="the reasoning never ends")
         if self._match(prompt) == "exact":

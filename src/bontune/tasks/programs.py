@@ -28,6 +28,7 @@ from itertools import islice
 from bontune.records import Prompt, Verdict
 from bontune.tasks.base import check_levels, check_prompts
 from bontune.tasks.expressions import LONGEST, Program, Refused, Value, compile_expression, outputs
+from bontune.tasks.final import final_of
 
 HEAD = "f = lambda x:"
 LEVELS = range(1, 5)  # how many operations a function can have
@@ -90,18 +91,22 @@ class Programs:
     def verify(self, prompt: Prompt, response: str) -> Verdict:
         """1 where the program runs and gives the right outputs on all shown and hidden inputs, else 0.
 
-        The answer is the program's behaviour in a short form, None where it is refused or fails on an input.
+        The answer is the program's behaviour in a short form, None where it is refused or fails on an input. Of a
+        response with reasoning, what follows it is the program.
         Raises ValueError where the prompt is no prompt of this task; no response makes it raise.
         """
         shown = parse_prompt(prompt.text)
         if prompt.answer is None:
             raise ValueError(f"prompt {prompt.id!r} has no answer, the behaviour of its reference")
-        answer, fault = behaviour(response[: LONGEST + 1])  # which is refused, too, and is less to remember
+        part = final_of(prompt, response)
+        if part is None:
+            return Verdict(reward=0.0, reason="the reasoning never ends")
+        answer, fault = behaviour(part[: LONGEST + 1])  # which is refused, too, and is less to remember
         if answer is None:
             return Verdict(reward=0.0, reason=fault)
         if answer != prompt.answer:
             return Verdict(reward=0.0, answer=answer, reason="another output on a hidden input")
-        if agreement(response, shown) < 1:
+        if agreement(part, shown) < 1:
             return Verdict(reward=0.0, answer=answer, reason="another output on a shown input")
         return Verdict(reward=1.0, answer=answer)
 
@@ -126,7 +131,8 @@ def shown_score(prompt: Prompt, responses: Sequence[str]) -> list[float]:
     Use it as `--scorer bontune.tasks.programs:shown_score`.
     """
     shown = parse_prompt(prompt.text)
-    return [agreement(response, shown) for response in responses]
+    parts = [final_of(prompt, response) for response in responses]
+    return [0.0 if part is None else agreement(part, shown) for part in parts]
 
 
 Examples = tuple[tuple[tuple[int, ...], Value], ...]

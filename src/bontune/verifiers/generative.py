@@ -21,7 +21,7 @@ from urllib.parse import urlunsplit
 from bontune.records import Prompt, Verdict
 from bontune.rollout.endpoint import KEY as OPENAI_KEY
 from bontune.rollout.endpoint import Endpoint, Failed, post_all
-from bontune.tasks.final import final_part
+from bontune.tasks.final import final_of, final_part
 from bontune.verifiers.remote import FLAGS, KEY, PROBE, failed, read_address, sendable
 
 TEMPLATE = """\
@@ -88,7 +88,7 @@ class GenerativeVerifier:
 
     def many(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text, whose reward is the score, or None with the reason."""
-        parts = [final_part(text, prompt=prompt.text) if self.final else text for text in texts]
+        parts = [final_of(prompt, text) if self.final else text for text in texts]
         asked = [part for part in parts if part is not None]
         each = max(1, self.votes)
         bodies = [self._body(prompt, part, vote) for part in asked for vote in range(each)]

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from bontune.config import load_object
 from bontune.records import Prompt, Verdict
 from bontune.tasks import Countdown, Task
-from bontune.tasks.final import final_part
+from bontune.tasks.final import final_of, marks_of
 from bontune.tasks.formats import parse_object, read_lines
 from bontune.tasks.jsonl import last_number
 from bontune.verifiers import CodeVerifier, MathVerifier, program_of
@@ -80,9 +80,10 @@ def math_judge(task: Task) -> Judge:
     return Judge(verifier, math_item)
 
 
-def math_item(prompt: Prompt, response: str) -> dict[str, str]:
+def math_item(prompt: Prompt, response: str) -> dict[str, Any]:
     """What `MathVerifier` takes."""
-    return {"response": response, "reference": prompt.answer or "", "prompt": prompt.text}
+    own = {"marks": marks_of(prompt)} if "reasoning_markers" in prompt.meta else {}
+    return {"response": response, "reference": prompt.answer or "", "prompt": prompt.text, **own}
 
 
 def code_judge(task: Task) -> Judge:
@@ -110,7 +111,7 @@ def code_item(prompt: Prompt, response: str) -> dict[str, str]:
 
 def whole_program(prompt: Prompt, response: str) -> str:
     """What `program_of` finds in the response."""
-    return program_of(prompt.text, response, str(prompt.meta["entry_point"]))
+    return program_of(prompt.text, response, str(prompt.meta["entry_point"]), marks_of(prompt))
 
 
 class WrittenTests:
@@ -253,7 +254,7 @@ Answers = Callable[[Prompt, str], str | None]
 
 
 def _number(prompt: Prompt, text: str) -> str | None:
-    part = final_part(text, prompt=prompt.text)
+    part = final_of(prompt, text)
     found = None if part is None else last_number(part)
     return None if found is None else str(found)
 
@@ -270,11 +271,11 @@ class _MathAnswers:
 
     def __call__(self, prompt: Prompt, text: str) -> str | None:
         if find_spec("math_verify") is None:
-            return written_answer(text, prompt.text)
+            return written_answer(text, prompt.text, marks_of(prompt))
         with self._lock:
             if self._verifier is None or self._owner != os.getpid():
                 self._verifier, self._owner = MathVerifier(workers=1), os.getpid()
-            return self._verifier.answers([text], prompt.text)[0]
+            return self._verifier.answers([text], prompt.text, marks_of(prompt))[0]
 
 
 ANSWERS: dict[str, Answers] = {

@@ -27,7 +27,7 @@ from bontune.models.inputs import cache_argument
 from bontune.models.loading import forget_quantization, gguf_of, own_device
 from bontune.models.prompting import conversation, end_of_reply, in_force, shown, token_ids
 from bontune.records import Graded, Prompt
-from bontune.tasks.final import final_part
+from bontune.tasks.final import final_of
 
 SETTINGS = "verifier.json"
 LARGEST_LOGIT = 50.0  # a chance of exactly 0 or 1 has none that is finite
@@ -82,12 +82,12 @@ class LearnedVerifier:
                 logits = row_logits(self.model, [[rows[i] for i in part]]).double().cpu()
                 chances = (self.scale * logits + self.offset).sigmoid().tolist()
                 for i, chance in zip(part, chances, strict=True):
-                    scores[i] = chance if final_part(texts[i], prompt=prompt.text) is not None else 0.0
+                    scores[i] = chance if final_of(prompt, texts[i]) is not None else 0.0
         return scores
 
     def tokens(self, prompt: Prompt, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of the prompt with the final part of each response, ended where the tokenizer has an end token."""
-        texts = [final_part(text, prompt=prompt.text) or "" for text in texts]
+        texts = [final_of(prompt, text) or "" for text in texts]
         if self.chat:
             return [self._turns(prompt, text) for text in texts]
         meta = prompt.meta if self.prompting.chat == "on" else {}  # a conversation is read as its text

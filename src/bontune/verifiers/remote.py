@@ -7,6 +7,9 @@ What a server is asked, and where its answer has the scores of `texts`:
     pooling   {"input": prompt + text, each}                         {"data": [{"index": 0, "data": [[0.3]]}, ...]}
     rewards   {"query": prompt + text, each, "prompts": prompt, each}     {"rewards": [0.3, ...]}
 
+A process reward model (`prm:` before the address) is asked by pooling or classify with a mark behind each step, and must
+answer with one row per step, as vLLM's pooling by STEP does.
+
 A fault is no score: what could not be scored is undecided, with the reason, and never 0.
 """
 
@@ -21,6 +24,8 @@ from urllib.parse import urlsplit, urlunsplit
 from bontune.records import Prompt, Verdict
 from bontune.rollout.endpoint import Endpoint, Failed, post_all, read_options
 from bontune.verifiers.grading import finite
+from bontune.verifiers.process import OPTIONS as PROCESS
+from bontune.verifiers.process import Steps
 
 KEY = "BONTUNE_SCORER_KEY"  # the variable of the environment with the key that the server wants
 _TOO_MUCH = (400, 413, 422)  # what a server says of a request that it may take in parts
@@ -36,6 +41,7 @@ class RemoteScorer:
     api: one of `APIS`.  batch: responses of one request at most.
     chat: send prompt and response as messages, one response a request, for the server's chat template.
     label: which of several classes, or of several numbers of a pooled vector, is the score.
+    steps: of a process reward model, how responses are read; the score of each is that of its steps, joined.
     """
 
     overlaps: ClassVar[bool] = True  # it waits for a server, while responses can be drawn
@@ -44,6 +50,7 @@ class RemoteScorer:
     batch: int = 64
     chat: bool = False
     label: int | None = None
+    steps: Steps | None = None
 
     def __post_init__(self) -> None:
         if self.api not in APIS:
@@ -54,11 +61,14 @@ class RemoteScorer:
             raise ValueError(
                 f"chat is for classify and pooling, which apply a chat template; got api {self.api!r}"
             )
+        if self.steps is not None and self.api != "pooling":
+            raise ValueError(f"prm: steps have scores from pooling alone, got api {self.api!r}")
 
     @property
     def version(self) -> str:
         """Where it is: its weights cannot be seen."""
-        return f"remote {self.api}: {self.server.fingerprint}"
+        steps = "" if self.steps is None else f", {self.steps!r}"
+        return f"remote {self.api}: {self.server.fingerprint}{steps}"
 
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """One score per text; None where there is none."""
@@ -73,17 +83,20 @@ class RemoteScorer:
         found: list[Verdict | None] = [None] * len(texts)
         spans = [range(i, min(i + size, len(texts))) for i in range(0, len(texts), size)]
         while spans:
-            bodies = [self._body(prompt, [sendable(texts[i]) for i in span]) for span in spans]
+            bodies = [self._body(prompt, [self._sent(texts[i]) for i in span]) for span in spans]
             answers = post_all(self.server, self.server.url, bodies, KEY)
             halves = []
             for span, answer in zip(spans, answers, strict=True):
                 if isinstance(answer, Failed) and answer.status in _TOO_MUCH and len(span) > 1:
                     halves += [span[: len(span) // 2], span[len(span) // 2 :]]
                     continue
-                for i, verdict in zip(span, self._verdicts(answer, len(span)), strict=True):
+                for i, verdict in zip(span, self._verdicts(answer, [texts[i] for i in span]), strict=True):
                     found[i] = verdict
             spans = halves
         return [verdict for verdict in found if verdict is not None]
+
+    def _sent(self, text: str) -> str:
+        return sendable(text if self.steps is None else self.steps.written(text))
 
     def _body(self, prompt: Prompt, texts: Sequence[str]) -> dict[str, Any]:
         named = {"model": self.server.model} if self.server.model else {}
@@ -92,8 +105,9 @@ class RemoteScorer:
             return named | {"messages": [*asked, {"role": "assistant", "content": texts[0]}]}
         return named | APIS[self.api].body(sendable(prompt.text), texts)
 
-    def _verdicts(self, answer: dict[str, Any] | Failed, count: int) -> list[Verdict]:
+    def _verdicts(self, answer: dict[str, Any] | Failed, texts: Sequence[str]) -> list[Verdict]:
         """One per response of a request; an answer that does not fit leaves them all undecided."""
+        count = len(texts)
         if isinstance(answer, Failed):
             return [failed(answer)] * count
         try:
@@ -103,7 +117,27 @@ class RemoteScorer:
         except (AttributeError, KeyError, TypeError, ValueError) as fault:
             reason = f"{self.server.url} did not answer as {self.api} does: {_said(fault)}; it said {str(answer)[:200]!r}"
             return [Verdict(reward=None, reason=reason, fault="format")] * count
+        if self.steps is not None:
+            return [self._joined(item, text, self.steps) for item, text in zip(items, texts, strict=True)]
         return [self._verdict(item) for item in items]
+
+    def _joined(self, item: Any, text: str, steps: Steps) -> Verdict:
+        """Of the rows of a response, one per step."""
+        rows = item if isinstance(item, list) else []
+        wanted = len(steps.split(text))
+        if len(rows) != wanted:
+            reason = (
+                f"{self.server.url} gave {len(rows)} rows for a response of {wanted} steps: it must pool by STEP, and "
+                f"the mark {steps.behind!r} must be its step tag"
+            )
+            return Verdict(reward=None, reason=reason, fault="format")
+        labels = [None if isinstance(row, list) and len(row) == 1 else steps.label for row in rows]
+        found = [finite(_last(row, label)) for row, label in zip(rows, labels, strict=True)]
+        scores = [score for score in found if score is not None]
+        if len(scores) < wanted:
+            reason = f"{self.server.url} gave {str(item)[:200]}, not one finite number for each step"
+            return Verdict(reward=None, reason=reason, fault="no-number")
+        return Verdict(reward=steps.joined(scores))
 
     def _verdict(self, item: Any) -> Verdict:
         value = _last(item, self.label)
@@ -173,10 +207,14 @@ def parse_remote(spec: str) -> RemoteScorer:
     otherwise. Options are fields of `RemoteScorer`, and concurrency, timeout and retries of `Endpoint`.
     Raises ValueError that says what is wrong with the text.
     """
-    parts, options = read_address(spec, "--scorer", _OPTIONS)
+    process = spec.startswith("prm:")
+    known = _OPTIONS | (PROCESS if process else {})
+    parts, options = read_address(spec.removeprefix("prm:"), "--scorer", known)
     last = parts.path.rstrip("/").rpartition("/")[2]
     api = options.pop("api", last if last in APIS else "rewards")
+    steps = {name: options.pop(name) for name in PROCESS if name in options} if process else {}
     own = {name: options.pop(name) for name in ("batch", "chat", "label") if name in options}
+    own |= {"steps": Steps(**steps)} if process else {}
     url = urlunsplit((parts.scheme, parts.netloc, parts.path, "", ""))
     settings: dict[str, Any] = {"timeout": 60.0} | options
     server = Endpoint(url=url, model=parts.fragment, key=os.environ.get(KEY), **settings)

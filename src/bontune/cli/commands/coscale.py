@@ -33,6 +33,7 @@ from bontune.report import write_coscale
 from bontune.report.pricing import way_in_words
 from bontune.rollout.endpoint import is_endpoint
 from bontune.store import open_store
+from bontune.verifiers.certainty import bound
 
 
 def run(command: arguments.Coscale) -> None:
@@ -103,7 +104,7 @@ def _draw(command: arguments.Coscale, where: str) -> tuple[arguments.Coscale, li
                 group_size=command.group_size,
                 sampling=replace(command.sampling, temperature=temperature),
                 verify=verify,
-                score=score,
+                score=bound(score, model),
                 seed=command.seed,
                 judged={**asdict(command.source), "split": command.split},
                 undecided_limit=command.undecided_limit,

@@ -29,6 +29,7 @@ from bontune.evaluate.reading import read_any
 from bontune.evaluate.regrade import Regrade, prompts_of
 from bontune.evaluate.samples import COLUMNS
 from bontune.evaluate.staging import staging
+from bontune.models.prompting import marked
 from bontune.objectives.registry import build_strategy
 from bontune.report import write_report
 from bontune.store import open_store
@@ -124,7 +125,7 @@ def _staged(command: arguments.Evaluate, found: dict[str, SampleSet], share: flo
         scored = samples.scored()
         scores = torch.full_like(scored.rewards, torch.nan)
         for row, (group, prompt) in enumerate(
-            zip(groups, prompts_of(groups, task, samples.source), strict=True)
+            zip(groups, marked(prompts_of(groups, task, samples.source), command.prompting), strict=True)
         ):
             values = [verdict.reward for verdict in score_texts(prompt, group.responses, cheap)]
             scores[row, : group.size] = torch.tensor([math.nan if v is None else v for v in values])
@@ -205,6 +206,7 @@ def _read_files(
             score=score,
             keep=not command.regrade,
             undecided_limit=command.undecided_limit,
+            prompting=command.prompting,
             description=settings,
         )
         with progress() as bars:

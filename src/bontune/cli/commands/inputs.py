@@ -22,6 +22,7 @@ from bontune.rollout import Engine, endpoint, sample_groups
 from bontune.rollout.endpoint import connect, is_endpoint
 from bontune.serve.best import Server
 from bontune.tasks import JsonlTask, Task, load_task
+from bontune.verifiers.certainty import bound
 from bontune.verifiers.generative import judge_as_verifier
 from bontune.verifiers.grading import Score, Verify, judge_all, score_all, score_group, version_of
 from bontune.verifiers.judges import JUDGES, WithBehaviours, WrittenTests, written_tests
@@ -266,7 +267,7 @@ def draws(
             group_size=command.group_size,
             sampling=drawn,
             verify=verify,
-            score=score,
+            score=bound(score, model),
             seed=command.seed,
             judged={**asdict(command.source), "split": command.split},
             rows_per_batch=command.rows_per_batch,

@@ -15,6 +15,7 @@ from bontune.config import spec_of
 from bontune.objectives.registry import build_strategy
 from bontune.serve.app import Service, bind, check_open, listen, make_app
 from bontune.serve.best import Server, load_scorer, load_server
+from bontune.verifiers.certainty import bound
 from bontune.verifiers.judges import load_answers
 
 KEY = "BONTUNE_API_KEY"
@@ -65,7 +66,7 @@ def _server(command: arguments.Serve) -> Server:
         strategy=build_strategy(command.strategy),
         sampling=sampling,
         prompting=prompting,
-        score=None if command.scorer is None else load_scorer(command.scorer),
+        score=None if command.scorer is None else bound(load_scorer(command.scorer), model),
         answers=load_answers(command.answers),
     )
 

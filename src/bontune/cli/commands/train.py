@@ -51,6 +51,7 @@ from bontune.train.run import Metrics, Run
 from bontune.train.shard import wants_shards
 from bontune.train.teach import Drift
 from bontune.train.tracking import tracked
+from bontune.verifiers.certainty import SelfCertainty, bound
 from bontune.verifiers.grading import Score
 from bontune.verifiers.judges import answers_of
 from bontune.verifiers.learned import LearnedVerifier, Refreshed
@@ -69,6 +70,9 @@ def run(command: arguments.Train) -> None:
     device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
     given, (model, command) = command, _settled(command, task, model, tokenizer)
+    if wants_shards(command.config) and isinstance(score, SelfCertainty):
+        raise ValueError(f"--scorer {command.source.scorer} asks the whole model, which --shard divides")
+    score = bound(score, model)
     engine = _engine(command, model)
     refreshed = _refreshed(score, command)
     budget = _budget(served_strategy(objective), command.config)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from bontune.tasks.final import final_part
+from bontune.tasks.final import REASONING, final_part
 
 _LONGEST = (
     200_000  # characters of a response that is looked through; a longer one is the prompt's continuation
@@ -58,7 +58,9 @@ class _Block:
         return range(first, (node.end_lineno or first) + 1)
 
 
-def program_of(prompt_text: str, response: str, entry_point: str) -> str:
+def program_of(
+    prompt_text: str, response: str, entry_point: str, marks: Sequence[tuple[str, str]] = REASONING
+) -> str:
     """The program that is run for a response: the last complete version of the function, with what it needs.
 
     Reasoning is left out. A block, fenced or not, that defines the function is taken with the definitions of other blocks
@@ -68,11 +70,12 @@ def program_of(prompt_text: str, response: str, entry_point: str) -> str:
     reasoning that never ends gives "".
 
     entry_point: the function's name, or an expression such as "Solution().solve".
+    marks: what opens and what closes reasoning, see `bontune.tasks.final.final_part`.
     """
     if len(response) > _LONGEST:
         return prompt_text + response
     name = re.split(r"\W", entry_point.strip(), maxsplit=1)[0]
-    text = _final(prompt_text, response, name)
+    text = _final(prompt_text, response, name, marks)
     if text is None:
         return ""
     text = _ODD_INDENT.sub(
@@ -96,9 +99,9 @@ def program_of(prompt_text: str, response: str, entry_point: str) -> str:
     return _assembled(found, [block for block in blocks if block is not found], prompt_text, name, as_it_is)
 
 
-def _final(prompt_text: str, response: str, name: str) -> str | None:
+def _final(prompt_text: str, response: str, name: str, marks: Sequence[tuple[str, str]]) -> str | None:
     """The response without its reasoning; a program that speaks of such tags is one already."""
-    text = final_part(response, prompt=prompt_text)
+    text = final_part(response, marks, prompt=prompt_text)
     if text != response:
         for source in (response, prompt_text + response):
             block = _block(source)

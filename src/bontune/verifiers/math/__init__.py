@@ -38,6 +38,7 @@ _PACKAGES = ("math-verify", "latex2sympy2_extended", "sympy", "antlr4-python3-ru
 _IMPORTED = ("math_verify", "latex2sympy2_extended", "sympy", "mpmath", "antlr4")  # by the workers
 _MOST_KNOWN = 1_000_000  # comparisons that are remembered
 _MOST_NAME = 200  # characters
+Marks = Sequence[tuple[str, str]]
 _UNDECIDED, _WRONG, _RIGHT = None, 0.0, 1.0
 # What a worker has to judge rightly before it judges anything else; text alone tells none of these.
 _PROOF = ((r"\sin^2 x + \cos^2 x", "1", True), ("(x+1)^2", "x^2+2x+1", True), ("(x+1)^2", "x^2+2x+2", False))
@@ -72,7 +73,7 @@ class MathVerifier:
         workers: int = 2,
         cpu_seconds: float = 2.0,
         memory_bytes: int = 1 << 30,
-        marks: Sequence[tuple[str, str]] = REASONING,
+        marks: Marks = REASONING,
     ) -> None:
         if cpu_seconds <= 0 or memory_bytes < 1 << 28:
             raise ValueError(
@@ -112,7 +113,8 @@ class MathVerifier:
         self._proven = True
 
     def verify(self, items: Sequence[Mapping[str, Any]]) -> list[Verdict]:
-        """One verdict per {"response", "reference"}, in order; "prompt" too, where it may open the reasoning.
+        """One verdict per {"response", "reference"}, in order; "prompt" too, where it may open the reasoning, and "marks"
+        where these are other than the verifier's.
 
         `answer` is the final answer by a name that equal answers share, as votes count it.
         status "pass" (reward 1), "fail" (0: wrong, several answers, or none), "undecided" (None).
@@ -134,9 +136,11 @@ class MathVerifier:
             del self._known[pair]
         return verdicts
 
-    def answers(self, responses: Sequence[str], prompt: str = "") -> list[str | None]:
+    def answers(
+        self, responses: Sequence[str], prompt: str = "", marks: Marks | None = None
+    ) -> list[str | None]:
         """The final answer of each response as `verify` names it, without a reference; None where there is none."""
-        texts = [self._stated(response, prompt) for response in responses]
+        texts = [self._stated(response, prompt, marks) for response in responses]
         names = self._named({text for text in texts if text is not None})
         return [None if text is None else names[text] for text in texts]
 
@@ -175,13 +179,13 @@ class MathVerifier:
         self.prove()
         return self._pool.run(jobs)
 
-    def _texts(self, response: str, prompt: str) -> tuple[str, ...]:
-        found = final_answers(response, self._marks, prompt=prompt).answers
+    def _texts(self, response: str, prompt: str, marks: Marks | None) -> tuple[str, ...]:
+        found = final_answers(response, marks or self._marks, prompt=prompt).answers
         return tuple(dict.fromkeys(_normal(answer) for answer in found))
 
-    def _stated(self, response: str, prompt: str) -> str | None:
+    def _stated(self, response: str, prompt: str, marks: Marks | None) -> str | None:
         try:
-            texts = self._texts(response, prompt)
+            texts = self._texts(response, prompt, marks)
         except Exception:  # as in `_asked`
             return None
         return stated(texts) if texts else None
@@ -189,7 +193,7 @@ class MathVerifier:
     def _asked(self, item: Mapping[str, Any]) -> _Question:
         """A fault of ours leaves this response undecided, and no other."""
         try:
-            texts = self._texts(item["response"], str(item.get("prompt") or ""))
+            texts = self._texts(item["response"], str(item.get("prompt") or ""), item.get("marks"))
             if not texts:
                 return _Question(text=None, fault="no final answer")
             pairs, fault = needed(texts, _reference(item["reference"]))
@@ -289,9 +293,9 @@ class MathVerifier:
         )
 
 
-def written_answer(response: str, prompt: str = "") -> str | None:
+def written_answer(response: str, prompt: str = "", marks: Marks = REASONING) -> str | None:
     """The final answer as `MathVerifier.answers` names it, where no parser is installed: by text and arithmetic."""
-    found = final_answers(response, prompt=prompt).answers
+    found = final_answers(response, marks, prompt=prompt).answers
     texts = tuple(dict.fromkeys(_normal(answer) for answer in found))
     return name_of(stated(texts), _plain)[:_MOST_NAME] if texts else None
 
