@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from test_score import group_of
 from bontune import cli
 from bontune.records import Prompt
 from bontune.serve.best import load_scorer
+from bontune.train.ahead import Ahead
 from bontune.verifiers.grading import grade, undecided_reasons
 from bontune.verifiers.remote import APIS, RemoteScorer, connect_remote, parse_remote
 
@@ -214,6 +216,20 @@ def test_a_fault_leaves_its_responses_undecided_in_a_group(fake: Rewards) -> Non
     assert [verdict.reward for verdict in graded.verdicts] == [1.0] * 3
     ((reason, count),) = undecided_reasons([graded]).items()
     assert ("longer than" in reason, count) == (True, 1)
+
+
+def test_groups_are_scored_at_the_same_time_within_the_limit_of_requests(fake: Rewards) -> None:
+    """Each in a request of its own, while the verifier, which may not be asked meanwhile, has not been asked."""
+    fake.delay = 0.1
+    scorer = parse_remote(f"{fake.url}/get_reward?concurrency=3")
+    groups = [replace(group_of("a" * n, "bb"), prompt=Prompt(id=str(n), text="?")) for n in range(1, 7)]
+    with Ahead(lambda prompt, text: 1.0, scorer) as ahead:
+        for group in groups:
+            ahead.begin(group)
+        found = [ahead.grade(group).scores for group in groups]
+    assert found == [(float(n + 1), 3.0) for n in range(1, 7)]
+    assert fake.most_at_once == 3
+    assert len(fake.seen) == 6
 
 
 def test_the_key_is_of_the_environment_alone(fake: Rewards, monkeypatch: pytest.MonkeyPatch) -> None:

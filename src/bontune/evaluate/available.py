@@ -21,6 +21,7 @@ from bontune.evaluate.curves import bootstrap
 from bontune.records import Scored
 from bontune.strategies.alternatives import PassAt, best_for, likeliest, matching
 
+USUAL_BUDGET = 32  # N of headlines, where nothing names another
 FEWEST_PROMPTS = 20  # below it the shares of the ranks say nothing
 MOST_AMBIGUOUS = 0.05  # share of prompts that may have two different right answers
 

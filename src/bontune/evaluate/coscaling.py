@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from bontune.evaluate import SampleSet, coscale, doubling_budgets, write_json
+from bontune.evaluate.available import USUAL_BUDGET, available
 from bontune.evaluate.billing import Asked, Costs, bill_of, priced
 from bontune.evaluate.spending import CountTokens, token_costs
 from bontune.records import Scored
@@ -84,9 +86,17 @@ def co_scale(
     if bill is not None:
         on_stage("pricing")
         found["priced"] = priced(asked, bill, batches, _rules(samples, batches, votes), seed)
+    found |= _available(batches, seed)
     found["cpu_seconds"] = round(time.process_time() - started, 1)
     write_json(output / "results.json", found)
     return found
+
+
+def _available(batches: Mapping[float, Scored], seed: int) -> dict[str, Any]:
+    """{"available": what training could gain, at the temperature nearest to 1}, or nothing where it cannot be told."""
+    nearest = min(batches, key=lambda t: abs(t - 1))
+    gain = available(batches[nearest], min(USUAL_BUDGET, batches[nearest].group_size), seed=seed)
+    return {} if gain is None else {"available": {"temperature": nearest, **asdict(gain)}}
 
 
 def _undecided(samples: SampleSet) -> dict[str, int]:

@@ -25,12 +25,11 @@ from bontune.evaluate import (
     run_results,
     write_json,
 )
-from bontune.evaluate.available import available
+from bontune.evaluate.available import USUAL_BUDGET, available
 from bontune.evaluate.spending import CountTokens, intervals, spending, token_costs
 from bontune.records import Scored
 from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Sequential, Strategy, cost_curve, curve
 
-USUAL_BUDGET = 32  # N of the headline, where nothing names another
 EXAMPLES = 12  # prompts whose responses the report shows side by side
 
 

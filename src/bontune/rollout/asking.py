@@ -30,6 +30,12 @@ def client_of(url: str, key: str | None, timeout: float, retries: int) -> Any:
         return _client(url, key, timeout, retries)
 
 
+@lru_cache(maxsize=32)
+def slots_of(url: str, count: int) -> asyncio.Semaphore:
+    """For so many requests under way at once, whoever asks them. To be awaited in what is given to `start_asking`."""
+    return asyncio.Semaphore(count)
+
+
 @lru_cache(maxsize=1)
 def _loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
@@ -58,6 +64,7 @@ def _forget() -> None:
     _lock = threading.Lock()
     _loop.cache_clear()
     _client.cache_clear()
+    slots_of.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -27,7 +27,7 @@ from bontune.config import PLAIN, Prompting
 from bontune.models.prompting import conversation, rendered
 from bontune.models.sampling import stream_key
 from bontune.records import Group, Prompt, Sampling
-from bontune.rollout.asking import client_of, start_asking
+from bontune.rollout.asking import client_of, slots_of, start_asking
 from bontune.rollout.request import Asked, Request
 
 KEY = "OPENAI_API_KEY"  # the variable of the environment that the official client reads, too
@@ -430,11 +430,12 @@ def post_all(
     """The JSON object that each request is answered with, or why there is none, in the order of the requests.
 
     path: below `model.url`, or a whole address.  key: the variable of the environment to be named where it is refused.
-    `model.concurrency` requests are under way at once. One is repeated with growing pauses, or as `Retry-After` says,
-    where it fails for a passing reason or the body is no JSON object; with all its repetitions it has
-    (retries + 1) x timeout seconds. Nothing is raised but ValueError where the openai package is missing.
+    `model.concurrency` requests are under way at once, those of other callers included. One is repeated with growing
+    pauses, or as `Retry-After` says, where it fails for a passing reason or the body is no JSON object; with all its
+    repetitions it has (retries + 1) x timeout seconds. Nothing is raised but ValueError where the openai package is
+    missing.
     """
-    client, limit = _client(model), asyncio.Semaphore(model.concurrency)
+    client, limit = _client(model), slots_of(model.url, model.concurrency)
     longest = (model.retries + 1) * model.timeout
 
     async def ask(body: Mapping[str, Any]) -> dict[str, Any] | Failed:

@@ -137,8 +137,7 @@ def _of_worth(found: Mapping[str, Any]) -> list[str]:
     if value is None:
         return [
             "No prompt it was judged on has right and wrong responses, so nothing is known of how it chooses: judge "
-            "it on "
-            "more prompts (--judge-prompts)."
+            "it on more prompts (--judge-prompts)."
         ]
     said = []
     between = "no interval" if low is None else f"95 % interval {low:.2f} to {high:.2f}"
@@ -147,8 +146,7 @@ def _of_worth(found: Mapping[str, Any]) -> list[str]:
         shown = "it chooses worse than chance" if below else "it is not shown to choose better than chance"
         said.append(
             f"AUC within prompts {value:.2f} ({between}, {both} prompts): {shown}, which is .5. Do not serve by it; "
-            "teach it on "
-            "more different prompts (--prompts)."
+            "teach it on more different prompts (--prompts)."
         )
     if both < FEW_TO_JUDGE:
         said.append(
@@ -162,33 +160,26 @@ def _of_lesson(lesson: Mapping[str, Any]) -> list[str]:
     if lesson["learned_from"] < FEW_TO_LEARN:
         said.append(
             f"It learned from only {lesson['learned_from']} prompts with right and wrong responses, of "
-            f"{lesson['prompts']}; fewer "
-            f"than {FEW_TO_LEARN} teach little that holds for others. Draw from more prompts (--prompts), or more "
-            "responses "
-            "to each (--group-size)."
+            f"{lesson['prompts']}; fewer than {FEW_TO_LEARN} teach little that holds for others. Draw from more "
+            "prompts (--prompts), or more responses to each (--group-size)."
         )
     if lesson["flat"]:
         said.append(
             f"On the {lesson['calibrated_on']} prompts with right and wrong responses that were kept aside, higher "
-            "scores were not "
-            "right more often. The order of the scores was kept, not turned round; as chances they say no more than "
-            "the base "
-            "rate. Draw from more prompts (--prompts)."
+            "scores were not right more often. The order of the scores was kept, not turned round; as chances they "
+            "say no more than the base rate. Draw from more prompts (--prompts)."
         )
     elif lesson["calibrated_on"] < FEW_TO_CALIBRATE:
         said.append(
             f"Calibrated on only {lesson['calibrated_on']} prompts with right and wrong responses: its scores may be "
-            "far from "
-            "chances (--prompts, --held-out). Their order does not depend on it."
+            "far from chances (--prompts, --held-out). Their order does not depend on it."
         )
     gap, seen = lesson["gap"], lesson["auc"]["value"]
     if gap["low"] is not None and gap["low"] > 0 and gap["value"] >= LARGE_GAP:
         said.append(
             f"AUC within prompts {seen:.2f} on prompts it learned from, {gap['value']:.2f} more than on others (95 % "
-            "interval "
-            f"{gap['low']:.2f} to {gap['high']:.2f}): it knows those by heart. Fewer --steps, a lower "
-            "--learning-rate, or more "
-            "different prompts (--prompts)."
+            f"interval {gap['low']:.2f} to {gap['high']:.2f}): it knows those by heart. Fewer --steps, a lower "
+            "--learning-rate, or more different prompts (--prompts)."
         )
     return said
 

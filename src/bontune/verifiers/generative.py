@@ -76,6 +76,11 @@ class GenerativeVerifier:
             raise ValueError(f"judge: name the model behind {self.server.url}: judge:{self.server.url}#NAME")
 
     @property
+    def at_once(self) -> int:
+        """Groups that it may be asked of at a time."""
+        return self.server.concurrency
+
+    @property
     def version(self) -> str:
         """What it is asked, of whom: the weights cannot be seen."""
         asked = f"{self.template} {self.tokens} {self.temperature} {self.final}"

@@ -275,9 +275,8 @@ def _divide(
 def calibrate(verifier: LearnedVerifier, labelled: Sequence[Labelled]) -> LearnedVerifier:
     """Scale and offset of the logit that make its chances fit the labels best (Platt, 1999), the scale above 0.
 
-    Weighed are responses as they were drawn. Too few labels can fit best with a scale of 0 or below, which would
-    lose or turn
-    the order that the verifier has learned: then the best offset for the least scale is taken, and the verifier is
+    Weighed are responses as they were drawn. Too few labels can fit best with a scale of 0 or below, which would lose or
+    turn the order that the verifier has learned: then the best offset for the least scale is taken, and the verifier is
     `flat`.
     """
     plain = replace(verifier, scale=1.0, offset=0.0, flat=False)

@@ -1,9 +1,7 @@
-"""Wrong responses made from right ones, for a verifier to learn from, as KnowTuning makes them (arXiv:2402.11176,
-section 3.2).
+"""Wrong responses made from right ones, for a verifier to learn from, as KnowTuning does (arXiv:2402.11176, section 3.2).
 
-Of a right response some steps are deleted, a number or an operator is revised, or steps are shuffled. What comes of
-it is judged
-by the truth like any other response: what is still right counts as right, and what cannot be decided is left out.
+Of a right response some steps are deleted, a number or an operator is revised, or steps are shuffled. What comes of it
+is judged by the truth like any other response: what is still right counts as right, what cannot be decided is left out.
 
 Steps are lines, of code too; of one line its sentences, or equations that commas part; of one Python expression its
 parts; of reverse Polish notation a number with the operator behind it.

@@ -65,6 +65,11 @@ class RemoteScorer:
             raise ValueError(f"prm: steps have scores from pooling alone, got api {self.api!r}")
 
     @property
+    def at_once(self) -> int:
+        """Groups that it may be asked of at a time, so that small ones, too, fill the server's batches."""
+        return self.server.concurrency
+
+    @property
     def version(self) -> str:
         """Where it is: its weights cannot be seen."""
         steps = "" if self.steps is None else f", {self.steps!r}"

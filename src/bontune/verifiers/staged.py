@@ -45,6 +45,11 @@ class Staged:
         """Whether both may be asked while responses are drawn."""
         return all(getattr(scorer, "overlaps", False) for scorer in (self.cheap, self.costly))
 
+    @property
+    def at_once(self) -> int:
+        """Groups that both may be asked of at a time."""
+        return min(getattr(scorer, "at_once", 1) for scorer in (self.cheap, self.costly))
+
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """One score per text; None where there is none."""
         return [verdict.reward for verdict in self.many(prompt, texts)]

@@ -24,7 +24,7 @@ from bontune.cli.commands.inputs import (
     write_config,
 )
 from bontune.cli.commands.prompting import Counting, settle, warn_cut
-from bontune.cli.commands.terminal import bar, progress, say_last, stages, warn_undecided
+from bontune.cli.commands.terminal import available_line, bar, progress, say_last, stages, warn_undecided
 from bontune.evaluate import SampleSet, read_samples
 from bontune.evaluate.billing import Asked
 from bontune.evaluate.coscaling import co_scale
@@ -153,6 +153,8 @@ def show(results: dict[str, Any], output: Path) -> None:
         )
     if "priced" in results:
         _show_priced(out, results["priced"])
+    if gain := results.get("available"):
+        out.print(f"T = {gain['temperature']:g}: {available_line(gain)}", soft_wrap=True, markup=False)
     say_last(out, results, {f"temperature {t}": counts for t, counts in results["undecided"].items()}, output)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -107,6 +108,7 @@ class Watched:
         self.version = version_of(verify)
         self.overlaps = getattr(verify, "overlaps", False)
         self._reasons: dict[str, int] = {}
+        self._lock = threading.Lock()  # groups may be scored at the same time
 
     def __call__(self, prompt: Prompt, text: str) -> Verdict:
         """The verdict; faults of the verifier leave it undecided."""
@@ -126,9 +128,10 @@ class Watched:
         return self._counted(score_group(group, self._score))
 
     def _counted(self, verdicts: list[Verdict]) -> list[Verdict]:
-        for verdict in verdicts:
-            if verdict.reward is None:
-                self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
+        with self._lock:
+            for verdict in verdicts:
+                if verdict.reward is None:
+                    self._reasons[verdict.reason] = self._reasons.get(verdict.reason, 0) + 1
         return verdicts
 
     @property
@@ -149,6 +152,7 @@ class WatchedScore:
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self.overlaps = getattr(watched._score, "overlaps", False)
+        self.at_once = getattr(watched._score, "at_once", 1)
         if hasattr(watched._score, "of_group"):
             self.of_group = watched.group_scores
 
