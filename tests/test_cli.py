@@ -1098,7 +1098,10 @@ def test_training_says_at_its_end_what_could_not_be_decided(run: Run, mine: None
     rows = rows_of("t/metrics.jsonl")
     share = sum(row["undecided_share"] for row in rows) / len(rows)
     said = done.err.replace("\u00a0", " ")
-    assert f"{100 * share:.1f} % of the responses of training could not be decided." in said
+    assert f"{100 * share:.1f} % of the responses of training could not be decided (" in said
+    assert re.search(
+        r"could not be decided \((raised \d+, no-number \d+|no-number \d+, raised \d+)\)\.", said
+    )
 
 
 # What models read, and how much they may write.
@@ -1129,7 +1132,7 @@ def test_a_chat_model_is_trained_measured_and_served_by_what_was_said_once(run: 
     )
     settings = {
         "chat": "on", "system": "Be brief.", "prompt_template": "Q: {prompt}\nA:", "template_args": [],
-        "reply_start": "It is ",
+        "reply_start": "It is ", "reasoning_markers": [],
     }  # fmt: skip
     for name in ("config.json", "served.json"):
         assert json.loads(Path("run", name).read_text())["prompting"] == settings
@@ -1138,7 +1141,10 @@ def test_a_chat_model_is_trained_measured_and_served_by_what_was_said_once(run: 
     words = shlex.split(compare.removeprefix("compare: bontune "))
     command: Any = cli.parse([*words, "--prompts", "2", "--group-size", "4"])
     assert command.sampling == Sampling(max_new_tokens=6, stop=(r"\n", "."))
-    assert dataclasses.asdict(unescaped(command.prompting)) == settings | {"template_args": ()}
+    assert dataclasses.asdict(unescaped(command.prompting)) == settings | {
+        "template_args": (),
+        "reasoning_markers": (),
+    }
     assert (
         said.splitlines()[-1]
         .split(" % ")[1]

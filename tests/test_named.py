@@ -149,9 +149,9 @@ def killed_after_two(folder: str, log: str, *arguments: str) -> None:
 
     shown = train._show_step
 
-    def show(output: Any, advance: Any, track: Any, metrics: Any) -> None:
-        shown(output, advance, track, metrics)
-        if metrics["step"] == 2:
+    def show(*given: Any) -> None:
+        shown(*given)
+        if given[-1]["step"] == 2:
             os._exit(9)
 
     train._show_step = show

@@ -154,7 +154,7 @@ def test_models_without_scores_of_tokens_are_refused(tmp_path: Path, token_model
         load_process(tmp_path, Steps())
     with pytest.raises(ValueError, match="has 2 labels: label must be below that, got 2"):
         load_process(token_model, Steps(label=2))
-    with pytest.raises(ValueError, match="cannot be loaded"):
+    with pytest.raises(ValueError, match="does not exist"):
         load_process(tmp_path / "none", Steps())
 
 

@@ -379,7 +379,7 @@ def test_every_fraction_is_read_back(value: Fraction) -> None:
     [
         (True, Verdict(reward=1.0)),
         (0.25, Verdict(reward=0.25)),
-        (None, Verdict(reward=None, reason="the verifier could not decide")),
+        (None, Verdict(reward=None, reason="the verifier could not decide", fault="abstained")),
         (Verdict(reward=0.5, answer="x"), Verdict(reward=0.5, answer="x")),
     ],
 )

@@ -16,7 +16,7 @@ from typing import Any
 from zlib import crc32
 
 from bontune.config import FitConfig, TrainConfig
-from bontune.evaluate import SampleGroup, SampleSet, meta_strategy, pair, read_samples, write_json
+from bontune.evaluate import SampleSet, meta_strategy, pair, read_samples, write_json
 from bontune.evaluate.coscaling import co_scale
 from bontune.evaluate.drawing import Draw, draw_samples
 from bontune.models.loading import load_policy
@@ -168,7 +168,7 @@ def _stored(path: Path, prompts: Sequence[Prompt], responses: int) -> SampleSet:
     groups = sorted(
         (group for group in found.groups if group.prompt_id in wanted), key=lambda g: wanted[g.prompt_id]
     )
-    return replace(found, groups=tuple(_first(group, responses) for group in groups))
+    return replace(found, groups=tuple(group.first(responses) for group in groups))
 
 
 def _meta(shop: Workshop, cell: Cell, samples: SampleSet) -> dict[str, Any] | None:
@@ -183,13 +183,6 @@ def _meta(shop: Workshop, cell: Cell, samples: SampleSet) -> dict[str, Any] | No
     reference, samples = pair(reference, samples)
     names = {"base": reference, "policy": samples}
     return meta_strategy(names, "base")["policies"]["policy"]
-
-
-def _first(group: SampleGroup, count: int) -> SampleGroup:
-    """The first responses of a group: a file may hold more, from a larger study."""
-    columns = ("responses", "rewards", "scores", "answers", "log_probs")
-    cut = {name: getattr(group, name)[:count] for name in columns if getattr(group, name) is not None}
-    return replace(group, **cut)
 
 
 def _chosen_by(verifier: LearnedVerifier, samples: SampleSet, prompts: Sequence[Prompt]) -> SampleSet:

@@ -95,6 +95,11 @@ class SampleGroup:
                     f"{len(self.responses)}; got {len(items)}"
                 )
 
+    def first(self, count: int) -> SampleGroup:
+        """The first `count` responses of it, with all that is known of each."""
+        known = {name: getattr(self, name) for name in COLUMNS}
+        return replace(self, **{name: items[:count] for name, items in known.items() if items is not None})
+
     @property
     def size(self) -> int:
         """M, the number of responses."""

@@ -22,12 +22,11 @@ from bontune.cli.commands.inputs import (
 )
 from bontune.cli.commands.prompting import warn_cut_of
 from bontune.cli.commands.terminal import available_line, bar, progress, say, show, stages, warn_undecided
-from bontune.evaluate import SampleGroup, SampleSet, is_judged, read_samples
+from bontune.evaluate import SampleSet, is_judged, read_samples
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.evaluate.policies import evaluate
 from bontune.evaluate.reading import read_any
 from bontune.evaluate.regrade import Regrade, prompts_of
-from bontune.evaluate.samples import COLUMNS
 from bontune.evaluate.staging import staging
 from bontune.models.prompting import marked
 from bontune.objectives.registry import build_strategy
@@ -181,12 +180,7 @@ def _cut(samples: SampleSet, draw: Draw) -> SampleSet:
     """The responses asked for: the file may hold more prompts, and more of each, from an earlier run."""
     wanted = {prompt.id for prompt in draw.prompts}
     kept = (group for group in samples.groups if group.prompt_id in wanted)
-    return replace(samples, groups=tuple(_first(group, draw.group_size) for group in kept))
-
-
-def _first(group: SampleGroup, count: int) -> SampleGroup:
-    cut = {name: getattr(group, name)[:count] for name in COLUMNS if getattr(group, name) is not None}
-    return replace(group, **cut)
+    return replace(samples, groups=tuple(group.first(draw.group_size) for group in kept))
 
 
 def _read_files(
