@@ -265,11 +265,27 @@ def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/findings.md"])
 def test_claims_are_those_of_the_study(page: str) -> None:
     """Numbers with an interval stand in the study as they are."""
-    study = (DOCS / "reproduction.md").read_text() + (DOCS / "real.md").read_text()
+    study = "".join((DOCS / name).read_text() for name in ("reproduction.md", "real.md", "demo-real.md"))
     claims = re.findall(r"[▲▼○] [+−]\d+\.\d \[[+−]\d+\.\d, [+−]\d+\.\d\]", (ROOT / page).read_text())
     assert claims
     for claim in claims:
         assert claim in study, claim
+
+
+def test_the_demo_on_a_real_model_says_what_its_results_say() -> None:
+    page = (DOCS / "demo-real.md").read_text()
+    results = json.loads((DOCS / "demo-real" / "results.json").read_text())
+    budgets = ("1", "8", "16", "32", "64")
+    for name in ("base", "rl"):
+        cells = [f"{100 * results['policies'][name]['pass_at'][n]:.1f}" for n in budgets]
+        assert f"| {name} | {' | '.join(cells)} |" in page
+    gaps = [results["differences"]["rl"][n] for n in budgets]
+    shown = [
+        " [".join(f"{100 * gap[key]:+.1f}" for key in ("value", "low")) + f", {100 * gap['high']:+.1f}]"
+        for gap in gaps
+    ]
+    for told in shown:
+        assert told.replace("-", "\u2212") in page
 
 
 def test_the_readme_is_short() -> None:
