@@ -276,7 +276,7 @@ def test_undecided_is_a_third_value(verifier: MathVerifier) -> None:
 
 
 def test_memory_and_time_are_limited_in_the_worker() -> None:
-    with MathVerifier(workers=1, cpu_seconds=0.5) as small:
+    with MathVerifier(workers=1, cpu_seconds=2.0) as small:
         pair = ("\\prod_{n=1}^{9999} n!", "5")
         first = small.verify([{"response": pair[0], "reference": pair[1]}])[0]
         assert (first.status, first.reason) == ("undecided", "timeout: the CPU limit was reached")
