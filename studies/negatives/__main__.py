@@ -15,6 +15,7 @@ from bontune.evaluate import write_json
 from studies.negatives import embedded, gsm8k
 from studies.negatives.cells import ARMS, LINEAR, SEEDS, Cells
 from studies.negatives.page import summary, tables
+from studies.paper.markdown import with_section
 
 BEGIN, END = "<!-- negatives:begin -->", "<!-- negatives:end -->"
 TASKS = ("countdown", "programs", "gsm8k")
@@ -68,8 +69,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def write_section(page: Path, text: str) -> None:
     """Put the tables between the marks of the page."""
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    page.write_text(with_section(page.read_text(encoding="utf-8"), BEGIN, END, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

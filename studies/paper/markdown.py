@@ -50,3 +50,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     lines += [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
     return "\n".join(lines)
+
+
+def with_section(page: str, begin: str, end: str, text: str) -> str:
+    """The page with `text` between the marks, in place of what stood there. Each mark must stand there once."""
+    before, rest = page.split(begin)
+    _, after = rest.split(end)
+    return f"{before}{begin}\n{text}\n{end}{after}"

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from studies.paper.markdown import with_section
 from studies.pays import page, theory
 
 BEGIN, END = "<!-- theory:begin -->", "<!-- theory:end -->"
@@ -30,8 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(text)
         return 0
     path = options.docs / "pays.md"
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    path.write_text(with_section(path.read_text(encoding="utf-8"), BEGIN, END, text), encoding="utf-8")
     page.figure(options.docs / page.FIGURE, simulated)
     print(f"wrote {path}")
     return 0

@@ -12,7 +12,7 @@ import numpy as np
 
 from bontune.report import Series, curve_plot, difference_plot
 from studies.paper.document import read_document
-from studies.paper.markdown import cell_text, gap_text, runs_text, table
+from studies.paper.markdown import cell_text, gap_text, runs_text, table, with_section
 from studies.paper.plan import BASE, Results, Study, TaskPlan
 from studies.sequential.frontier import Frontier, at_draws, net
 from studies.sequential.plan import BUDGET, CHOSEN_ON, DRAWS, KNOWN, PRICE_OF, choose, of_cell, plan, served
@@ -226,5 +226,4 @@ def _between(page: Path, text: str) -> str:
     before = page.read_text(encoding="utf-8") if page.exists() else ""
     if BEGIN not in before or END not in before:
         before = f"# Training for a strategy that stops\n\n{BEGIN}\n{END}\n"
-    head, rest = before.split(BEGIN, 1)
-    return f"{head}{BEGIN}\n{text}\n{END}{rest.split(END, 1)[1]}"
+    return with_section(before, BEGIN, END, text)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bontune.evaluate.coscale import known_only
 from bontune.evaluate.curves import curve_from, doubling_budgets
 from bontune.evaluate.samples import SampleSet
 from bontune.records import Scored
@@ -82,8 +83,5 @@ def intervals(
 ) -> list[dict[str, float]]:
     """{"value", "low", "high"} of each column of values [P, B], what is not known left out."""
     found = curve_from("values", budgets, values, ids=ids, seed=seed)
-    named = [
-        {"value": value, "low": low, "high": high}
-        for value, low, high in zip(found.mean, found.low, found.high, strict=True)
-    ]
-    return [{key: value for key, value in row.items() if not math.isnan(value)} for row in named]
+    rows = zip(found.mean, found.low, found.high, strict=True)
+    return [known_only(value=value, low=low, high=high) for value, low, high in rows]
