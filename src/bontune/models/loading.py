@@ -24,7 +24,7 @@ from bontune.models.adapters import (
     with_adapters,
 )
 
-PACKAGED = ("countdown-base", "programs-base")
+PACKAGED = ("countdown-base", "programs-base", "rules-base")
 
 
 def load_policy(
