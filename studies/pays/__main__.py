@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     of_dial.add_argument(
         "--seeds", type=_numbers, help="0,1,2 by default; the first one's runs choose the rates"
     )
+    of_dial.add_argument("--rates", type=_shares, help="learning rates tried: 1e-4,3e-5,3e-4 by default")
     of_dial.add_argument(
         "--dials", type=_shares, default=dial.DIALS, help="1,0,0.5 by default, in this order"
     )
@@ -62,7 +63,12 @@ def _theory(options: argparse.Namespace) -> int:
 
 def _dial(options: argparse.Namespace) -> int:
     sizes = dial.Sizes()
-    sizes = replace(sizes, steps=options.steps or sizes.steps, seeds=options.seeds or sizes.seeds)
+    sizes = replace(
+        sizes,
+        steps=options.steps or sizes.steps,
+        seeds=options.seeds or sizes.seeds,
+        rates=options.rates or sizes.rates,
+    )
     results = dial.read_results(options.output, sizes)
     print(dial.cost_text(sizes, options.dials, options.methods, results), flush=True)
     if not options.dry_run:
@@ -74,7 +80,8 @@ def _dial(options: argparse.Namespace) -> int:
             results[cell.id] = dial.run_cell(cell, sizes)
             dial.keep(options.output, cell.id, results[cell.id])
             print(f"{cell.id}: {results[cell.id]['cpu_seconds']:.0f} CPU seconds", flush=True)
-            _publish(options.docs, sizes, results)
+            if options.docs is not None:
+                _publish(options.docs, sizes, results)
     return _publish(options.docs, sizes, results)
 
 

@@ -54,10 +54,10 @@ METHODS = {
 class Sizes:
     """rates: tried with the first seed on `tune` prompts of each dial.  tune, test: prompts measured on."""
 
-    steps: int = 160
-    prompts_per_step: int = 16
+    steps: int = 100
+    prompts_per_step: int = 32
     group_size: int = 64
-    rates: tuple[float, ...] = (3e-4, 1e-4, 3e-5)
+    rates: tuple[float, ...] = (1e-4, 3e-5, 3e-4)
     seeds: tuple[int, ...] = (0, 1, 2)
     tune: int = 400
     test: int = 800
@@ -138,6 +138,7 @@ def run_cell(cell: Cell, sizes: Sizes, on_step: Callable[[], None] = lambda: Non
         prompts_per_step=sizes.prompts_per_step,
         group_size=sizes.group_size,
         learning_rate=cell.rate,
+        schedule="linear",
         sampling=Sampling(max_new_tokens=NEW_TOKENS),
         seed=cell.seed,
     )
