@@ -42,8 +42,9 @@ def guessing_notes(guessed: Mapping[str, float], pass_at: Sequence[Mapping[str, 
         return []
     n = max(worth, key=int)
     best = max(curve.get(n, 0.0) for curve in pass_at)
+    listed = f"{n} answer{'' if n == '1' else 's'}"
     return [
-        f"One list of {n} answer{'' if n == '1' else 's'}, the most frequent of other prompts and the same for every prompt, is right for "
+        f"One list of {listed}, the most frequent of other prompts and the same for every prompt, is right for "
         f"{100 * guessed[n]:.1f} % of the prompts, and {n} responses of the best policy for {100 * best:.1f} %: much of "
         f"pass@{n} can be guessed here."
     ]
