@@ -107,11 +107,15 @@ def runs_text_of(runs: Sequence[Mapping[str, Any]]) -> str:
 
 def _sizes_text(sizes: Sizes) -> str:
     rates = ", ".join(f"{rate:g}" for rate in sorted(sizes.rates))
+    chosen = (
+        f"rates {rates}, falling to 0, tried with seed {sizes.seeds[0]} and chosen on {sizes.tune} `tune` prompts: the "
+        "highest pass@1 for RLOO and GRPO, pass@8 for log pass@8, pass@32 for the others, MaxRL among them"
+    )
+    if len(sizes.rates) == 1:
+        chosen = f"rate {rates}, falling to 0, the same for all and not swept"
     return (
         f"{sizes.steps} steps of {sizes.prompts_per_step} fresh prompts × {sizes.group_size} responses, one base "
-        f"(`{BASE}`), rates {rates}, falling to 0, tried with seed {sizes.seeds[0]} and chosen on {sizes.tune} "
-        "`tune` prompts: the highest pass@1 for RLOO and GRPO, pass@8 for log pass@8, pass@32 for the others, MaxRL "
-        f"among them. Measured on {sizes.test} `test` prompts by the exact chance of the rule that is meant."
+        f"(`{BASE}`), {chosen}. Measured on {sizes.test} `test` prompts by the exact chance of the rule that is meant."
     )
 
 
