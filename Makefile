@@ -80,8 +80,9 @@ test-tinker: .venv-trainers/installed
 	$(PYTHON) -m venv .venv-trainers
 	.venv-trainers/bin/python -m pip install --quiet --constraint constraints.txt --editable . 'pytest>=8' \
 		'tinker==0.38.0' chz blobfile tiktoken termcolor rich datasets pyrage cloudpickle tml-renderers pillow \
-		'ray==2.56.0' jaxtyping loguru omegaconf 'peft==0.18.1' accelerate tensordict
-	.venv-trainers/bin/python -m pip install --quiet --no-deps 'tinker-cookbook==0.6.1' 'skyrl==0.3.0' 'openrlhf==0.11.2'
+		'ray==2.56.0' jaxtyping loguru omegaconf aiohttp 'peft==0.18.1' accelerate tensordict
+	.venv-trainers/bin/python -m pip install --quiet --no-deps 'tinker-cookbook==0.6.1' 'skyrl==0.3.0' 'skyrl-gym==0.4.0' \
+		'openrlhf==0.11.2'
 	touch $@
 
 # A tutorial on the real model that it is about, which comes from PyPI (93 MB).

@@ -165,7 +165,8 @@ def split(job: Job) -> tuple[int, float] | None:
 def node() -> str:
     """One row per size of a model on one machine of 8."""
     lines = [
-        "| parameters | trained, GB a GPU | GPUs an engine | in turns, s | responses/s | engines + training | one ahead, s | responses/s |",
+        "| parameters | trained, GB a GPU | GPUs an engine | in turns, s | responses/s | engines + training "
+        "| one ahead, s | responses/s |",
         "|" + " ---: |" * 8,
     ]
     for parameters, cache, parallel in NODE:
@@ -201,8 +202,8 @@ groups of 8 at N = 4). bontune's own loop and its trainer for TRL do so; verl 0.
 
 {sparse}
 
-One machine of 8, 64 prompts x 64 responses, responses of weight zero left out of the update. In turns: engines and update on
-the same GPUs, one after the other, as with `--engine-sleeps`; one ahead: some GPUs draw the next step meanwhile.
+One machine of 8, 64 prompts x 64 responses, responses of weight zero left out of the update. In turns: engines and update
+on the same GPUs, one after the other, as with `--engine-sleeps`; one ahead: some GPUs draw the next step meanwhile.
 
 {node()}
 """

@@ -184,14 +184,14 @@ TOO_LONG = " ".join(["w2"] * 100)  # of 64 tokens
 
 
 def tiny(architecture: str, **more: Any) -> Any:
-    """A Qwen2 of two layers with random weights, of a size that vLLM attends to on a CPU."""
+    """A Llama of two layers with random weights, of a size that vLLM attends to on a CPU."""
     sizes: dict[str, Any] = {
         "vocab_size": 15, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "pad_token_id": 0,
         "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "initializer_range": 0.3,
         "eos_token_id": 1, "bos_token_id": None, "tie_word_embeddings": False,
     }  # fmt: skip
     torch.manual_seed(3)
-    return getattr(transformers, architecture)(transformers.Qwen2Config(**sizes | more)).eval()
+    return getattr(transformers, architecture)(transformers.LlamaConfig(**sizes | more)).eval()
 
 
 def ids_of(text: str) -> torch.Tensor:
@@ -207,7 +207,7 @@ def saved(model: Any, folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def rewarder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[float]]]:
     """The server of a reward model with one number, and what transformers gives of it: vLLM's is its sigmoid."""
-    model = tiny("Qwen2ForSequenceClassification", num_labels=1)
+    model = tiny("LlamaForSequenceClassification", num_labels=1)
     with torch.no_grad():
         scores = [
             model(input_ids=ids_of(QUESTION.text + text)).logits[0, 0].sigmoid().item() for text in TEXTS
@@ -241,7 +241,7 @@ def test_what_is_too_long_is_undecided_and_the_others_are_scored(
 
 def test_a_component_of_an_embedding_is_a_score(tmp_path: Path) -> None:
     """/pooling of a model that embeds: the last token's state, of length one; `label` names one number of it."""
-    model = tiny("Qwen2ForCausalLM")
+    model = tiny("LlamaForCausalLM")
     with torch.no_grad():
         states = [
             model.model(input_ids=ids_of(QUESTION.text + text)).last_hidden_state[0, -1] for text in TEXTS
