@@ -18,9 +18,10 @@ import torch
 import transformers
 from models import word_tokenizer
 
+from bontune import PassAtK
 from bontune.config import TrainConfig
 from bontune.models.loading import load_policy
-from bontune.objectives import LogPassAtN
+from bontune.objectives import LogPassAtN, StrategyObjective
 from bontune.records import Group, Prompt, Sampling
 from bontune.rollout import endpoint
 from bontune.rollout.endpoint import connect
@@ -104,6 +105,26 @@ def test_training_pushes_weights(folder: Path) -> None:
     assert len(done) == 3
     assert sum(step["update_applied"] for step in done) > 0
     assert any(not torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_training_one_step_ahead(folder: Path) -> None:
+    """Each rollout but the first is drawn in a thread, by the weights before the update that runs meanwhile."""
+    model, tokenizer = load_policy(folder)
+    fresh, task = Vllm.load(str(folder), dtype="float32", enforce_eager=True), Countdown()
+    sizes: dict[str, Any] = {"steps": 3, "prompts_per_step": 8, "group_size": 16, "learning_rate": 1e-3}
+    done = train(
+        Run(
+            config=TrainConfig(**sizes, rollouts_ahead=True, ahead_limit=5.0),
+            task=task,
+            objective=StrategyObjective(PassAtK(8)),
+            model=model,
+            tokenizer=tokenizer,
+            verify=task.verify,
+            engine=fresh.sample_groups,
+        )
+    )
+    assert [step["staleness"] for step in done] == [0, 1, 1]
+    assert sum(step["update_applied"] for step in done) > 0
 
 
 def test_weights_follow_where_input_and_output_embeddings_are_one() -> None:
