@@ -1,1 +1,1 @@
-"""Objectives of later papers on Countdown, in the protocol of the paper's study: one base, one learning rate, three seeds."""
+"""Objectives of later papers on Countdown, as the paper's study trains: one base, one learning rate, three seeds."""

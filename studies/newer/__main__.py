@@ -1,4 +1,4 @@
-"""`python -m studies.newer --output runs/newer [--docs docs]`, from the root of a checkout: the runs, and the page's table.
+"""`python -m studies.newer [--docs docs]`, from the root of a checkout: the runs, and the page's table.
 
 Finished cells are not run again, and a killed run goes on where it stopped.
 """

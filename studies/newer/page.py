@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from studies.newer.plan import METHODS, PLACE, RATE, RIVALS, STUDY, policy_of
-from studies.paper.plan import BASE, Policy, Results
+from studies.paper.plan import BASE, Results
 from studies.paper.summary import per_prompt
 from studies.paper.tables import Gap, combine
 
@@ -36,7 +36,7 @@ def compact(results: Results) -> dict[str, dict[str, Any]]:
 
 def section(found: Mapping[str, Any], known: Results) -> str:
     """The tables. known: the cells of the paper's study."""
-    base = _shares(known, f"claims/{{}}/{PLACE.id}", Policy(task="countdown", base="countdown-base").id, BASE)
+    base = _values(known[f"base/countdown/countdown-base/{BASE}/{PLACE.id}"])
     runs = {name: _runs(found, "newer", name) for name in (m.name for m in METHODS)}
     rivals = {name: _runs(known, "claims", name) for name in RIVALS}
     own = [name for name, rows in runs.items() if rows]
@@ -45,7 +45,7 @@ def section(found: Mapping[str, Any], known: Results) -> str:
     lines = [head, line]
     for name in (*RIVALS, *own):
         rows = runs.get(name) or rivals[name]
-        lines.append(_line(name, rows, {seed: base for seed in rows}) + f" {_entropy(found, known, name)} |")
+        lines.append(_line(name, rows, dict.fromkeys(rows, base)) + f" {_entropy(found, known, name)} |")
     more = [head.removesuffix(" entropy |"), line.removesuffix("---|")]
     for name in own:
         for rival in RIVALS:
@@ -82,11 +82,6 @@ def _runs(cells: Results, part: str, method: str) -> dict[int, np.ndarray]:
         if name in cells:
             found[seed] = _values(cells[name])
     return found
-
-
-def _shares(cells: Results, pattern: str, policy: str, part: str) -> np.ndarray:
-    """Of the base, which the paper's study measured with more responses."""
-    return _values(cells[f"{part}/{policy}/{PLACE.id}"])
 
 
 def _values(cell: Mapping[str, Any]) -> np.ndarray:
