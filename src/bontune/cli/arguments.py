@@ -29,8 +29,8 @@ Placed = Annotated[Placement, tyro.conf.arg(name="")]
 STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
 OBJECTIVES = (
     "Annealed", "BoNRL", "BoNRLB", "BoNRLBP", "BoNSFT", "Curriculum", "DCO", "FirstOrderMaxAtK", "GRPO", "InfAlign",
-    "LogMaxAtK", "LogPassAtN", "LogStrategyObjective", "MARA", "MaxRL", "Mixture", "PassAtKTraining", "RLOO", "SFT", "STaR",
-    "StrategyObjective", "TTRL", "TailRL",
+    "LogMaxAtK", "LogPassAtN", "LogStrategyObjective", "MARA", "MaxRL", "Mixture", "PassAtKTraining", "RLOO", "SFT",
+    "STaR", "StrategyObjective", "TTRL", "TailRL",
 )  # fmt: skip
 
 # Models in the package with the tasks they were made for, their own first; tests hold them to what there is.
