@@ -28,8 +28,9 @@ Placed = Annotated[Placement, tyro.conf.arg(name="")]
 # Named here, as asking the registry would load PyTorch for every line of help; a test holds the two together.
 STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
 OBJECTIVES = (
-    "BoNRL", "BoNRLB", "BoNRLBP", "BoNSFT", "DCO", "GRPO", "LogPassAtN", "LogStrategyObjective", "MaxRL", "Mixture",
-    "RLOO", "SFT", "STaR", "StrategyObjective",
+    "Annealed", "BoNRL", "BoNRLB", "BoNRLBP", "BoNSFT", "Curriculum", "DCO", "FirstOrderMaxAtK", "GRPO", "InfAlign",
+    "LogMaxAtK", "LogPassAtN", "LogStrategyObjective", "MARA", "MaxRL", "Mixture", "PassAtKTraining", "RLOO", "SFT",
+    "STaR", "StrategyObjective", "TTRL", "TailRL",
 )  # fmt: skip
 
 # Models in the package with the tasks they were made for, their own first; tests hold them to what there is.

@@ -95,7 +95,7 @@ def _step(
     for turn in range(config.updates_per_rollout):
         with clock("weights"):
             ratios = log_ratios(learner, groups) if turn or drawn.staleness else None
-            weighed, weights, clipped = weigh(run, learner, groups, scored, ratios)
+            weighed, weights, clipped = weigh(run, learner, groups, scored, ratios, step)
         with clock("update"):
             kl = kl_weights(config, scored, weights, step)
             stats = update(learner, weighed, weights, kl, prompts=config.prompts_per_step)

@@ -28,6 +28,7 @@ from bontune.config import FitConfig, TrainConfig, spec_of
 from bontune.evaluate import write_json
 from bontune.models.loading import gguf_of, load_trainable, policy_path
 from bontune.models.prompting import in_words
+from bontune.objectives.base import Moment, at
 from bontune.objectives.registry import build_objective, served_strategy
 from bontune.records import Scored
 from bontune.report import OUTCOME, write_report
@@ -432,15 +433,19 @@ def check_objective(objective: Any, config: TrainConfig) -> None:
     rewards[0, 0] = 1
     group = Scored(rewards, answers=torch.arange(config.group_size).unsqueeze(0) % 2)
     off_policy = config.updates_per_rollout > 1 and config.off_policy == "exact"
+    weights: Any = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if hasattr(objective, "with_experts"):
                 objective.with_experts(group, torch.ones(1).double(), torch.zeros(1).double())
                 return
-            weights = objective(group)
-            if off_policy:
-                objective(group, torch.zeros_like(rewards))
+            kept = (lambda: torch.zeros_like(rewards)) if config.kl.start > 0 else None
+            for step in sorted({0, config.steps - 1}):  # a budget that moves is largest at one of them
+                now = at(objective, Moment(step=step, steps=config.steps, reference_log_probs=kept))
+                weights = now(group)
+                if off_policy:
+                    now(group, torch.zeros_like(rewards))
     except Exception as fault:  # an objective of the user's may raise anything
         hint = ""
         if off_policy and "log_ratios" in str(fault):
