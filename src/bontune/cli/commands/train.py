@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 
 from bontune.cli import arguments
+from bontune.cli.commands.compressing import check_compression, compress
 from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, say_divided, write_config
 from bontune.cli.commands.prompting import as_options, settle, warn_cut
 from bontune.cli.commands.terminal import console, say
@@ -70,6 +71,7 @@ def run(command: arguments.Train) -> None:
     device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
     given, (model, command) = command, _settled(command, task, model, tokenizer)
+    compress(command, task, model, tokenizer)
     if wants_shards(command.config) and isinstance(score, SelfCertainty):
         raise ValueError(f"--scorer {command.source.scorer} asks the whole model, which --shard divides")
     score = bound(score, model)
@@ -156,6 +158,7 @@ def _check_command(command: arguments.Train) -> None:
         raise ValueError(f"{output} holds a training run already; choose another --output")
     if is_endpoint(command.model):
         raise ValueError("--model: a model behind a server cannot be trained, only sampled and measured")
+    check_compression(command)
     check_folder(output, command)
 
 

@@ -1,0 +1,2 @@
+def write(cells, part, docs):
+    pass
