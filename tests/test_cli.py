@@ -181,6 +181,7 @@ SURFACE: dict[str, dict[str, Any]] = {
         "--eval-prompts": 64,
         "--eval-group-size": None,
         "--keep": "last",
+        "--hardest-share": None,
         "--engine": "hf",
         "--checkpoint-every": 10,
         "--keep-checkpoints": 2,

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import torch
 
-from studies.cheaper import pruned, quantised, sampler
+from studies.cheaper import hard, pruned, quantised, sampler
 from studies.cheaper.bench import Cells
 from studies.cheaper.page import write
 
-PARTS = {"owq": quantised.run, "sparse": pruned.run, "sampler": sampler.run}
+PARTS = {"owq": quantised.run, "sparse": pruned.run, "sampler": sampler.run, "hard": hard.run}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,7 +22,7 @@ from studies.cheaper.bench import SAMPLING, Cells, calibration, measured
 
 TASKS = ("countdown", "programs")
 RATES = (1e-3, 4e-3)
-TRAINING = {"steps": 16, "prompts_per_step": 32, "group_size": 32}
+TRAINING: dict[str, Any] = {"steps": 16, "prompts_per_step": 32, "group_size": 32}
 
 
 def nearest(task: str, bits: int) -> Any:

@@ -44,6 +44,7 @@ from bontune.tasks import Task
 from bontune.train.card import model_card
 from bontune.train.checkpoint import differences
 from bontune.train.diagnosis import remarks
+from bontune.train.hard import Hardest
 from bontune.train.held_out import FILE as EVALUATIONS
 from bontune.train.held_out import read_rows, saved_by
 from bontune.train.loop import train
@@ -72,6 +73,7 @@ def run(command: arguments.Train) -> None:
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
     given, (model, command) = command, _settled(command, task, model, tokenizer)
     compress(command, task, model, tokenizer)
+    learned_from = _learned_from(command, task, model, tokenizer)
     if wants_shards(command.config) and isinstance(score, SelfCertainty):
         raise ValueError(f"--scorer {command.source.scorer} asks the whole model, which --shard divides")
     score = bound(score, model)
@@ -96,7 +98,7 @@ def run(command: arguments.Train) -> None:
         train(
             Run(
                 config=command.config,
-                task=task,
+                task=learned_from,
                 objective=objective,
                 model=model,
                 tokenizer=tokenizer,
@@ -144,6 +146,13 @@ def _settled(command: arguments.Train, task: Task, model: Any, tokenizer: Any) -
     )
     config = replace(command.config, sampling=sampling)
     return model, replace(command, config=config, prompting=prompting)
+
+
+def _learned_from(command: arguments.Train, task: Task, model: Any, tokenizer: Any) -> Task:
+    """The task, or the hardest of its training prompts."""
+    if command.hardest_share is None:
+        return task
+    return Hardest.of(task, model, tokenizer, command.config, command.prompting, command.hardest_share)
 
 
 def _check_command(command: arguments.Train) -> None:

@@ -36,7 +36,8 @@ class Grid:
         if bits not in BITS:
             raise ValueError(f"bits must be a whole number from {BITS[0]} to {BITS[-1]}, got {bits}")
         if weight.shape[1] == 0:
-            return cls(*torch.ones(2, len(weight), 1, device=weight.device), bits)
+            one = torch.ones(len(weight), 1, device=weight.device)
+            return cls(one, one, bits)
         low, high = weight.float().aminmax(dim=1, keepdim=True)
         low, high = low.clamp(max=0), high.clamp(min=0)
         best, least = cls._over(low, high, bits), torch.full_like(low, torch.inf)

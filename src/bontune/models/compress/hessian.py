@@ -36,7 +36,11 @@ def linears(model: Any) -> dict[str, nn.Linear]:
 
 def blocks(model: Any) -> list[tuple[str, nn.Module]]:
     """The transformer blocks in their order. Raises ValueError where there are none."""
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, GradientCheckpointingLayer)]
+    found: list[tuple[str, nn.Module]] = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, GradientCheckpointingLayer)
+    ]
     if not found:
         raise ValueError(
             f"models of type {model.config.model_type!r} have no transformer blocks that transformers names"
@@ -65,7 +69,7 @@ def each_linear(model: Any, texts: Sequence[Sequence[int]], change: Change) -> N
         )
     with torch.no_grad():
         passed = _inputs_of_blocks(model, [torch.tensor(batch, device=device) for batch in _batches(texts)])
-        states = [calls[0][0] for calls in passed]
+        states: Sequence[Tensor | None] = [calls[0][0] for calls in passed]
         for i, (block_name, block) in enumerate(blocks(model)):
             own = {name: layer for name, layer in layers.items() if name.startswith(f"{block_name}.")}
             calls = [found[i] for found in passed]
@@ -83,7 +87,7 @@ def _batches(texts: Sequence[Sequence[int]]) -> list[list[list[int]]]:
     return [some[i : i + 64] for some in alike.values() for i in range(0, len(some), 64)]
 
 
-def _through(block: nn.Module, states: Sequence[Tensor], calls: Sequence[Call]) -> list[Tensor]:
+def _through(block: nn.Module, states: Sequence[Tensor | None], calls: Sequence[Call]) -> list[Tensor]:
     """What the block makes of the states, called otherwise as it was in the model."""
     found = []
     for state, (_, rest, named) in zip(states, calls, strict=True):
