@@ -35,7 +35,6 @@ from bontune.models.compress.sparse import MOVING, check, hold, prune, sparse_gp
 from bontune.models.compress.squarehead import recovery_loss, squarehead
 from bontune.models.loading import load_policy, save_policy
 from bontune.train.checkpoint import load_newest, load_trained, trained_state
-from bontune.train.learner import make_learner
 from bontune.train.loop import train
 
 TEXTS = [torch.randint(3, 15, (9,), generator=torch.Generator().manual_seed(i)).tolist() for i in range(12)]
@@ -392,10 +391,3 @@ def test_the_command_refuses_what_would_not_last(tmp_path: Path, capsys: pytest.
     assert "--sparsity with --optimizer Muon, which moves weights" in capsys.readouterr().err
     assert called(*base, "--adapter", "owq", "--bits", 3, "--shard") == 2
     assert "--adapter owq holds whole weights, which --shard divides" in capsys.readouterr().err
-
-
-def test_a_learner_has_a_reference_of_its_own(tmp_path: Path) -> None:
-    model = owq_model(tmp_path / "base")
-    learner = make_learner(run_of(model, kl=KLSchedule(start=1.0, end=0.5)))
-    assert torch.equal(logits_of(learner.reference), logits_of(model))
-    assert not any(p.requires_grad for p in learner.reference.parameters())

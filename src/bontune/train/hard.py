@@ -30,7 +30,7 @@ class Hardest:
         cls, task: Task, model: Any, tokenizer: Any, config: TrainConfig, prompting: Prompting, share: float
     ) -> Hardest:
         """As many training prompts as `config` takes, chosen among 1 / share times as many: those whose first reference
-        has the highest perplexity (arXiv:2402.11176, section 3.1), in the order in which the task gives them.
+        has the highest perplexity (arXiv:2402.11176), in the order in which the task gives them.
 
         Raises ValueError where share is not above 0 and at most 1, and where a prompt has no reference.
         """

@@ -22,7 +22,7 @@ _FILE = "owq.safetensors"
 
 
 def sensitivity(weight: Tensor, hessian: Tensor, grid: Grid) -> Tensor:
-    """[in]: H_jj ||dW_j||^2, what rounding column j of a weight [out, in] to the grid costs (eq. 4)."""
+    """[in]: H_jj ||dW_j||^2, what rounding column j of a weight [out, in] costs (arXiv:2306.02272, section 3)."""
     moved = grid.nearest(weight).double() - weight.double()
     return hessian.diagonal().double() * moved.square().sum(0)
 

@@ -70,7 +70,7 @@ def sparse_gpt(
     """(the weight [out, in] with zeros, float32; the mask, True where a weight stays).
 
     In each block of columns the weights are pruned whose loss costs least, w^2 / [H^-1]_jj as it is when their turn comes
-    (arXiv:2301.00774, eq. 5 and alg. 1); by a pattern, in each row of each group of neighbours.
+    (arXiv:2301.00774, alg. 1); by a pattern, in each row of each group of neighbours.
     """
     root = inverse_root(hessian).diagonal()
     mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)

@@ -12,7 +12,7 @@ LOSSES = ("cross-entropy", "kl", "squarehead")
 
 
 def squarehead(student: Sequence[Tensor], teacher: Sequence[Tensor], within: Tensor) -> Tensor:
-    """Sum over layers of MSE(student, teacher) / mean(teacher^2) (arXiv:2310.06927, eq. 1 and 2), a number.
+    """Sum over layers of MSE(student, teacher) / mean(teacher^2) (arXiv:2310.06927), a number.
 
     student, teacher: the states behind each layer, [B, T, D].  within: bool [B, T], where there is a token.
     Raises ValueError where they do not have as many layers.
