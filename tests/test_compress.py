@@ -67,8 +67,12 @@ def logits_of(model: Any) -> Tensor:
 # The solves.
 
 
+@pytest.mark.parametrize("together", [2, 128])
 @pytest.mark.parametrize("columns", [0, 2, 5])
-def test_the_columns_behind_make_up_for_the_error_as_least_squares_would(columns: int) -> None:
+def test_the_columns_behind_make_up_for_the_error_as_least_squares_would(
+    columns: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bontune.models.compress.gptq.TOGETHER", together)
     weight, hessian, new = drawn(3, 6), hessian_of(6), drawn(3, 6, seed=7)
     found = solve(weight, hessian, lambda j, now: new[:, j], columns)
     full, done = damped(hessian), slice(0, columns)

@@ -24,7 +24,7 @@ PAGES = {
     "hard": "hard-prompts.md",
 }
 PARTS = {
-    "owq": ("owq", "adapters"),
+    "owq": ("owq", "adapters", "pretrained"),
     "sparse": ("sparse",),
     "sampler": ("sampler", "products"),
     "hard": ("hard",),
@@ -53,12 +53,41 @@ def _owq(found: Mapping[str, Sequence[Cell]]) -> list[str]:
     for task in dict.fromkeys(cell["task"] for cell in found["owq"]):
         own = [cell for cell in found["owq"] if cell["task"] == task]
         parts.append(f"### {task}\n\n" + _against(own, "dense", lambda cell: f"{cell['loss']:.3f}", "loss"))
+        parts.append(_paired(own, CLAIMS))
     if found["adapters"]:
-        extra = _against(
-            found["adapters"], "", lambda cell: f"{cell['trained']:,}", "trained", budgets=(1, 8, 32)
-        )
-        parts.append(f"### weak columns and LoRA, trained for pass@8 (countdown)\n\n{extra}")
-    return parts
+        extra = _against(found["adapters"], "", lambda cell: f"{cell['trained']:,}", "trained", (1, 8, 32))
+        rates = [cell["name"].split()[1] for cell in found["adapters"] if cell["name"].startswith("LoRA")]
+        pairs = [(f"weak columns {rate}", f"LoRA {rate}") for rate in rates]
+        paired = _paired(found["adapters"], pairs, budgets=(1, 8, 32))
+        parts.append(f"### weak columns and LoRA, trained for pass@8 (countdown)\n\n{extra}\n\n{paired}")
+    return [*parts, *_pretrained(found["pretrained"])]
+
+
+CLAIMS = (("OWQ 3.1", "GPTQ 4"), ("OWQ 3.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 2"))
+
+
+def _paired(cells: Sequence[Cell], pairs: Sequence[tuple[str, str]], budgets: Sequence[int] = BUDGETS) -> str:
+    """Differences of two policies in points, paired by prompt."""
+    own, rows = {cell["name"]: cell["right"] for cell in cells}, []
+    for one, other in pairs:
+        if one in own and other in own:
+            gaps = [pass_at(own[one], n) - pass_at(own[other], n) for n in budgets]
+            rows.append([f"{one} less {other}", *(_text(interval(gap), "+") for gap in gaps)])
+    return table(["paired", *(f"pass@{n}" for n in budgets)], rows)
+
+
+def _pretrained(cells: Sequence[Cell]) -> list[str]:
+    """The loss of each arm on the pretrained model, and what it adds to the dense one's, in nats a token."""
+    if not cells:
+        return []
+    rows, dense = [], torch.tensor(cells[0]["losses"], dtype=torch.float64)
+    for cell in cells:
+        values = torch.tensor(cell["losses"], dtype=torch.float64)
+        item = {key: value / 100 for key, value in interval(values - dense).items()}
+        gap = "" if cell is cells[0] else "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**item)
+        rows.append([cell["name"], f"{float(values.mean()):.3f}", gap.replace("-", "\u2212")])
+    told = table(["weights", "loss", "more than dense"], rows)
+    return [f"### a pretrained model: {len(cells[0]['losses'])} questions of GSM8K\n\n{told}"]
 
 
 def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from bontune.models.compress.hessian import inverse_root
 
 BITS = range(2, 9)  # that a grid may have
+TOGETHER = 128  # columns
 _SHRINK = 20  # ranges that are tried for each row, from the whole one downwards
 _LEAST = 0.5  # of the whole range
 
@@ -78,14 +79,20 @@ def solve(weight: Tensor, hessian: Tensor, column: Column, columns: int | None =
     """The weight [out, in], float64, whose first columns are replaced one by one; each time the columns behind move so
     that the error of each row, (w - v)^T H (w - v), is the least that it can then be (arXiv:2210.17323, eq. 2 and 3).
 
+    `TOGETHER` of them at once; those behind hear of it when they are done, which is faster and the same.
     columns: how many are replaced; those behind them only make up for the others. All by default.
     """
     root, found = inverse_root(hessian), weight.double().clone()
-    for j in range(found.shape[1] if columns is None else columns):
-        new = column(j, found).double()
-        error = (found[:, j] - new) / root[j, j]
-        found[:, j + 1 :] -= error.unsqueeze(1) * root[j, j + 1 :]
-        found[:, j] = new
+    end = found.shape[1] if columns is None else columns
+    for first in range(0, end, TOGETHER):
+        stop = min(first + TOGETHER, end)
+        errors = torch.empty_like(found[:, first:stop])
+        for j in range(first, stop):
+            new = column(j, found).double()
+            error = errors[:, j - first] = (found[:, j] - new) / root[j, j]
+            found[:, j + 1 : stop] -= error.unsqueeze(1) * root[j, j + 1 : stop]
+            found[:, j] = new
+        found[:, stop:] -= errors @ root[first:stop, stop:]
     return found
 
 

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bontune.models.compress.gptq import solve
+from bontune.models.compress.gptq import TOGETHER, solve
 from bontune.models.compress.hessian import each_linear, inverse_root, linears
 
 PATTERNS = {"2:4": (2, 4)}  # of each 4 neighbours along a row, 2 are zero
-_BLOCK = 128  # columns whose weights are compared with each other
 MOVING = ("Muon", "Rprop", "LBFGS", "SparseAdam")
 """Optimizers of torch.optim that move a weight of gradient 0, or cannot be used; the others keep a zero a zero."""
 
@@ -74,7 +73,7 @@ def sparse_gpt(
     """
     root = inverse_root(hessian).diagonal()
     mask = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
-    width = _BLOCK if pattern is None else PATTERNS[pattern][1]
+    width = TOGETHER if pattern is None else PATTERNS[pattern][1]
 
     def column(j: int, now: Tensor) -> Tensor:
         if j % width == 0:
