@@ -158,6 +158,7 @@ def load_trainable(
 ) -> tuple[Any, Any]:
     """(model, tokenizer) as `load_policy`, with the adapters, precision and checkpointing that `config` asks for.
 
+    Few bits and zeros are not made here, as they need text to be measured on: `add_owq`, `prune` of `models.compress`.
     seed: of new adapters.  device: this process's own where None.
     Raises ValueError where a library that `config` needs is not installed.
     """

@@ -10,7 +10,7 @@ from bontune.cli.commands.terminal import say
 from bontune.models.compress.owq import add_owq, mean_bits
 from bontune.models.compress.sparse import MOVING, hold, prune
 from bontune.models.loading import policy_path
-from bontune.models.prompting import encode, shown
+from bontune.models.prompting import context_of, encode, shown
 from bontune.tasks import Task
 from bontune.train.prompts import training_prompts
 from bontune.train.shard import wants_shards
@@ -53,9 +53,9 @@ def calibration(command: arguments.Train, task: Task, model: Any, tokenizer: Any
     prompts = shown(training_prompts(task, config), tokenizer, command.prompting)
     prompts = prompts[: command.loading.calibration_prompts]
     encoded = encode(model, tokenizer, prompts, replace(config.sampling, max_new_tokens=1))
-    texts = []
+    texts, limit = [], context_of(model)
     for prompt, ids in zip(prompts, encoded, strict=True):
         reference = next(iter(task.references(prompt)), None)
         answer = [] if reference is None else tokenizer(reference, add_special_tokens=False)["input_ids"]
-        texts.append([*ids, *answer])
+        texts.append([*ids, *answer][:limit])
     return texts
