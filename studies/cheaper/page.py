@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from bontune.models.compress.squarehead import LOSSES
 from studies.cheaper.bench import BUDGETS, RESPONSES, Cells, interval, pass_at
+from studies.cheaper.pruned import DENSE, TEACHER
 from studies.cheaper.sampler import BUDGETS as NOISE_BUDGETS
 from studies.paper.markdown import table, with_section
 
@@ -91,11 +93,18 @@ def _pretrained(cells: Sequence[Cell]) -> list[str]:
 
 
 def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
-    cells = found["sparse"]
+    cells = sorted(found["sparse"], key=_place)
     return [
-        "### pass@1 and pass@32\n\n" + _against(cells, "dense", lambda cell: f"{cell['loss']:.3f}", "loss"),
+        "### pass@1 and pass@32\n\n" + _against(cells, DENSE, lambda cell: f"{cell['loss']:.3f}", "loss"),
         "### the speed-up that is needed\n\n" + _breakeven_table(cells),
     ]
+
+
+def _place(cell: Cell) -> tuple[str, int]:
+    """Dense policies first, then by sparsity and in the order of the losses."""
+    label, _, kind = cell["name"].rpartition(" ")
+    order = ("pruned", *LOSSES)
+    return ("", 0) if cell["name"] in (TEACHER, DENSE) else (label, order.index(kind))
 
 
 def _sampler(found: Mapping[str, Sequence[Cell]]) -> list[str]:
@@ -180,25 +189,32 @@ def breakeven(dense: np.ndarray, other: np.ndarray, budget: int) -> float | None
 SHOWN = (1, 2, 4, 8, 16, 32)
 
 
+def _dense(cells: Sequence[Cell]) -> np.ndarray:
+    """The curve of the dense policy that had as many steps."""
+    return curve(next(cell for cell in cells if cell["name"] == DENSE))
+
+
 def _breakeven_table(cells: Sequence[Cell]) -> str:
-    dense, rows = curve(cells[0]), []
-    for cell in cells[1:]:
+    dense, rows = _dense(cells), []
+    for cell in cells:
+        if cell["name"] in (TEACHER, DENSE):
+            continue
         needed = [breakeven(dense, curve(cell), n) for n in SHOWN]
         rows.append([cell["name"], *("more than drawn" if s is None else f"{s:.2f}" for s in needed)])
     return table(["policy", *(f"N = {n}" for n in SHOWN)], rows)
 
 
 def breakeven_figure(cells: Sequence[Cell], path: Path) -> None:
-    """The speed-up at which s N responses of a recovered sparse policy reach pass@N of the dense one, against N."""
-    dense, figure = curve(cells[0]), Figure(figsize=(6, 3.6), layout="constrained")
+    """The speed-up s at which s N responses of a sparse policy, trained by cross-entropy, reach pass@N of the dense one."""
+    dense, figure = _dense(cells), Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for cell in cells[1:]:
-        if "squarehead" not in cell["name"]:
+    for cell in sorted(cells, key=_place):
+        if not cell["name"].endswith(LOSSES[0]):
             continue
         found = {n: breakeven(dense, curve(cell), n) for n in range(1, RESPONSES + 1)}
         line = [(n, s) for n, s in found.items() if s is not None]
         if line:
-            axes.plot(*zip(*line, strict=True), label=cell["name"].removesuffix(" squarehead"))
+            axes.plot(*zip(*line, strict=True), label=cell["name"].removesuffix(f" {LOSSES[0]}"))
     axes.axhline(1, color="black", linewidth=0.8)
     axes.set(xscale="log", xlabel="N", ylabel="speed-up needed", xticks=SHOWN, xticklabels=map(str, SHOWN))
     axes.legend(title="zeros", frameon=False)

@@ -15,15 +15,17 @@ from bontune.models.loading import load_policy
 from studies.cheaper.bench import Cells, calibration, measured, padded, texts
 
 TASK = "countdown"
+TEACHER, DENSE = "dense", "dense, as many steps"
 STEPS, BATCH, RATE = 120, 64, 1e-3
 SPARSITIES: tuple[tuple[float, str | None], ...] = (
-    (0.6, None), (0.75, None), (0.8, None), (0.5, None), (0.7, None), (0.5, "2:4"),
+    (0.6, None), (0.75, None), (0.8, None), (0.5, None), (0.7, None), (0.5, "2:4"), (0.9, None),
 )  # fmt: skip
 
 
 def run(cells: Cells) -> None:
-    """The dense teacher; then, for each sparsity, what pruning leaves and what each loss makes of it."""
-    cells.fill("sparse", TASK, "dense", lambda: measured(teacher(), TASK))
+    """The dense teacher, after more steps too; then, for each sparsity, what pruning leaves, and each loss makes of it."""
+    cells.fill("sparse", TASK, TEACHER, lambda: measured(teacher(), TASK))
+    cells.fill("sparse", TASK, DENSE, lambda: measured(_dense(), TASK))
     for sparsity, pattern in SPARSITIES:
         label = pattern or f"{100 * sparsity:.0f} %"
         cells.fill(
@@ -39,6 +41,11 @@ def teacher() -> Any:
     """The base after supervised steps on references, dense: what is pruned, and what is learned from."""
     model, _ = load_policy(f"{TASK}-base")
     return learn(model, model, LOSSES[0], seed=1)
+
+
+def _dense() -> Any:
+    """The teacher after as many steps more as the sparse ones get: what they are to be compared with."""
+    return learn(copy.deepcopy(teacher()), teacher(), LOSSES[0], seed=2)
 
 
 def _pruned(sparsity: float, pattern: str | None) -> Any:
