@@ -276,16 +276,18 @@ def test_the_demo_on_a_real_model_says_what_its_results_say() -> None:
     page = (DOCS / "demo-real.md").read_text()
     results = json.loads((DOCS / "demo-real" / "results.json").read_text())
     budgets = ("1", "8", "16", "32", "64")
-    for name in ("base", "rl"):
+    for name in ("base", "rl", "bon"):
         cells = [f"{100 * results['policies'][name]['pass_at'][n]:.1f}" for n in budgets]
         assert f"| {name} | {' | '.join(cells)} |" in page
-    gaps = [results["differences"]["rl"][n] for n in budgets]
-    shown = [
-        " [".join(f"{100 * gap[key]:+.1f}" for key in ("value", "low")) + f", {100 * gap['high']:+.1f}]"
-        for gap in gaps
-    ]
-    for told in shown:
-        assert told.replace("-", "\u2212") in page
+    gaps = [results["differences"][name][n] for name in ("rl", "bon") for n in budgets]
+    available = results["policies"]["base"]["available"]
+    keys = ("value", "low", "high")
+    gaps += [dict(zip(keys, available[key], strict=True)) for key in ("over_matching", "over_likeliest")]
+    for gap in gaps:
+        value, low, high = (f"{100 * gap[key]:+.1f}".replace("-", "\u2212") for key in keys)
+        assert f"{value} [{low}, {high}]" in page
+    for n in ("1", "32"):
+        assert f"{100 * results['guessing'][n]:.1f} %" in page
 
 
 def test_the_readme_is_short() -> None:

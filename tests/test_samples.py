@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bontune.evaluate import Sample, SampleGroup, append_samples, pair, parse_line, read_samples
+from bontune.evaluate.samples import drop_undecided
 from bontune.records import Graded, Group, Prompt, Sampling, Verdict
 
 RIGHT = '{"prompt_id": "a", "response": "x", "reward": 1}'
@@ -349,3 +350,27 @@ def test_humaneval_converter(tmp_path: Path) -> None:
     assert read_samples(tmp_path / "out.jsonl").groups == (
         SampleGroup(prompt_id="HumanEval/0", responses=("a", "b"), rewards=(1.0, None), temperature=0.8),
     )
+
+
+def test_leaving_out_the_undecided_loses_nothing_when_it_is_killed(tmp_path, monkeypatch) -> None:
+    path = tmp_path / "samples.jsonl"
+    rows = [("a", 1), ("a", 0), ("b", None), ("b", 1), ("c", 0)]
+    path.write_text(
+        "".join(
+            json.dumps({"prompt_id": prompt, "response": str(i), "reward": reward}) + "\n"
+            for i, (prompt, reward) in enumerate(rows)
+        )
+    )
+    before = path.read_bytes()
+
+    def killed(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            drop_undecided(path)
+    assert path.read_bytes() == before
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+    drop_undecided(path)
+    assert [group.prompt_id for group in read_samples(path).groups] == ["a", "c"]

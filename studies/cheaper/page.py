@@ -205,7 +205,7 @@ def _breakeven_table(cells: Sequence[Cell]) -> str:
 
 
 def breakeven_figure(cells: Sequence[Cell], path: Path) -> None:
-    """The speed-up s at which s N responses of a sparse policy, trained by cross-entropy, reach pass@N of the dense one."""
+    """The speed-up at which sparse policies, trained by cross-entropy, reach the dense one: by s N responses, pass@N."""
     dense, figure = _dense(cells), Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
     for cell in sorted(cells, key=_place):

@@ -23,7 +23,7 @@ SPARSITIES: tuple[tuple[float, str | None], ...] = (
 
 
 def run(cells: Cells) -> None:
-    """The dense teacher, after more steps too; then, for each sparsity, what pruning leaves, and each loss makes of it."""
+    """The dense teacher, and after more steps; for each sparsity, what pruning leaves, and what each loss makes of it."""
     cells.fill("sparse", TASK, TEACHER, lambda: measured(teacher(), TASK))
     cells.fill("sparse", TASK, DENSE, lambda: measured(_dense(), TASK))
     for sparsity, pattern in SPARSITIES:

@@ -242,6 +242,7 @@ def demo_real(
         output,
         seed=seed,
         votes=False,
+        answers={prompt.id: prompt.answer for prompt in fresh if prompt.answer is not None},
         started=time.process_time() - sum(costs.values()),
         budget=BUDGET,
         about=[*_about(trial, about_model, len(task.prompts("train"))), _costs_in_words(costs)],

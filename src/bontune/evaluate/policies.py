@@ -26,6 +26,7 @@ from bontune.evaluate import (
     write_json,
 )
 from bontune.evaluate.available import USUAL_BUDGET, available
+from bontune.evaluate.guessing import FOLDS, guessing, guessing_notes
 from bontune.evaluate.spending import CountTokens, intervals, spending, token_costs
 from bontune.records import Scored
 from bontune.strategies import BestOfN, MajorityVote, MaxAtK, Sequential, Strategy, cost_curve, curve
@@ -41,6 +42,7 @@ def evaluate(
     strategy: Strategy | None = None,
     votes: bool = True,
     count_tokens: CountTokens | None = None,
+    answers: Mapping[str, str] | None = None,
     started: float | None = None,
     on_stage: Callable[[str], None] = lambda title: None,
     **more: Any,
@@ -51,6 +53,7 @@ def evaluate(
     stops by itself at smaller ones, too, with the responses it draws.
     votes: measure majority votes where answers are given, which takes longer than all else.
     count_tokens: tokens of a response; without it they are those of the records, and left out where these do not tell.
+    answers: {prompt id: right answer}; with it results tell what a list of guesses reaches, the same for every prompt.
     started: `time.process_time()` at the beginning of the work that `cpu_seconds` should count.
     on_stage: told what is about to be measured.  more: see `run_results`.
     Returns what `results.json` holds. Raises ValueError where a policy has no decided response, where policies share
@@ -99,11 +102,22 @@ def evaluate(
     )
     if strategy is not None:
         results["strategy"] = spec_of(strategy)
+    if found := _guessed(samples[reference], answers or {}, seed):
+        results["guessing"] = found
+        results["notes"] += guessing_notes(found, [item["pass_at"] for item in policies.values()])
     if not graded and len(samples) > 1 and min(item.sizes[0] for item in samples.values()) > 1:
         results["meta"] = meta_strategy(samples, reference, seed=seed)
     results["cpu_seconds"] = round(time.process_time() - started, 1)
     write_json(output / "results.json", results)
     return results
+
+
+def _guessed(item: SampleSet, answers: Mapping[str, str], seed: int) -> dict[str, float]:
+    """`guessing` of the prompts, empty where not all of their answers are known."""
+    right = [answers[prompt] for prompt in item.prompt_ids if prompt in answers]
+    if len(right) < max(FOLDS, len(item.prompt_ids)):
+        return {}
+    return {str(n): value for n, value in guessing(right, doubling_budgets(item.sizes[1]), seed=seed).items()}
 
 
 def _entry(item: SampleSet, scored: Scored, curves: Mapping[str, Curve], seed: int) -> dict[str, Any]:

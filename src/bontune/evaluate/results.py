@@ -28,8 +28,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -49,6 +47,7 @@ from bontune.evaluate.curves import (
     level_curves,
     measure,
 )
+from bontune.evaluate.samples import write_whole
 from bontune.evaluate.verifier import interval_of
 from bontune.records import Scored
 
@@ -224,20 +223,7 @@ def example(
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON; the file is there as a whole or not at all. Raises ValueError for NaN and infinity."""
-    path = Path(path)
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(Path(path), (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
 def _columns(key: str, curve: Curve) -> dict[str, dict[str, float]]:

@@ -23,6 +23,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -363,9 +365,25 @@ def faults_of(
 
 
 def drop_undecided(path: Path) -> None:
-    """Leave out of a samples file the groups that have undecided responses."""
+    """Leave out of a samples file the groups that have undecided responses; killed at any moment, none of the others."""
     groups = [group for group in read_samples(path, skip_torn_tail=True).groups if not group.undecided]
-    path.write_bytes(b"".join(map(_encode, groups)))
+    write_whole(path, b"".join(map(_encode, groups)))
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that it is there as a whole, or as it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
 
 
 def pair(first: SampleSet, second: SampleSet) -> tuple[SampleSet, SampleSet]:

@@ -66,6 +66,7 @@ def run(command: arguments.Evaluate) -> None:
             strategy=strategy,
             votes=command.votes,
             count_tokens=None if command.tokenizer is None else token_counter(command.tokenizer),
+            answers={p.id: p.answer for draw in drawn.values() for p in draw.prompts if p.answer is not None},
             started=started,
             on_stage=stages(bars),
             about=_about(command, files, models),

@@ -105,6 +105,8 @@ def show(results: dict[str, Any], output: Path, kind: str = "pass_at") -> None:
     for name, item in policies.items():
         for told in _spending(item, budgets[-1]):
             out.print(f"{name}: {told}", soft_wrap=True, markup=False)
+    for note in results.get("notes", ()):
+        out.print(note, soft_wrap=True, markup=False)
     say_last(out, results, policies, output)
 
 
