@@ -9,16 +9,23 @@ import torch
 from models import tiny_model, word_tokenizer
 from test_update import Finite, run_of
 
-from bontune.config import Prompting
+from bontune.config import Prompting, TrainConfig
 from bontune.objectives import SFT
-from bontune.records import Prompt
+from bontune.records import Prompt, Verdict
 from bontune.train.hard import Hardest, surprise
 from bontune.train.loop import train
 
 TOKENIZER = word_tokenizer()
 
 
-class Known(Finite):
+class Unknown(Finite):
+    """Prompts without a reference."""
+
+    def verify(self, prompt: Prompt, response: str) -> Verdict:
+        return Verdict(reward=0.0)
+
+
+class Known(Unknown):
     """Prompts with a reference of one to three words."""
 
     def references(self, prompt: Prompt) -> list[str]:
@@ -26,7 +33,7 @@ class Known(Finite):
         return [" ".join((words * 3)[: 1 + len(words) % 3])]
 
 
-def settings() -> tuple:
+def settings() -> tuple[TrainConfig, Prompting]:
     run = run_of(tiny_model(), steps=1, prompts_per_step=2)
     return run.config, Prompting()
 
@@ -72,10 +79,12 @@ def test_training_takes_the_chosen_ones_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0, 1.5])
 def test_a_share_out_of_range_is_refused(share: float) -> None:
+    config, prompting = settings()
     with pytest.raises(ValueError, match=f"hardest_share must be above 0 and at most 1, got {share}"):
-        Hardest.of(Known(), tiny_model(), TOKENIZER, *settings(), share)
+        Hardest.of(Known(), tiny_model(), TOKENIZER, config, prompting, share)
 
 
 def test_a_task_without_references_is_refused() -> None:
+    config, prompting = settings()
     with pytest.raises(ValueError, match="hardest_share needs references, and task 'finite' has none"):
-        Hardest.of(Finite(), tiny_model(), TOKENIZER, *settings(), 0.5)
+        Hardest.of(Unknown(), tiny_model(), TOKENIZER, config, prompting, 0.5)

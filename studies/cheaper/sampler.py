@@ -21,7 +21,7 @@ from studies.cheaper.bench import SAMPLING, Cells
 from studies.cheaper.quantised import by_gptq, nearest
 
 TASKS = ("countdown", "programs")
-PROMPTS, RESPONSES = 150, 32
+PROMPTS, RESPONSES = 100, 64
 BUDGETS = (8, 32)
 COPIES: dict[str, Callable[[str], Any]] = {
     "itself": lambda task: load_policy(f"{task}-base")[0],
@@ -53,7 +53,7 @@ def _apart(sampler: Any, task_name: str) -> dict[str, Any]:
     scored = Scored(torch.tensor(rewards, dtype=torch.float64))
     found = {"deviation": round(float(ratios.std()), 4), "largest": round(float(ratios.abs().max()), 3)}
     for budget in BUDGETS:
-        objective = StrategyObjective(PassAtK(budget), baseline="marginal" if budget < RESPONSES else "none")
+        objective = StrategyObjective(PassAtK(budget), baseline="marginal")
         squares = [float(w.square().sum()) for w in (objective(scored, ratios), objective(scored))]
         found[f"noise_{budget}"] = round(squares[0] / squares[1], 3)
     return found
