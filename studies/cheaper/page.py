@@ -15,6 +15,7 @@ from bontune.models.compress.squarehead import LOSSES
 from studies.cheaper.bench import BUDGETS, RESPONSES, Cells, interval, pass_at
 from studies.cheaper.pruned import DENSE, TEACHER
 from studies.cheaper.sampler import BUDGETS as NOISE_BUDGETS
+from studies.cheaper.sampler import COPIES, SIMULATED
 from studies.paper.markdown import table, with_section
 
 Cell = Mapping[str, Any]
@@ -51,31 +52,56 @@ def write(cells: Cells, part: str, docs: Path | None) -> None:
 
 
 def _owq(found: Mapping[str, Sequence[Cell]]) -> list[str]:
-    parts = []
-    for task in dict.fromkeys(cell["task"] for cell in found["owq"]):
-        own = [cell for cell in found["owq"] if cell["task"] == task]
-        parts.append(f"### {task}\n\n" + _against(own, "dense", lambda cell: f"{cell['loss']:.3f}", "loss"))
-        parts.append(_paired(own, CLAIMS))
-    if found["adapters"]:
-        extra = _against(found["adapters"], "", lambda cell: f"{cell['trained']:,}", "trained", (1, 8, 32))
-        rates = [cell["name"].split()[1] for cell in found["adapters"] if cell["name"].startswith("LoRA")]
-        pairs = [(f"weak columns {rate}", f"LoRA {rate}") for rate in rates]
-        paired = _paired(found["adapters"], pairs, budgets=(1, 8, 32))
-        parts.append(f"### weak columns and LoRA, trained for pass@8 (countdown)\n\n{extra}\n\n{paired}")
-    return [*parts, *_pretrained(found["pretrained"])]
+    by_task: dict[str, dict[str, Cell]] = {}
+    for cell in found["owq"]:
+        by_task.setdefault(cell["task"], {})[cell["name"]] = cell
+    columns = [f"{task}, {what}" for task in by_task for what in ("loss", *(f"pass@{n}" for n in BUDGETS))]
+    rows = [
+        [name, *(text for own in by_task.values() for text in _beside_dense(own, name))]
+        for name in next(iter(by_task.values()))
+    ]
+    told = f"Dense in percent, all others less dense in points.\n\n{table(['weights', *columns], rows)}"
+    paired = [
+        [f"{one} less {other}", *(text for own in by_task.values() for text in _gaps(own, one, other))]
+        for one, other in CLAIMS
+    ]
+    head = ["paired", *(column for column in columns if not column.endswith("loss"))]
+    adapters = _adapters({cell["name"]: cell for cell in found["adapters"]})
+    return [told, table(head, paired), *adapters, *_pretrained(found["pretrained"])]
 
 
 CLAIMS = (("OWQ 3.1", "GPTQ 4"), ("OWQ 3.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 2"))
 
 
-def _paired(cells: Sequence[Cell], pairs: Sequence[tuple[str, str]], budgets: Sequence[int] = BUDGETS) -> str:
+def _beside_dense(own: Mapping[str, Cell], name: str) -> list[str]:
+    """Loss and rates of one policy, those of others than the dense one as differences to it."""
+    dense = [_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS]
+    return [f"{own[name]['loss']:.3f}", *(dense if name == "dense" else _gaps(own, name, "dense"))]
+
+
+def _gaps(own: Mapping[str, Cell], one: str, other: str, budgets: Sequence[int] = BUDGETS) -> list[str]:
     """Differences of two policies in points, paired by prompt."""
-    own, rows = {cell["name"]: cell["right"] for cell in cells}, []
-    for one, other in pairs:
-        if one in own and other in own:
-            gaps = [pass_at(own[one], n) - pass_at(own[other], n) for n in budgets]
-            rows.append([f"{one} less {other}", *(_text(interval(gap), "+") for gap in gaps)])
-    return table(["paired", *(f"pass@{n}" for n in budgets)], rows)
+    right = [own[name]["right"] for name in (one, other)]
+    return [_text(interval(pass_at(right[0], n) - pass_at(right[1], n)), "+") for n in budgets]
+
+
+def _adapters(own: Mapping[str, Cell]) -> list[str]:
+    """Weak columns beside LoRA, a row for each learning rate."""
+    if not own:
+        return []
+    rows, budgets = [], (1, 8, 32)
+    for rate in (name.removeprefix("LoRA ") for name in own if name.startswith("LoRA")):
+        pair = f"weak columns {rate}", f"LoRA {rate}"
+        levels = [_text(interval(pass_at(own[name]["right"], 8))) for name in pair]
+        rows.append([rate, *levels, *_gaps(own, *pair, budgets)])
+    counts = [
+        next(cell["trained"] for name, cell in own.items() if kind in name) for kind in ("weak", "LoRA")
+    ]
+    head = ["learning rate", f"weak columns ({counts[0]:,}), pass@8", f"LoRA ({counts[1]:,}), pass@8"]
+    told = table([*head, *(f"weak less LoRA, pass@{n}" for n in budgets)], rows)
+    return [
+        f"Countdown in 3 bits, trained for pass@8 through as many weights, with the numbers trained:\n\n{told}"
+    ]
 
 
 def _pretrained(cells: Sequence[Cell]) -> list[str]:
@@ -89,37 +115,60 @@ def _pretrained(cells: Sequence[Cell]) -> list[str]:
         gap = "" if cell is cells[0] else "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**item)
         rows.append([cell["name"], f"{float(values.mean()):.3f}", gap.replace("-", "\u2212")])
     told = table(["weights", "loss", "more than dense"], rows)
-    return [f"### a pretrained model: {len(cells[0]['losses'])} questions of GSM8K\n\n{told}"]
+    return [
+        f"SmolLM2-135M-Instruct, de-quantised from 4 bits, on {len(cells[0]['losses'])} questions of GSM8K:\n\n{told}"
+    ]
 
 
 def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
-    cells = sorted(found["sparse"], key=_place)
-    return [
-        "### pass@1 and pass@32\n\n" + _against(cells, DENSE, lambda cell: f"{cell['loss']:.3f}", "loss"),
-        "### the speed-up that is needed\n\n" + _breakeven_table(cells),
-    ]
+    own = {cell["name"]: cell for cell in found["sparse"]}
+    labels = sorted(name.removesuffix(" pruned") for name in own if name.endswith(" pruned"))
+    levels = "; ".join(
+        f"{name}: " + " and ".join(_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS)
+        for name in (TEACHER, DENSE)
+    )
+    parts = [f"pass@1 and pass@32 in %, {levels}. All others less the latter, in points."]
+    for budget in BUDGETS:
+        kinds = ("pruned", *LOSSES)
+        rows = [
+            [
+                label,
+                *(_gaps(own, f"{label} {kind}", DENSE, [budget])[0] for kind in kinds),
+                _gaps(own, f"{label} {LOSSES[2]}", f"{label} {LOSSES[0]}", [budget])[0],
+            ]
+            for label in labels
+        ]
+        head = [
+            f"zeros; pass@{budget}",
+            "pruned",
+            "cross-entropy",
+            "+ KL",
+            "+ SquareHead",
+            "SquareHead less cross-entropy",
+        ]
+        parts.append(table(head, rows))
+    return [*parts, _breakeven_table(own, labels)]
 
 
-def _place(cell: Cell) -> tuple[str, int]:
-    """Dense policies first, then by sparsity and in the order of the losses."""
-    label, _, kind = cell["name"].rpartition(" ")
-    order = ("pruned", *LOSSES)
-    return ("", 0) if cell["name"] in (TEACHER, DENSE) else (label, order.index(kind))
+SAMPLED = 0.5  # of a step's time, assumed
 
 
 def _sampler(found: Mapping[str, Sequence[Cell]]) -> list[str]:
-    head = ("task", "responses drawn by", "standard deviation of the log-ratio", "largest")
-    head = (*head, *(f"noise of pass@{n}" for n in NOISE_BUDGETS))
-    rows = [
-        (
-            cell["task"],
-            cell["name"],
-            f"{cell['deviation']:.3f}",
-            f"{cell['largest']:.2f}",
-            *(f"{cell[f'noise_{n}']:.2f}" for n in NOISE_BUDGETS),
-        )
-        for cell in found["sampler"]
-    ]
+    head = ["task", "responses drawn by", "deviation of the log-ratio", "largest"]
+    head += [f"noise of pass@{n}" for n in NOISE_BUDGETS]
+    head += ["seconds to draw", *(f"noise x time, pass@{n}" for n in NOISE_BUDGETS)]
+    usual = {cell["task"]: cell["seconds"] for cell in found["sampler"] if cell["name"] == "itself"}
+    rows = []
+    for cell in sorted(found["sampler"], key=lambda cell: (cell["task"], [*COPIES].index(cell["name"]))):
+        noise = [cell[f"noise_{n}"] for n in NOISE_BUDGETS]
+        row = [cell["task"], cell["name"], f"{cell['deviation']:.3f}", f"{cell['largest']:.2f}"]
+        row += [f"{value:.2f}" for value in noise]
+        if cell["name"] in SIMULATED:
+            row += ["no kernel", "", ""]
+        else:
+            step = 1 - SAMPLED + SAMPLED * cell["seconds"] / usual[cell["task"]]
+            row += [f"{cell['seconds']:.1f}", *(f"{step * value:.2f}" for value in noise)]
+        rows.append(row)
     parts = ["### how far apart, and what that costs\n\n" + table(head, rows)]
     for cell in found["products"]:
         kept = {k: v for k, v in cell.items() if isinstance(v, dict)}
@@ -189,26 +238,21 @@ def breakeven(dense: np.ndarray, other: np.ndarray, budget: int) -> float | None
 SHOWN = (1, 2, 4, 8, 16, 32)
 
 
-def _dense(cells: Sequence[Cell]) -> np.ndarray:
-    """The curve of the dense policy that had as many steps."""
-    return curve(next(cell for cell in cells if cell["name"] == DENSE))
-
-
-def _breakeven_table(cells: Sequence[Cell]) -> str:
-    dense, rows = _dense(cells), []
-    for cell in cells:
-        if cell["name"] in (TEACHER, DENSE):
-            continue
-        needed = [breakeven(dense, curve(cell), n) for n in SHOWN]
-        rows.append([cell["name"], *("more than drawn" if s is None else f"{s:.2f}" for s in needed)])
-    return table(["policy", *(f"N = {n}" for n in SHOWN)], rows)
+def _breakeven_table(own: Mapping[str, Cell], labels: Sequence[str]) -> str:
+    dense, kinds, rows = curve(own[DENSE]), ("pruned", LOSSES[0], LOSSES[2]), []
+    for label in labels:
+        needed = [[breakeven(dense, curve(own[f"{label} {kind}"]), n) for kind in kinds] for n in SHOWN]
+        rows.append([label, *(" / ".join("?" if s is None else f"{s:.2f}" for s in each) for each in needed)])
+    head = ["speed-up needed: pruned / cross-entropy / + SquareHead", *(f"N = {n}" for n in SHOWN)]
+    return table(head, rows)
 
 
 def breakeven_figure(cells: Sequence[Cell], path: Path) -> None:
     """The speed-up at which sparse policies, trained by cross-entropy, reach the dense one: by s N responses, pass@N."""
-    dense, figure = _dense(cells), Figure(figsize=(6, 3.6), layout="constrained")
+    dense = curve(next(cell for cell in cells if cell["name"] == DENSE))
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for cell in sorted(cells, key=_place):
+    for cell in sorted(cells, key=lambda cell: cell["name"]):
         if not cell["name"].endswith(LOSSES[0]):
             continue
         found = {n: breakeven(dense, curve(cell), n) for n in range(1, RESPONSES + 1)}

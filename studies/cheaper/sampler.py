@@ -25,6 +25,7 @@ PROMPTS, RESPONSES = 100, 64
 BUDGETS = (8, 32)
 COPIES: dict[str, Callable[[str], Any]] = {
     "itself": lambda task: load_policy(f"{task}-base")[0],
+    "int8": lambda task: in_int8(load_policy(f"{task}-base")[0]),
     "nearest 8": lambda task: nearest(task, 8),
     "bfloat16": lambda task: load_policy(f"{task}-base")[0].bfloat16().float(),
     "GPTQ 4": lambda task: by_gptq(task, 4),
@@ -32,6 +33,14 @@ COPIES: dict[str, Callable[[str], Any]] = {
     "GPTQ 3": lambda task: by_gptq(task, 3),
     "nearest 3": lambda task: nearest(task, 3),
 }
+
+
+SIMULATED = frozenset(COPIES) - {"itself", "int8"}  # weights are rounded and products are as ever
+
+
+def in_int8(model: nn.Module) -> nn.Module:
+    """A copy whose linear layers multiply in int8, inputs rounded as they come, by PyTorch."""
+    return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
 
 
 def run(cells: Cells) -> None:
@@ -46,12 +55,15 @@ def _apart(sampler: Any, task_name: str) -> dict[str, Any]:
     """Log-ratios of whole responses drawn by the copy, and the noise of exact off-policy weights of pass@N."""
     task, (model, tokenizer) = load_task(task_name), load_policy(f"{task_name}-base")
     prompts = task.prompts("train", PROMPTS, 31)
+    started = time.process_time()
     groups = sample_groups(sampler, tokenizer, prompts, group_size=RESPONSES, sampling=SAMPLING, seed=31)
+    seconds = time.process_time() - started
     drawn = torch.stack([group.log_probs.double().sum(-1) for group in groups])
     ratios = log_probs(_learner(model), groups) - drawn
     rewards = [[float(task.verify(g.prompt, text).reward == 1) for text in g.texts] for g in groups]
     scored = Scored(torch.tensor(rewards, dtype=torch.float64))
     found = {"deviation": round(float(ratios.std()), 4), "largest": round(float(ratios.abs().max()), 3)}
+    found["seconds"] = round(seconds, 2)
     for budget in BUDGETS:
         objective = StrategyObjective(PassAtK(budget), baseline="marginal")
         squares = [float(w.square().sum()) for w in (objective(scored, ratios), objective(scored))]
@@ -84,7 +96,7 @@ def products() -> dict[str, Any]:
         key = f"{out} x {inputs}, {rows} rows"
         found[key] = {"float32_us": round(1e6 * plain, 1)}
         try:
-            low = torch.ao.quantization.quantize_dynamic(nn.Sequential(layer), {nn.Linear}, torch.qint8)
+            low = in_int8(nn.Sequential(layer))
             found[key]["int8"] = round(plain / _median(lambda low=low, x=x: low(x)), 2)
         except (RuntimeError, AttributeError) as fault:
             found[key]["int8"] = str(fault).splitlines()[0][:80]
