@@ -17,7 +17,7 @@ from bontune.models.compress.owq import add_owq
 from bontune.models.loading import load_policy
 from studies.cheaper.bench import Cells
 
-CALIBRATION, HELD_OUT = 48, 96  # questions
+CALIBRATION, HELD_OUT = 40, 48  # questions
 
 
 Texts = Sequence[Sequence[int]]
