@@ -251,6 +251,7 @@ NEIGHBOURS = (
         what="[KnowTuning](https://arxiv.org/abs/2402.11176): train on what the model knows least",
         where="`train.hard`, `--hardest-share`",
         command="python -m studies.cheaper hard",
-        outcome="On Countdown the hardest half costs 1.7 points of pass@1 and 15 of pass@32; DPO was not run. [Page](hard-prompts.md).",
+        outcome="On Countdown the hardest half costs 1.7 points of pass@1 and 15 of pass@32; DPO was "
+        "not run. [Page](hard-prompts.md).",
     ),
 )
