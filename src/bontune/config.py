@@ -294,6 +294,12 @@ class TrainConfig:
     or "clipped" (each response's own ratio, clipped as in PPO; biased)."""
     ratio_clip: float = 0.5
     """Ratios of later updates are kept within 1/(1 + ratio_clip) and 1 + ratio_clip."""
+    rollouts_ahead: bool = False
+    """Draw the responses of each step before the update of the step before it, which an engine with weights of its own
+    does meanwhile. They are then of the policy before: weighed by `off_policy`, as later updates of a rollout are."""
+    ahead_limit: float = 0.5
+    """With rollouts ahead: draw anew where the policy has moved further since than this mean |log ratio| of whole
+    responses, in nats."""
     kl: KLSchedule = field(default_factory=KLSchedule)
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
@@ -319,7 +325,7 @@ class TrainConfig:
         for name in whole:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "max_grad_norm", "ratio_clip"):
+        for name in ("learning_rate", "max_grad_norm", "ratio_clip", "ahead_limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 < self.undecided_limit <= 1:

@@ -319,6 +319,9 @@ class Train(FromFile):
     engine: Literal["hf", "vllm"] = "hf"
     """What draws responses: transformers, or vLLM in this process, into which the weights are pushed before each step.
     vLLM's log-probabilities are compared with the model's own, and training is refused where they differ."""
+    engine_sleeps: bool = False
+    """With --engine vllm: give the engine's memory up, weights and all, while the policy is updated: one GPU then holds
+    them in turn."""
     checkpoint_every: int | None = 10
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
     keep_checkpoints: int = 2

@@ -21,6 +21,11 @@ def drawn_log_probs(groups: Sequence[Group]) -> Tensor:
     return torch.stack([group.log_probs.double().sum(-1) for group in groups])
 
 
+def log_ratios(learner: Learner, groups: Sequence[Group]) -> Tensor:
+    """[P, M] float64: log pi(y)/mu(y) of each response, pi the policy as it is and mu the one that drew it."""
+    return log_probs(learner, groups) - drawn_log_probs(groups)
+
+
 def weigh(
     run: Run, learner: Learner, groups: list[Group], scored: Scored, log_ratios: Tensor | None
 ) -> tuple[list[Group], Tensor, float]:

@@ -391,13 +391,15 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 def _engine(command: arguments.Train, model: Any) -> Engine:
     """What draws. vLLM loads the model once more, in the same precision."""
     if command.engine == "hf":
+        if command.engine_sleeps:
+            raise ValueError("--engine-sleeps needs --engine vllm")
         return sample_groups
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--engine vllm draws in one process; several need --engine hf")
     if gguf_of(policy_path(command.model))[1]:
         raise ValueError("--engine vllm needs a transformers folder, not a GGUF file; --engine hf takes both")
     dtype = str(model.dtype).removeprefix("torch.")
-    return Vllm.load(policy_path(command.model), dtype=dtype).sample_groups
+    return Vllm.load(policy_path(command.model), dtype=dtype, sleeps=command.engine_sleeps).sample_groups
 
 
 def _refreshed(score: Score | None, command: arguments.Train) -> Refreshed | None:
