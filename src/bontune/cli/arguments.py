@@ -313,6 +313,10 @@ class Train(FromFile):
     config: Config = field(default_factory=training)
     loading: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
+    hardest_share: float | None = None
+    """Train on this share of the training prompts alone, those whose first reference the model finds least likely before
+    training (KnowTuning, arXiv:2402.11176), for SFT and BoN-SFT. The task is asked for more prompts, so that as many are
+    trained on."""
     engine: Literal["hf", "vllm"] = "hf"
     """What draws responses: transformers, or vLLM in this process, into which the weights are pushed before each step.
     vLLM's log-probabilities are compared with the model's own, and training is refused where they differ."""

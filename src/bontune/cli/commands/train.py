@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 
 from bontune.cli import arguments
+from bontune.cli.commands.compressing import check_compression, compress
 from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, say_divided, write_config
 from bontune.cli.commands.prompting import as_options, settle, warn_cut
 from bontune.cli.commands.terminal import console, say
@@ -44,6 +45,7 @@ from bontune.tasks import Task
 from bontune.train.card import model_card
 from bontune.train.checkpoint import differences
 from bontune.train.diagnosis import remarks
+from bontune.train.hard import Hardest
 from bontune.train.held_out import FILE as EVALUATIONS
 from bontune.train.held_out import read_rows, saved_by
 from bontune.train.loop import train
@@ -71,6 +73,8 @@ def run(command: arguments.Train) -> None:
     device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
     given, (model, command) = command, _settled(command, task, model, tokenizer)
+    compress(command, task, model, tokenizer)
+    learned_from = _learned_from(command, task, model, tokenizer)
     if wants_shards(command.config) and isinstance(score, SelfCertainty):
         raise ValueError(f"--scorer {command.source.scorer} asks the whole model, which --shard divides")
     score = bound(score, model)
@@ -95,7 +99,7 @@ def run(command: arguments.Train) -> None:
         train(
             Run(
                 config=command.config,
-                task=task,
+                task=learned_from,
                 objective=objective,
                 model=model,
                 tokenizer=tokenizer,
@@ -145,6 +149,13 @@ def _settled(command: arguments.Train, task: Task, model: Any, tokenizer: Any) -
     return model, replace(command, config=config, prompting=prompting)
 
 
+def _learned_from(command: arguments.Train, task: Task, model: Any, tokenizer: Any) -> Task:
+    """The task, or the hardest of its training prompts."""
+    if command.hardest_share is None:
+        return task
+    return Hardest.of(task, model, tokenizer, command.config, command.prompting, command.hardest_share)
+
+
 def _check_command(command: arguments.Train) -> None:
     """Raise ValueError where nothing can be trained as asked for, or the folder holds something else."""
     for option in ("checkpoint_every", "keep_checkpoints"):
@@ -157,6 +168,7 @@ def _check_command(command: arguments.Train) -> None:
         raise ValueError(f"{output} holds a training run already; choose another --output")
     if is_endpoint(command.model):
         raise ValueError("--model: a model behind a server cannot be trained, only sampled and measured")
+    check_compression(command)
     check_folder(output, command)
 
 
