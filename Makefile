@@ -103,6 +103,7 @@ lint: setup
 base: setup
 	$(BIN)/python scripts/train_base.py
 	$(BIN)/python scripts/train_base.py --task programs
+	$(BIN)/python scripts/train_base.py --task rules
 
 # Two more base models of each task, for repeats.
 base-seeds: setup

@@ -2,6 +2,7 @@
 
     python scripts/train_base.py                      # the Countdown model in the package
     python scripts/train_base.py --task programs      # the one that writes small Python functions
+    python scripts/train_base.py --task rules         # the one that finds rules, which prompts may leave open
     python scripts/train_base.py --seed 1 --output runs/bases/seed-1
 
 It learns from random solved prompts of the "base" split (of Countdown, part of them spoilt) and stops early on purpose:
@@ -17,7 +18,7 @@ import math
 import random
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,7 +35,7 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from bontune.tasks import countdown, programs
+from bontune.tasks import countdown, programs, rules
 from bontune.tasks.expressions import compile_expression
 
 PAD, END, UNKNOWN = "<pad>", "<end>", "<unknown>"
@@ -88,15 +89,16 @@ PIECES = (
     *(piece for family in FAMILIES for piece in family),
 )
 PROGRAM_WORDS = (*PIECES, *"#[]():,xv+-*%<>", *map(str, range(-programs.LARGEST, programs.LARGEST + 1)))
-PROGRAM_PATTERN = "|".join(
-    [
-        *(
-            re.escape(piece) + ("(?![0-9])" if piece[-1].isdigit() else "")
-            for piece in sorted(PIECES, key=len, reverse=True)
-        ),
-        *("#[^#>]*->", "-?[0-9]+", r"\S"),
-    ]
-)
+
+
+def pattern_of(pieces: Sequence[str], *rest: str) -> str:
+    """Of a token: the longest piece that stands there, else what the patterns in `rest` match."""
+    longest = sorted(pieces, key=len, reverse=True)
+    ends = ("(?![0-9])" if piece[-1].isdigit() else "" for piece in longest)
+    return "|".join([*(re.escape(piece) + end for piece, end in zip(longest, ends, strict=True)), *rest])
+
+
+PROGRAM_PATTERN = pattern_of(PIECES, "#[^#>]*->", "-?[0-9]+", r"\S")
 OPERATIONS = (1, 2, 3, 3, 4, 4)  # of the functions the base model sees, as often as they are listed
 RUN = 512
 
@@ -124,6 +126,30 @@ def spoil_program(rng: random.Random, text: str) -> str:
     place = rng.choice([i for i, kind in enumerate(kinds) if kind is not None] or [0])
     words[place] = rng.choice(kinds[place] or (words[place],))
     return " ".join(words)
+
+
+# Rules: one token per number shown, and per term of a rule with its sign, so a rule is two or three tokens.
+_SPACE = [rules.Rule(n, n, c) for n in rules.FACTORS for c in rules.CONSTANTS]
+RULE_PIECES = (
+    *(f"f({n}," for n in rules.FACTORS),
+    *(f"{n}) =" for n in rules.FACTORS),
+    rules.HEAD,
+    *dict.fromkeys(str(rule).split(" ")[0] for rule in _SPACE),
+    *dict.fromkeys(" ".join(str(rule).split(" ")[1:3]) for rule in _SPACE),
+    *dict.fromkeys(" ".join(str(rule).split(" ")[3:]) for rule in _SPACE if rule.c),
+)
+LOWEST, HIGHEST = rules.Rule(1, 1, -9)(1, 1), rules.Rule(9, 9, 9)(9, 9)
+RULE_WORDS = (*RULE_PIECES, *map(str, range(LOWEST, HIGHEST + 1)))
+RULE_PATTERN = pattern_of(RULE_PIECES, "-?[0-9]+")
+
+
+def rule_pairs(rng: random.Random, noise: float) -> Pairs:
+    """Random rules and examples of them, one or three; a share `noise` of the rules is another one from the prior."""
+    while True:
+        rule, shown = rules.draw(rng, rng.random() < 0.5, "base")
+        if rng.random() < noise:
+            rule, _ = rules.draw(rng, True, "base")
+        yield rules.prompt_text(shown), str(rule)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +180,7 @@ RECIPES = {
     "programs": Recipe(
         PROGRAM_WORDS, PROGRAM_PATTERN, 64, program_pairs, 550, 128, 0.0, 3e-3, 0.1, 0.3, True, True
     ),
+    "rules": Recipe(RULE_WORDS, RULE_PATTERN, 32, rule_pairs, 600, 128, 0.0, 4e-3, 0.1, 0.0, True, True),
 }
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 IN_WHEEL = (
     *("bontune/py.typed", "bontune/cli/entry.py"),
-    *(f"bontune/demo/assets/{name}-base/model.safetensors" for name in ("countdown", "programs")),
+    *(f"bontune/demo/assets/{name}-base/model.safetensors" for name in ("countdown", "programs", "rules")),
     "bontune/demo/assets/gsm8k/gsm8k-excerpt.jsonl.gz",
 )
 IN_SDIST = (

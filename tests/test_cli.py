@@ -939,6 +939,7 @@ def test_wrong_usage_of_verifiers(arguments: str, said: str, run: Run) -> None:
         ("train --task countdown", "countdown-base", "countdown"),
         ("sample --task programs-4", "programs-base", "programs-4"),
         ("verifier --model programs-base", "programs-base", "programs"),
+        ("train --task rules-half", "rules-base", "rules-half"),
         ("sample --model programs-base --task countdown", "programs-base", "countdown"),
         (
             "sample --model http://127.0.0.1:8000/v1#x --task countdown",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from bontune.evaluate import is_judged, read_judged, read_responses
 from bontune.evaluate.reading import read_any
 from bontune.evaluate.regrade import prompts_of
 from bontune.evaluate.rows import Row, row_of
-from bontune.tasks import JsonlTask
+from bontune.tasks import JsonlTask, Rules
 
 # ruff: noqa: E501 - rows stand on one line each
 
@@ -130,6 +131,21 @@ def test_ids_are_used_where_the_text_says_nothing(tmp_path: Path) -> None:
         assert [prompt.id for prompt in prompts_of(groups, task, "r")] == ["a"], row
     with pytest.raises(ValueError, match=r"1 of 1 prompts are not in task 't': 'b'"):
         prompts_of(read_responses(lines(tmp_path / "r.jsonl", {"id": "b", "response": "1"})), task, "r")
+
+
+def test_a_text_of_several_prompts_names_none_of_them(tmp_path: Path) -> None:
+    prompts = Rules().prompts("test")
+    shared, count = Counter(prompt.text for prompt in prompts).most_common(1)[0]
+    assert count > 1
+    last = [prompt for prompt in prompts if prompt.text == shared][-1]
+    rows = [
+        {"prompt": shared, "response": "x + y"},
+        {"prompt_id": last.id, "prompt": shared, "response": "x + y"},
+    ]
+    unnamed, named = (read_responses(lines(tmp_path / "r.jsonl", row)) for row in rows)
+    assert prompts_of(named, Rules(), "r") == [last]
+    with pytest.raises(ValueError, match="1 of 1 prompts are not in task 'rules'"):
+        prompts_of(unnamed, Rules(), "r")
 
 
 PARTS = [

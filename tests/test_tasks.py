@@ -477,6 +477,21 @@ def test_faults_of_the_file(tmp_path: Path) -> None:
             JsonlTask(path, **{name: value})  # pyright: ignore[reportArgumentType]
 
 
+# The registry
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_of_the_package_prove_their_verifiers(name: str) -> None:
+    task = load_task(name)
+    for prompt in task.prompts("test", 6):
+        references, decoys = task.references(prompt), task.decoys(prompt)
+        assert references
+        assert "" in decoys
+        assert len(decoys) >= 15
+        assert [task.verify(prompt, text).reward for text in references] == [1.0] * len(references)
+        assert not [text for text in decoys if task.verify(prompt, text).reward]
+
+
 # load_task
 
 

@@ -1,4 +1,5 @@
 """Where it pays to train for the strategy that serves: theory, and what comes out.
 
 python -m studies.pays theory --docs docs    # tables and figure of docs/pays.md, about a CPU minute
+python -m studies.pays dial --docs docs      # training where prompts leave open what is meant; says first what it costs
 """

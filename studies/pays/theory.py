@@ -29,6 +29,30 @@ def values(chances: Tensor, policy: Tensor, budgets: Sequence[int] = BUDGETS) ->
     return [expected(chances, policy, PassAt(budget)) for budget in budgets]
 
 
+def filled(chances: Tensor, budget: int) -> Tensor:
+    """[P, K]: the best policies for pass@budget of P prompts at once, filling up; zeros in rows are no alternatives.
+
+    a_k = 1 - (price/(N q_k))^(1/(N - 1)), cut at 0, with each row's price such that the row adds up to 1. budget > 1.
+    """
+    scaled = (budget * chances.clamp(min=1e-300)).log() / (budget - 1)
+    low, high = scaled.amin(-1, keepdim=True) - 1, scaled.amax(-1, keepdim=True)
+    for _ in range(60):
+        middle = (low + high) / 2
+        over = _poured(scaled, chances, middle).sum(-1, keepdim=True) > 1
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    found = _poured(scaled, chances, high)
+    return found / found.sum(-1, keepdim=True).clamp(min=1e-300)
+
+
+def _poured(scaled: Tensor, chances: Tensor, price: Tensor) -> Tensor:
+    return torch.where(chances > 0, (-torch.expm1(price - scaled)).clamp(min=0), 0.0)
+
+
+def passes(chances: Tensor, policy: Tensor, budget: int) -> Tensor:
+    """[P]: sum_k q_k (1 - (1 - a_k)^N) of each prompt."""
+    return (chances * PassAt(budget).value(policy)).sum(-1)
+
+
 def optima(exponent: float, count: int) -> list[tuple[int, float, float, float, float]]:
     """(N, RL, matching, log pass@N, best for N): pass@N of where each ends."""
     chances, rows = zipf(exponent, count), []

@@ -34,7 +34,11 @@ OBJECTIVES = (
 )  # fmt: skip
 
 # Models in the package with the tasks they were made for, their own first; tests hold them to what there is.
-PACKAGED = {"countdown-base": ("countdown", "countdown-6"), "programs-base": ("programs", "programs-4")}
+PACKAGED = {
+    "countdown-base": ("countdown", "countdown-6"),
+    "programs-base": ("programs", "programs-4"),
+    "rules-base": ("rules", "rules-half", "rules-closed"),
+}
 
 _UNDECIDED_HELP = (
     "Stop, with the reason, where more than a tenth of this share of the responses could not be decided, and not at "
@@ -68,9 +72,10 @@ class Source:
     """What to draw from and how it is judged."""
 
     task: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: that of a model in the package)")] = ""
-    """`countdown`, `programs`, a JSONL file of {"prompt", "answer"} lines or of GSM8K, MATH, MathOdyssey, HumanEval or
-    MBPP as published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task
-    of your own."""
+    """`countdown`, `programs`, `rules` (the prompt leaves open which answer is meant; `rules-half` every second one,
+    `rules-closed` none), a JSONL file of {"prompt", "answer"} lines or of GSM8K, MATH, MathOdyssey, HumanEval or MBPP as
+    published, such a data set of the hub, `hf:openai/gsm8k[:CONFIG][@test=ROWS]`, or module:attribute of a Task of your
+    own."""
     verifier: str | None = None
     """`math` (compares final answers), `code` (runs HumanEval-like tests in isolation), `judge:URL?threshold=.5#MODEL`
     (a language model behind a server says), or module:function of (prompt, response) -> reward, bool, Verdict, or None
@@ -152,8 +157,8 @@ class Verifier(FromFile):
     """
 
     model: Model = ""
-    """The policy whose responses are scored: a transformers folder, a hub name, `countdown-base` or
-    `programs-base`."""
+    """The policy whose responses are scored: a transformers folder, a hub name, `countdown-base`, `programs-base`
+    or `rules-base`."""
     body: str | None = None
     """The model that becomes the verifier; the policy itself by default."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
@@ -270,8 +275,9 @@ class Sample(FromFile):
     """
 
     model: Model = ""
-    """A transformers folder, a GGUF file, a hub name, `countdown-base` or `programs-base` (in the package), or a model
-    behind an OpenAI-compatible server: `http://127.0.0.1:8000/v1#NAME`, with `?chat` before the # for chat models."""
+    """A transformers folder, a GGUF file, a hub name, a model in the package (`countdown-base`, `programs-base`,
+    `rules-base`), or one behind an OpenAI-compatible server: `http://127.0.0.1:8000/v1#NAME`, with `?chat` before the #
+    for chat models."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     split: SPLIT = "test"
     """Which prompts of the task; `all`: of a file or data set every one."""
@@ -306,7 +312,8 @@ class Train(FromFile):
     """
 
     model: Model = ""
-    """A transformers folder, a GGUF file, a hub name, or `countdown-base` or `programs-base`, in the package."""
+    """A transformers folder, a GGUF file, a hub name, or a model in the package: `countdown-base`, `programs-base` or
+    `rules-base`."""
     source: Annotated[Source, tyro.conf.arg(name="")] = field(default_factory=Source)
     objective: Annotated[str, tyro.conf.arg(help=_OBJECTIVE_HELP)] = "LogPassAtN(budget=32)"
     prompting: Shown = field(default_factory=Prompting)

@@ -171,11 +171,12 @@ class Tally:
 def prompts_of(groups: Sequence[Responses | SampleGroup], task: Task, source: str | Path) -> list[Prompt]:
     """The task's prompt of each group, by its id and its text; raises ValueError where there is none.
 
-    Other tools have ids of their own: where the text is that of another prompt, the text counts. One that stands in a
-    tool's template is the last one that stands in it.
+    Other tools have ids of their own: where the text is that of another prompt, the text counts, unless several prompts
+    have it. One that stands in a tool's template is the last one that stands in it.
     """
     everything = [prompt for split in ("train", "tune", "test") for prompt in _all(task, split)]
-    by_id, by_text = {p.id: p for p in everything}, {p.text.strip(): p for p in everything}
+    by_id, uses = {p.id: p for p in everything}, Counter(p.text.strip() for p in everything)
+    by_text = {p.text.strip(): p for p in everything if uses[p.text.strip()] == 1}
     found = [_prompt_of(group, by_id, by_text) for group in groups]
     missing = [
         g.prompt_id or (g.prompt or "")[:60]

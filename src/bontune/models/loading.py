@@ -25,7 +25,7 @@ from bontune.models.adapters import (
 )
 from bontune.models.compress.owq import OWQ_CONFIG, base_of_owq, has_owq, merge_owq, save_owq, with_owq
 
-PACKAGED = ("countdown-base", "programs-base")
+PACKAGED = ("countdown-base", "programs-base", "rules-base")
 
 
 def load_policy(

@@ -9,20 +9,24 @@ from collections.abc import Callable
 from typing import Any
 
 from bontune.config import remember
-from bontune.tasks import countdown, programs
+from bontune.tasks import countdown, programs, rules
 from bontune.tasks.base import Task
 from bontune.tasks.countdown import Countdown
 from bontune.tasks.hub import PREFIX, HubTask, hub_task
 from bontune.tasks.jsonl import JsonlTask
 from bontune.tasks.programs import Programs
+from bontune.tasks.rules import Rules
 
-__all__ = ["TASKS", "Countdown", "HubTask", "JsonlTask", "Programs", "Task", "load_task"]
+__all__ = ["TASKS", "Countdown", "HubTask", "JsonlTask", "Programs", "Rules", "Task", "load_task"]
 
 TASKS: dict[str, Callable[[], Task]] = {
     "countdown": Countdown,
     "countdown-6": countdown.harder,
     "programs": Programs,
     "programs-4": programs.harder,
+    "rules": Rules,
+    "rules-half": rules.half,
+    "rules-closed": rules.closed,
 }
 
 _MEMBERS = ("name", "prompts", "verify", "references", "decoys")

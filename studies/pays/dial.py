@@ -1,0 +1,254 @@
+"""Training on `rules` with the dial at 0, 1/2 and 1: what it costs, the runs, and what their policies are worth.
+
+The tokens of the base write a rule in one way only, so one forward pass gives a policy's chance of the rule that is
+meant, and pass@N = 1 - (1 - chance)^N is exact for any N: no responses are drawn to measure.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bontune.config import Sampling, TrainConfig
+from bontune.evaluate import write_json
+from bontune.models.loading import load_policy
+from bontune.objectives.registry import build_objective
+from bontune.records import Prompt
+from bontune.tasks.rules import Rules, chances
+from bontune.train.loop import train
+from bontune.train.run import Run
+
+BASE = "rules-base"
+DIALS = (1.0, 0.0, 0.5)  # in the order they are run
+PROMPTS_SEED = 2412  # of the prompts measured on, the same for every policy
+SCALE = 10_000  # chances are kept as whole numbers of this fraction
+NEW_TOKENS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """objective: as `bontune train --objective` takes it.  budget: its rate is the one with the highest pass@budget."""
+
+    objective: str
+    budget: int
+
+
+METHODS = {
+    "MaxRL": Method("MaxRL()", 32),  # by pass@32, which favours it in what follows
+    "log pass@32": Method("LogPassAtN(budget=32)", 32),
+    "RLOO": Method("RLOO()", 1),
+    "exact pass@32": Method("StrategyObjective(PassAtK(32), baseline='centred')", 32),
+    "log pass@8": Method("LogPassAtN(budget=8)", 8),
+    "GRPO": Method("GRPO()", 1),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """rates: tried with the first seed on `tune` prompts of each dial.  tune, test: prompts measured on."""
+
+    steps: int = 100
+    prompts_per_step: int = 32
+    group_size: int = 64
+    rates: tuple[float, ...] = (1e-4, 3e-5, 3e-4)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    tune: int = 400
+    test: int = 800
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One training run."""
+
+    dial: float
+    method: str
+    rate: float
+    seed: int
+
+    @property
+    def id(self) -> str:
+        """Also the name of its file."""
+        return f"dial-{self.dial:g} {self.method} rate-{self.rate:g} seed-{self.seed}".replace(" ", "_")
+
+
+Results = Mapping[str, Mapping[str, Any]]
+"""{cell id, or `base_id` of a dial: what its file holds}."""
+
+
+def base_id(dial: float) -> str:
+    """Of the base measured at a dial."""
+    return f"dial-{dial:g}_base"
+
+
+def plan(sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results) -> list[Cell]:
+    """Each dial's sweep with the first seed, then the other seeds at the rates that it chose, seed by seed."""
+    first, *others = sizes.seeds
+    cells: list[Cell] = []
+    for dial in dials:
+        cells += [Cell(dial=dial, method=m, rate=rate, seed=first) for rate in sizes.rates for m in methods]
+        for seed in others:
+            rates = {m: chosen_rate(sizes, dial, m, results) for m in methods}
+            cells += [Cell(dial=dial, method=m, rate=r, seed=seed) for m, r in rates.items() if r is not None]
+    return cells
+
+
+def next_cell(sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results) -> Cell | None:
+    """The first one missing; rates are chosen as sweeps end."""
+    return next((cell for cell in plan(sizes, dials, methods, results) if cell.id not in results), None)
+
+
+def cost_text(sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results) -> str:
+    """What there is to do and, by what finished runs took, its CPU minutes."""
+    runs = len(dials) * len(methods) * (len(sizes.rates) + len(sizes.seeds) - 1)
+    cells = {cell.id for cell in plan(sizes, dials, methods, results)}
+    done = [found["cpu_seconds"] for name, found in results.items() if name in cells]
+    if not done:
+        return f"{runs} training runs to go; what one costs is known after the first"
+    minutes = (runs - len(done)) * sum(done) / len(done) / 60
+    return f"{len(done)} of {runs} training runs done, about {minutes:.0f} CPU minutes to go"
+
+
+def chosen_rate(sizes: Sizes, dial: float, method: str, results: Results) -> float | None:
+    """The rate with the highest pass@budget on tune prompts; None until all are tried."""
+    cells = [Cell(dial=dial, method=method, rate=rate, seed=sizes.seeds[0]) for rate in sizes.rates]
+    if any(cell.id not in results for cell in cells):
+        return None
+    budget = str(METHODS[method].budget)
+    return max(cells, key=lambda cell: results[cell.id]["tune"][budget]).rate
+
+
+def passed(kept: str, budget: int) -> Tensor:
+    """float64 [P]: pass@budget of every prompt, of the chances that a result keeps."""
+    chance = torch.tensor([int(word) for word in kept.split()], dtype=torch.float64) / SCALE
+    return 1 - (1 - chance) ** budget
+
+
+def run_cell(cell: Cell, sizes: Sizes, on_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Train, and measure on tune and test prompts."""
+    started, (model, tokenizer), task = time.process_time(), load_policy(BASE), Rules(open=cell.dial)
+    config = TrainConfig(
+        steps=sizes.steps,
+        prompts_per_step=sizes.prompts_per_step,
+        group_size=sizes.group_size,
+        learning_rate=cell.rate,
+        schedule="linear",
+        sampling=Sampling(max_new_tokens=NEW_TOKENS),
+        seed=cell.seed,
+    )
+    history = train(
+        Run(
+            config=config,
+            task=task,
+            objective=build_objective(METHODS[cell.method].objective),
+            model=model,
+            tokenizer=tokenizer,
+            verify=task.verify,
+            on_step=lambda metrics: on_step(),
+        )
+    )
+    course = {n: _tenths([metrics["pass_at"][n] for metrics in history]) for n in history[0]["pass_at"]}
+    measured = measure(model, tokenizer, cell.dial, sizes)
+    spent = round(time.process_time() - started, 1)
+    return {**asdict(cell), **measured, "course": course, "cpu_seconds": spent}
+
+
+def measure(model: Any, tokenizer: Any, dial: float, sizes: Sizes) -> dict[str, Any]:
+    """{"tune": {N: pass@N}, "test": the chance of what is meant, of every prompt}."""
+    task = Rules(open=dial)
+    tune = meant(model, tokenizer, task.prompts("tune", sizes.tune, PROMPTS_SEED))
+    test = meant(model, tokenizer, task.prompts("test", sizes.test, PROMPTS_SEED))
+    return {
+        "tune": {str(n): round(float((1 - (1 - tune) ** n).mean()), 4) for n in (1, 8, 32)},
+        "test": " ".join(str(round(SCALE * value)) for value in test.tolist()),
+    }
+
+
+@torch.no_grad()
+def meant(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> Tensor:
+    """float64 [P]: the chance that a response drawn at temperature 1 is the rule that is meant, in its usual spelling."""
+    model.eval()
+    found = torch.zeros(len(prompts), dtype=torch.float64)
+    rows = [
+        (tokenizer(p.text)["input_ids"], [*tokenizer(p.answer)["input_ids"], tokenizer.eos_token_id])
+        for p in prompts
+    ]
+    for shape in {(len(asked), len(answer)) for asked, answer in rows}:  # no padding, so no mask
+        chosen = [i for i, (asked, answer) in enumerate(rows) if (len(asked), len(answer)) == shape]
+        tokens = torch.tensor([rows[i][0] + rows[i][1] for i in chosen])
+        spoken = model(input_ids=tokens[:, :-1]).logits[:, shape[0] - 1 :].double().log_softmax(-1)
+        answers = tokens[:, shape[0] :, None]
+        found[chosen] = spoken.gather(-1, answers).squeeze(-1).sum(-1).exp()
+    return found
+
+
+def posteriors(dial: float, sizes: Sizes) -> Tensor:
+    """float64 [P, K]: the chances of the rules that fit what each test prompt shows, the likeliest first, then zeros."""
+    prompts = Rules(open=dial).prompts("test", sizes.test, PROMPTS_SEED)
+    rows = [torch.tensor([*chances(p.text).values()], dtype=torch.float64) for p in prompts]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+
+def reported(sizes: Sizes, dial: float, method: str, results: Results) -> list[Mapping[str, Any]]:
+    """The runs of a method at the rate it chose, by seed, as far as they are done; none before its sweep is."""
+    rate = chosen_rate(sizes, dial, method, results)
+    if rate is None:
+        return []
+    cells = [Cell(dial=dial, method=method, rate=rate, seed=seed) for seed in sizes.seeds]
+    return [results[cell.id] for cell in cells if cell.id in results]
+
+
+def document(sizes: Sizes, results: Results) -> dict[str, Any]:
+    """What docs/pays/dial.json holds: everything the page says follows from it. Test chances only of what is reported."""
+    shown = {
+        (run["method"], run["dial"], run["rate"], run["seed"])
+        for dial in DIALS
+        for method in METHODS
+        for run in reported(sizes, dial, method, results)
+    }
+
+    def kept(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+        own = tuple(found.get(key) for key in ("method", "dial", "rate", "seed"))
+        return {
+            key: value
+            for key, value in found.items()
+            if key != "test" or own in shown or name.endswith("base")
+        }
+
+    cells = {name: kept(name, found) for name, found in results.items()}
+    return {"sizes": json.loads(json.dumps(asdict(sizes))), "cells": cells}
+
+
+def sizes_of(kept: Mapping[str, Any]) -> Sizes:
+    """The sizes in a document."""
+    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["sizes"].items()}
+    return Sizes(**found)
+
+
+def read_results(output: Path, sizes: Sizes) -> dict[str, dict[str, Any]]:
+    """What is done. Raises ValueError where the folder has runs of other sizes; which seeds are run may change."""
+    path, own = output / "sizes.json", {**asdict(sizes), "seeds": sizes.seeds[:1]}
+    own = json.loads(json.dumps(own))
+    if path.exists() and (before := json.loads(path.read_text())) != own:
+        other = [name for name, value in own.items() if before.get(name) != value]
+        raise ValueError(f"{output} has runs with other {' and '.join(other)}; choose another --output")
+    write_json(path, own)
+    return {path.stem: json.loads(path.read_text()) for path in sorted((output / "cells").glob("*.json"))}
+
+
+def keep(output: Path, name: str, found: Mapping[str, Any]) -> None:
+    """One result, in a file of its own."""
+    write_json(output / "cells" / f"{name}.json", dict(found))
+
+
+def _tenths(values: Sequence[float]) -> str:
+    """The mean of each tenth of a run, in order."""
+    size = max(1, len(values) // 10)
+    parts = [values[i : i + size] for i in range(0, len(values), size)]
+    return " ".join(f"{sum(part) / len(part):.3f}" for part in parts)

@@ -1,0 +1,153 @@
+"""The section and the figure of docs/pays.md on training with a dial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from torch import Tensor
+
+from studies.paper.markdown import gap_text, runs_text, table
+from studies.paper.tables import combine
+from studies.pays import theory
+from studies.pays.dial import BASE, DIALS, METHODS, Results, Sizes, base_id, passed, posteriors, reported
+
+FIGURE = "pays-dial.svg"
+BUDGETS = (1, 8, 32, 128)
+RIVAL = "MaxRL"
+_NS = tuple(2**i for i in range(8))
+_WORDS = {1.0: "every prompt is open", 0.5: "every second prompt is open", 0.0: "no prompt is open"}
+_ENDS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
+    "likeliest": (
+        "RL: the likeliest",
+        lambda q: torch.nn.functional.one_hot(q.argmax(-1), q.shape[-1]).double(),
+    ),
+    "matching": ("MaxRL: matching", lambda q: q),
+    "best": ("best for pass@32", lambda q: theory.filled(q, 32)),
+}
+_DRAWN = {"RLOO": "likeliest", "MaxRL": "matching", "log pass@32": "best"}  # with the theory beside it
+
+
+def section(sizes: Sizes, results: Results) -> str:
+    """Everything measured, dial by dial, and the figure."""
+    dials = [dial for dial in DIALS if base_id(dial) in results]
+    parts = [_sizes_text(sizes), *(_of_dial(sizes, dial, results) for dial in dials)]
+    return "\n\n".join([*parts, f"![pass@N with the dial at {_listed(dials)}, theory dashed]({FIGURE})"])
+
+
+def _of_dial(sizes: Sizes, dial: float, results: Results) -> str:
+    base = [f"{passed(results[base_id(dial)]['test'], n).mean():.3f}" for n in BUDGETS]
+    rows: list[tuple[str, ...]] = [(BASE, "", "", *base, "", "")]
+    for method in METHODS:
+        runs = reported(sizes, dial, method, results)
+        if runs:
+            means = [f"{np.mean([passed(run['test'], n).mean() for run in runs]):.3f}" for n in BUDGETS]
+            rows.append((method, f"{runs[0]['rate']:g}", runs_text_of(runs), *means, *map(str, _last(runs))))
+    head = (
+        "trained for",
+        "rate",
+        "runs",
+        *(f"pass@{n}" for n in BUDGETS),
+        "pass@8, last fifths",
+        "pass@32, last fifths",
+    )
+    found = [f"### Dial at {dial:g}: {_WORDS[dial]}", table(head, rows)]
+    gaps = _differences(sizes, dial, results)
+    if gaps:
+        found += ["Points above MaxRL, paired by prompt and seed, with 95 % intervals:", gaps]
+    if dial > 0:
+        q = posteriors(dial, sizes)
+        ends = [
+            (words, *(f"{theory.passes(q, policy(q), n).mean():.3f}" for n in BUDGETS))
+            for words, policy in _ENDS.values()
+        ]
+        best = (f"{theory.passes(q, theory.filled(q, n), n).mean():.3f}" for n in BUDGETS[1:])
+        most = f"{theory.passes(q, _ENDS['likeliest'][1](q), 1).mean():.3f}"
+        ends.append(("best possible at that N", most, *best))
+        found += [
+            "Theory, of the exact chances on the same test prompts:",
+            table(("policy", *head[3:7]), ends),
+        ]
+    return "\n\n".join(found)
+
+
+def _differences(sizes: Sizes, dial: float, results: Results) -> str:
+    rival = {run["seed"]: run for run in reported(sizes, dial, RIVAL, results)}
+    rows = []
+    for method in METHODS:
+        runs = {run["seed"]: run for run in reported(sizes, dial, method, results)}
+        seeds = [seed for seed in runs if seed in rival]
+        if method == RIVAL or not seeds:
+            continue
+        gaps = []
+        for n in BUDGETS:
+            ours, theirs = ([passed(of[s]["test"], n).numpy() for s in seeds] for of in (runs, rival))
+            gaps.append(combine(ours, theirs, [BASE] * len(seeds)))
+        rows.append((method, runs_text(gaps[0]), *map(gap_text, gaps)))
+    return table(("trained for", "runs", *(f"@{n}" for n in BUDGETS)), rows) if rows else ""
+
+
+def _last(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """pass@8 and pass@32 in the last fifth but one and in the last fifth of training, mean over the runs."""
+    found = []
+    for n in ("8", "32"):
+        tenths = np.array([[float(word) for word in run["course"][n].split()[:10]] for run in runs]).mean(0)
+        found.append(f"{tenths[-4:-2].mean():.3f}, {tenths[-2:].mean():.3f}")
+    return found
+
+
+def runs_text_of(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Which seeds."""
+    return f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(run['seed']) for run in runs)}"
+
+
+def _sizes_text(sizes: Sizes) -> str:
+    rates = ", ".join(f"{rate:g}" for rate in sorted(sizes.rates))
+    return (
+        f"{sizes.steps} steps of {sizes.prompts_per_step} fresh prompts × {sizes.group_size} responses, one base "
+        f"(`{BASE}`), rates {rates}, falling to 0, tried with seed {sizes.seeds[0]} and chosen on {sizes.tune} "
+        "`tune` prompts: the highest pass@1 for RLOO and GRPO, pass@8 for log pass@8, pass@32 for the others, MaxRL "
+        f"among them. Measured on {sizes.test} `test` prompts by the exact chance of the rule that is meant."
+    )
+
+
+def _listed(dials: Sequence[float]) -> str:
+    return " and ".join(f"{dial:g}" for dial in sorted(dials))
+
+
+def figure(path: Path, sizes: Sizes, results: Results) -> None:
+    """pass@N over N, a panel for each dial: solid what was trained, dashed where theory says that training ends."""
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "bontune"
+    from matplotlib import pyplot
+
+    dials = sorted(dial for dial in DIALS if base_id(dial) in results)
+    drawn, panels = pyplot.subplots(
+        1, len(dials), figsize=(4.2 * len(dials), 3.8), sharey=True, squeeze=False
+    )
+    for axes, dial in zip(panels[0], dials, strict=True):
+        q = posteriors(dial, sizes)
+        kept = results[base_id(dial)]["test"]
+        axes.plot(_NS, [passed(kept, n).mean() for n in _NS], color="grey", lw=1, label="before training")
+        for method, end in _DRAWN.items():
+            color, (words, policy) = f"C{[*_DRAWN].index(method)}", _ENDS[end]
+            runs = reported(sizes, dial, method, results)
+            if runs:
+                means = [np.mean([passed(run["test"], n).mean() for run in runs]) for n in _NS]
+                axes.plot(_NS, means, color=color, marker="o", ms=3, label=f"trained: {method}")
+            if dial > 0:
+                ends = [theory.passes(q, policy(q), n).mean() for n in _NS]
+                axes.plot(_NS, ends, color=color, ls="--", lw=1, label=f"theory, {words}")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(_NS, [str(n) for n in _NS])
+        axes.set_xlabel("N responses")
+        axes.set_title(f"dial {dial:g}: {_WORDS[dial]}", fontsize=10)
+        axes.legend(fontsize=7, frameon=False)
+    panels[0][0].set_ylabel("share of prompts solved by one of N")
+    drawn.tight_layout()
+    drawn.savefig(path, metadata={"Date": None})
+    pyplot.close(drawn)

@@ -1,0 +1,124 @@
+"""The study with a dial: theory over many prompts at once, its choices and page, and one tiny run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bontune.models.loading import load_policy
+from bontune.objectives.registry import build_objective
+from bontune.records import Sampling
+from bontune.rollout import sample_groups
+from bontune.strategies.alternatives import PassAt, best_for, expected, matching
+from bontune.tasks.rules import Rules, half
+from studies.paper.markdown import with_section
+from studies.pays import __main__ as program
+from studies.pays import dial
+from studies.pays.dial import (
+    METHODS,
+    Cell,
+    Sizes,
+    base_id,
+    chosen_rate,
+    document,
+    meant,
+    next_cell,
+    posteriors,
+)
+from studies.pays.dial_page import figure, section
+from studies.pays.theory import filled, passes
+
+DOCS = Path(__file__).parents[1] / "docs"
+TINY = Sizes(steps=4, prompts_per_step=2, group_size=32, rates=(1e-3,), seeds=(0,), tune=4, test=6)
+
+
+def test_filling_up_many_prompts_is_the_best_policy_of_each() -> None:
+    q = torch.tensor([[0.6, 0.3, 0.1], [0.9, 0.1, 0.0], [1.0, 0.0, 0.0]], dtype=torch.float64)
+    for budget in (2, 32):
+        found = filled(q, budget)
+        assert found[2].tolist() == [1, 0, 0]
+        for row, policy, value in zip(q[:2], found[:2], passes(q, found, budget)[:2], strict=True):
+            best = best_for(row, PassAt(budget))
+            torch.testing.assert_close(policy, best.policy, atol=1e-6, rtol=0)
+            assert float(value) == pytest.approx(best.value, abs=1e-9)
+    assert float(passes(q, q, 8)[0]) == pytest.approx(expected(q[0], matching(q[0]), PassAt(8)))
+
+
+def test_theory_of_open_prompts() -> None:
+    """The numbers of docs/tasks.md: what the likeliest, matching and the best policy for N reach."""
+    q = posteriors(1.0, Sizes(test=1000))
+    torch.testing.assert_close(q.sum(-1), torch.ones(len(q), dtype=torch.float64))
+    assert float(q.amax(-1).mean()) == pytest.approx(0.279, abs=0.001)
+    for budget, matched, best in ((8, 0.554, 0.585), (32, 0.843, 0.871)):
+        assert float(passes(q, q, budget).mean()) == pytest.approx(matched, abs=0.001)
+        assert float(passes(q, filled(q, budget), budget).mean()) == pytest.approx(best, abs=0.001)
+
+
+def test_rates_are_chosen_by_what_is_trained_for_and_the_plan_goes_on_from_there() -> None:
+    sizes, results = Sizes(rates=(1e-4, 1e-3), seeds=(0, 1)), {}
+    order = []
+    while (cell := next_cell(sizes, (1.0,), ("MaxRL", "RLOO"), results)) is not None:
+        order.append((cell.seed, cell.method, cell.rate))
+        one, many = (0.3, 0.5) if cell.rate == 1e-4 else (0.2, 0.6)
+        results[cell.id] = {"tune": {"1": one, "32": many}}
+    assert order[:4] == [(0, m, rate) for rate in sizes.rates for m in ("MaxRL", "RLOO")]
+    assert order[4:] == [(1, "MaxRL", 1e-3), (1, "RLOO", 1e-4)]
+    assert chosen_rate(sizes, 0.0, "RLOO", results) is None
+
+
+def test_objectives_are_those_of_the_library() -> None:
+    assert [type(build_objective(method.objective)).__name__ for method in METHODS.values()] == [
+        *("MaxRL", "LogPassAtN", "RLOO", "StrategyObjective", "LogPassAtN", "GRPO")
+    ]
+
+
+def test_the_chance_of_a_rule_is_that_of_drawing_it() -> None:
+    model, tokenizer = load_policy(dial.BASE)
+    prompts = half().prompts("tune", 6)
+    groups = [
+        *sample_groups(model, tokenizer, prompts, group_size=3, sampling=Sampling(max_new_tokens=6), seed=0)
+    ]
+    for i in range(3):
+        named = [replace(g.prompt, answer=g.texts[i]) for g in groups]
+        drawn = torch.stack([g.log_probs[i, : g.lengths[i]].sum().exp() for g in groups])
+        torch.testing.assert_close(meant(model, tokenizer, named), drawn.double(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_tiny_run_becomes_a_page(tmp_path: Path) -> None:
+    cell = Cell(dial=1.0, method="MaxRL", rate=1e-3, seed=0)
+    found = dial.run_cell(cell, TINY)
+    assert len(found["test"].split()) == TINY.test
+    model, tokenizer = load_policy(dial.BASE)
+    results = {cell.id: found, base_id(1.0): dial.measure(model, tokenizer, 1.0, TINY)}
+    other = replace(cell, method="RLOO")
+    results[other.id] = {**found, "method": "RLOO"}
+    text = section(TINY, results)
+    assert "| RLOO | one run | ○ +0.0 [+0.0, +0.0] |" in text
+    figure(tmp_path / "pays-dial.svg", TINY, results)
+    kept = document(TINY, results)
+    for name, result in kept["cells"].items():
+        dial.keep(tmp_path, name, result)
+    assert dial.sizes_of(json.loads(json.dumps(kept))) == TINY
+    assert section(TINY, dial.read_results(tmp_path, TINY)) == text
+    with pytest.raises(ValueError, match="has runs with other steps; choose another --output"):
+        dial.read_results(tmp_path, replace(TINY, steps=5))
+
+
+def test_the_page_is_made_of_the_results_beside_it() -> None:
+    page, kept = (DOCS / "pays.md").read_text(), DOCS / program.RESULTS
+    if not kept.exists():
+        pytest.skip("the study has not been run")
+    found = json.loads(kept.read_text())
+    sizes = dial.sizes_of(found)
+    text = section(sizes, found["cells"])
+    assert with_section(page, program.DIAL_BEGIN, program.DIAL_END, text) == page
+    assert kept.stat().st_size < 200_000
+
+
+def test_open_prompts_are_those_of_the_task() -> None:
+    assert posteriors(0.5, Sizes(test=10)).shape[0] == 10
+    assert Rules(open=0.5).prompts("test", 2, dial.PROMPTS_SEED)[0].level == "closed"
