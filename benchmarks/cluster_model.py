@@ -135,6 +135,51 @@ def table(jobs: dict[int, Job]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+NODE = (  # of one machine: parameters, bytes of keys and values per token, GPUs that share an engine
+    (1.5e9, 28_672, 1),
+    (7.6e9, 57_344, 1),
+    (14.8e9, 196_608, 1),
+    (32.8e9, 262_144, 2),
+)
+HELD = 16  # bytes of a parameter while it is trained: weights, gradient and two moments in float32
+ROOM = 80e9 * 0.8  # bytes of a GPU that training may hold
+
+
+def apart(job: Job, engines: int) -> float:
+    """Seconds of a step with `engines` of 8 GPUs drawing the next step while the others update, and the push between."""
+    drawing, training = Cluster(engines), Cluster(8 - engines)
+    learned = passes(training, job, 2 * job.parameters, 1, 1.0) + passes(
+        training, job, 6 * job.parameters, 3, job.kept
+    )
+    drawn = max(rollout(drawing, job), judging(Cluster(8), job))
+    return max(drawn, learned) + 2 * job.parameters / Cluster(8).inside
+
+
+def split(job: Job) -> tuple[int, float] | None:
+    """(engines, seconds) of the fastest split whose training GPUs hold the model; None where there is none."""
+    whole = range(job.tensor_parallel, 8, job.tensor_parallel)
+    known = [(apart(job, k), k) for k in whole if HELD * job.parameters / (8 - k) <= ROOM]
+    return (min(known)[1], min(known)[0]) if known else None
+
+
+def node() -> str:
+    """One row per size of a model on one machine of 8."""
+    lines = [
+        "| parameters | trained, GB a GPU | GPUs an engine | in turns, s | responses/s | engines + training "
+        "| one ahead, s | responses/s |",
+        "|" + " ---: |" * 8,
+    ]
+    for parameters, cache, parallel in NODE:
+        job = Job(prompts=64, parameters=parameters, cache=cache, tensor_parallel=parallel, kept=0.11)
+        turns, found = sum(stages(Cluster(8), job).values()), split(job)
+        told = ("does not fit", "–", "–")
+        if found is not None:
+            told = (f"{found[0]} + {8 - found[0]}", f"{found[1]:.1f}", f"{job.responses / found[1]:.0f}")
+        row = (f"{parameters / 1e9:.1f}e9", f"{HELD * parameters / 8e9:.0f}", f"{parallel}", f"{turns:.1f}")
+        lines.append("| " + " | ".join([*row, f"{job.responses / turns:.0f}", *told]) + " |")
+    return "\n".join(lines)
+
+
 def page() -> str:
     """The section of docs/scaling.md."""
     job = Job()
@@ -156,6 +201,11 @@ The first table if responses of weight zero were left out of the update (11 % st
 groups of 8 at N = 4). bontune's own loop and its trainer for TRL do so; verl 0.9.1 does not: it could gain this much.
 
 {sparse}
+
+One machine of 8, 64 prompts x 64 responses, responses of weight zero left out of the update. In turns: engines and update
+on the same GPUs, one after the other, as with `--engine-sleeps`; one ahead: some GPUs draw the next step meanwhile.
+
+{node()}
 """
 
 

@@ -14,10 +14,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from common import finish, table
 from estimators import Weighting, by_count, chances, factor, pass_at_k_training
 
-from bontune import PassAtK
+from bontune import PassAtK, Scored, objectives
+from bontune.objectives import Objective
 
 SIZE, BUDGET = 8, 4
 SUCCESS = (0.05, 0.2, 0.5, 0.9)
@@ -102,6 +104,19 @@ def ours(baseline: str) -> Weighting:
     return weighting
 
 
+def asked(objective: Objective) -> Weighting:
+    """An objective of the library, for groups in which all right responses say one thing and all wrong ones another."""
+
+    def weighting(c: int, size: int, budget: int) -> tuple[float, float]:
+        rewards = by_count(size).rewards[c : c + 1]
+        both = torch.cat([rewards, rewards.flip(-1)])  # what is drawn first breaks ties
+        weights = objective(Scored(both, answers=both.long()))
+        right = float(weights[both == 1].mean()) if c else 0.0
+        return right, float(weights[both == 0].mean()) if c < size else 0.0
+
+    return weighting
+
+
 PEERS: dict[str, Weighting] = {
     "bontune, `centred`": ours("centred"),
     "bontune, `marginal`": ours("marginal"),
@@ -109,9 +124,12 @@ PEERS: dict[str, Weighting] = {
     "PKPO, leave one out": pkpo_leave_one_out,
     "PKPO, leave one out - 1": pkpo_marginal,
     "rLLM, pass@k": rllm,
-    "pass@k training (RUCAIBox)": pass_at_k_training,
+    "pass@k training (RUCAIBox), `PassAtKTraining`": pass_at_k_training,
     "verl, `grpo_passk`": verl_grpo_passk,
-    "MaxRL": maxrl,
+    "MaxRL; `TailRL`, which it is for 0/1 rewards": maxrl,
+    "`LogMaxAtK(4)`: log pass@4, plugged in": asked(objectives.LogMaxAtK(BUDGET)),
+    "`InfAlign(rate=4)`, by the reward": asked(objectives.InfAlign(4.0, by="reward")),
+    "`TTRL`, two answers in all": asked(objectives.TTRL()),
     "GRPO": grpo,
     "RLOO": rloo,
 }
@@ -127,7 +145,8 @@ def noise(weighting: Weighting, size: int, budget: int, p_fail: float) -> float:
         right, wrong = weighting(c, size, budget)
         total += chance * (c * right**2 + (size - c) * wrong**2)
     least = p_fail * (1 - p_fail) * (budget * p_fail ** (budget - 1)) ** 2 / size
-    return total / factor(weighting, size, budget, p_fail) ** 2 / least
+    scale = factor(weighting, size, budget, p_fail)
+    return total / scale**2 / least if abs(scale) > 1e-9 else math.inf
 
 
 def weights_table(size: int = SIZE, budget: int = BUDGET) -> list[list[str]]:
@@ -171,6 +190,8 @@ def metric_table(size: int = SIZE, budget: int = BUDGET) -> list[list[str]]:
 
 
 def _short(number: float) -> str:
+    if math.isinf(number) or abs(number) < 1e-9:
+        return "-" if number else "0"
     return f"{number:.2g}" if abs(number) < 1000 else f"{number:,.0f}"
 
 
@@ -183,7 +204,10 @@ success. 1 is right; a constant is right but for the learning rate; anything els
 way that pass@{BUDGET} does not ask for. Advantages that are averaged over the group are divided by M here. Noise: the
 expected sum of squared weights over the least it can be for unbiased weights, after the scale at that very chance of
 success is taken out. Methods that train for one response (GRPO, RLOO, MaxRL) are no attempt at pass@N; the table says
-what happens when they are used for it.
+what happens when they are used for it. `TTRL` sees no label: where right responses are the fewer, its update is one
+against them. `FirstOrderMaxAtK` is `none` on-policy; `MARA` is what it wraps where the reference finds all responses
+equally probable; `Annealed` and `Curriculum` are at each step what they are made of. Their biases are enumerated in
+`tests/test_newer_objectives.py`.
 
 {table(["method", *heads, "", "noise at 0.05", "noise at 0.5"], weights_table())}
 

@@ -26,7 +26,7 @@ from test_store import digest
 from test_update import Finite, run_of, state, timeless
 
 from bontune.config import Stopped
-from bontune.objectives import RLOO
+from bontune.objectives import RLOO, Annealed, LogPassAtN
 from bontune.records import Prompt, Scored
 from bontune.rollout import sample_groups
 from bontune.store import open_store
@@ -402,6 +402,19 @@ def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on_later(tmp_path: Path) 
     with pytest.raises(Stopped, match=f"after step 3 of {STEPS}"):
         run_in(tmp_path / "stopped", every=100, should_stop=lambda: next(asked))
     run_in(tmp_path / "stopped", every=100)
+    assert result(tmp_path / "stopped") == result(tmp_path / "undisturbed")
+
+
+def test_a_schedule_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    """What an objective is follows from the step: nothing of it is in a checkpoint. Another schedule is another run."""
+    course = {"objective": Annealed(LogPassAtN(4), start=1)}
+    run_in(tmp_path / "undisturbed", every=100, **course)
+    asked = iter([False, False, True])
+    with pytest.raises(Stopped):
+        run_in(tmp_path / "stopped", every=100, should_stop=lambda: next(asked), **course)
+    with pytest.raises(ValueError, match="objective"):
+        run_in(tmp_path / "stopped", every=100, objective=Annealed(LogPassAtN(4), start=2))
+    run_in(tmp_path / "stopped", every=100, **course)
     assert result(tmp_path / "stopped") == result(tmp_path / "undisturbed")
 
 

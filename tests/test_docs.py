@@ -98,6 +98,35 @@ def test_existing_samples_tutorial() -> None:
     assert found["policies"]["samples"]["pass_at"]["1"] == pytest.approx((1 / 3 + 2 / 3 + 1 / 3) / 3)
 
 
+SHOWN = re.compile(
+    r"```sh\n(?P<line>bontune (?P<verb>\w+) [^\n]*)\n```\n\n```text\n(?P<said>.*?)```", re.DOTALL
+)
+LOGS = list(SHOWN.finditer((DOCS / "your-logs.md").read_text()))
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(b, marks=[pytest.mark.slow] * (b["verb"] == "coscale"), id=b["line"].split()[-1])
+        for b in LOGS
+    ],
+)
+def test_logs_of_others_say_what_the_page_shows(
+    block: re.Match[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("tests/foreign", "examples/logs"):
+        shutil.copytree(ROOT / folder, folder)
+    run(block["line"], "")
+    said = iter([line.rstrip() for line in capsys.readouterr().out.splitlines()])
+    for line in block["said"].splitlines():
+        assert line in said, f"not said, or not in this place: {line}"
+
+
+def test_the_page_of_logs_has_a_file_of_every_kind() -> None:
+    named = set(re.findall(r"--samples tests/foreign/(\S+)", (DOCS / "your-logs.md").read_text()))
+    assert named == {path.name for path in (ROOT / "tests" / "foreign").iterdir()}
+
+
 @pytest.mark.parametrize("page", ["index.md"])
 def test_python_in_pages_runs(page: str) -> None:
     names: dict[str, object] = {}
@@ -230,6 +259,23 @@ def test_formulas_of_peers_are_what_they_say(peers: object) -> None:
             update += chance * sum((right if r else wrong) * (r - (1 - p)) for r in rewards)
         gradient = budget * p ** (budget - 1) * p * (1 - p)
         assert peers.factor(weighting, size, budget, p) == pytest.approx(update / gradient, rel=1e-9), name  # pyright: ignore
+
+
+def test_the_score_card_is_of_what_bontune_measures(peers: object) -> None:
+    """bontune's rows, which need no other tool, and the tables of coverage have what their programs make."""
+    import coverage
+    import score_card
+
+    page = (DOCS / "score-card.md").read_text()
+    data = score_card.responses()
+    for row in score_card.rows(data, {}):
+        assert f"| {' | '.join(row)} |" in page
+        assert row[1] != "bontune" or row[3] in ("equal", "over prompts")
+    assert coverage.truth(1.0, 1.0)[0] == pytest.approx(0.5)  # of uniform chances
+    assert coverage.truth(1.0, 1.0)[1] == pytest.approx(1 - 1 / 9)
+    found = coverage.coverage(2.0, 2.0, 40, sets=60)
+    assert all(0.8 < share <= 1 for share in found["pass@N, bontune"][:1])
+    assert set(found) <= set(re.findall(r"^\| ([^|]+?) \|", page, re.MULTILINE))
 
 
 def test_recipes_in_the_page_say_what_the_recipes_say() -> None:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from functools import partial
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from bontune.evaluate import (
     diversity,
     doubling_budgets,
     example,
+    interval_of,
     level_curves,
     measure,
     policy_curves,
@@ -29,6 +31,8 @@ from bontune.evaluate import (
     run_results,
     write_json,
 )
+from bontune.evaluate.pricing import interval
+from bontune.evaluate.spending import intervals
 from bontune.records import Scored
 from bontune.strategies import BestOfN, MajorityVote, PassAtK, curve
 
@@ -109,7 +113,10 @@ def test_bootstrap_of_zeros_and_ones_has_binomial_quantiles() -> None:
     n, resamples, level = 20, 20_000, 0.9
     values = np.tril(np.ones((n + 1, n)), -1).T  # column k: k ones
     low, high = bootstrap(values, seed=3, resamples=resamples, level=level)
-    noise = math.sqrt(0.05 * 0.95 / resamples)
+    tail = NormalDist().cdf(
+        -1.729133 * math.sqrt(20 / 19)
+    )  # t with 19 degrees of freedom, in the place of 0.05
+    level, noise = 1 - 2 * tail, math.sqrt(tail * (1 - tail) / resamples)
     checked = 0
     for k in range(n + 1):
         *expected, margin = binomial_quantiles(n, k / n, level)
@@ -126,6 +133,23 @@ def test_coverage_on_an_exact_small_case() -> None:
     low, high = bootstrap(values)
     inside = [math.comb(n, k) / 2**n for k in range(n + 1) if low[k] <= 0.5 <= high[k]]
     assert 0.9 < sum(inside) < 0.99
+
+
+@pytest.mark.parametrize(("rows", "wider"), [(20, 1.0679 * 1.0260), (50, 1.0253 * 1.0102), (1000, 1.0017)])
+def test_an_interval_is_as_wide_as_students(rows: int, wider: float) -> None:
+    """Of a normal sample's mean: t s/sqrt(n), by as much beyond Efron's percentiles as those are within it."""
+    scores = np.array([NormalDist().inv_cdf((i + 0.5) / rows) for i in range(rows)])[:, None]
+    low, high = bootstrap(scores, resamples=20_000)
+    usual = 2 * 1.959964 * scores.std() / math.sqrt(rows)
+    assert (high - low)[0] / usual == pytest.approx(wider, rel=0.02)
+
+
+def test_costs_prices_and_scores_have_their_intervals_from_one_function() -> None:
+    values = torch.tensor([0.0, 1.0, math.nan, 0.5, 0.25], dtype=torch.float64)
+    found = interval_of(values, seed=3)
+    assert interval(values.numpy(), 3) == intervals(values.unsqueeze(-1), seed=3)[0]
+    assert interval(values.numpy(), 3) == {"value": found.value, "low": found.low, "high": found.high}
+    assert interval(np.full(2, math.nan), 0) == intervals(torch.full((2, 1), math.nan))[0] == {}
 
 
 def test_bootstrap_is_seeded_and_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,10 @@ OFTEN = {"config", "records"}  # which any room may use
 OPTIONAL = (
     "trl",
     "verl",
+    "prime_rl",
+    "skyrl",
+    "openrlhf",
+    "tinker_cookbook",
     "vllm",
     "ray",
     "peft",

@@ -199,7 +199,7 @@ def test_groups_that_are_not_complete_are_refused() -> None:
             compute_advantage(wrong, adv_estimator="bontune", config=config(size=size))
     with pytest.raises(ValueError, match=r"algorithm\.bontune\.objective must be set"):
         compute_advantage(data, adv_estimator="bontune", config=OmegaConf.create({}))
-    with beside_rewards([{}]), pytest.raises(ValueError, match="beside_rewards: 1 rows"):
+    with beside_rewards([{}]), pytest.raises(ValueError, match="told: 1 rows"):
         compute_advantage(data, adv_estimator="bontune", config=config())
 
 

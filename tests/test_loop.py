@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from bontune import BestOfN, objectives
+from bontune import BestOfN, PassAtK, objectives
 from bontune.config import KLSchedule, TrainConfig
 from bontune.models.loading import load_policy
 from bontune.records import Prompt, Sampling, Scored
@@ -107,6 +107,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing() -> None:
         (objectives.RLOO(), {"kl": KLSchedule(start=1.0, end=0.001)}),
         (objectives.GRPO(), {"updates_per_rollout": 2, "off_policy": "clipped"}),
         (objectives.BoNSFT(4), {}),
+        (objectives.Annealed(PassAtK(1), start=8), {}),
+        (objectives.MARA(0.1), {"kl": KLSchedule(start=0.1, end=0.1)}),
         (objectives.SFT(), {}),
     ],
 )

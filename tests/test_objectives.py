@@ -43,7 +43,10 @@ from torch import Tensor
 from bontune import BestOfN, BetaPrior, MajorityVote, PassAtK, Scored, Sequential, objectives
 from bontune.objectives.registry import build_objective
 
-pytestmark = pytest.mark.filterwarnings("ignore:the variational tilt understates best-of-N")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:the variational tilt understates best-of-N"),
+    pytest.mark.filterwarnings("ignore:TTRL rewards agreement"),
+]
 
 BUDGETS = [1, 2, 4, 16, 64]
 
@@ -492,6 +495,12 @@ def test_dco_is_the_slope_of_log_pass_at_n(budget: int) -> None:
 
 # Undecided responses, shapes, bad input.
 
+
+def _kept(log_probs: Tensor) -> objectives.Moment:
+    """A moment of a run that keeps a reference."""
+    return objectives.Moment(step=0, steps=1, reference_log_probs=lambda: log_probs)
+
+
 EVERY: dict[str, Callable[[], Callable[[Scored], Tensor]]] = {
     "StrategyObjective": lambda: objectives.StrategyObjective(PassAtK(2)),
     "StrategyObjective(prior)": lambda: objectives.StrategyObjective(PassAtK(99), prior=BetaPrior(1.0, 2.0)),
@@ -509,6 +518,15 @@ EVERY: dict[str, Callable[[], Callable[[Scored], Tensor]]] = {
     "RLOO": objectives.RLOO,
     "GRPO": objectives.GRPO,
     "MaxRL": objectives.MaxRL,
+    "TailRL": objectives.TailRL,
+    "TailRL(none)": lambda: objectives.TailRL("none"),
+    "LogMaxAtK": lambda: objectives.LogMaxAtK(4),
+    "FirstOrderMaxAtK": lambda: objectives.FirstOrderMaxAtK(2),
+    "PassAtKTraining": lambda: objectives.PassAtKTraining(2),
+    "InfAlign": lambda: objectives.InfAlign(2.0),
+    "TTRL": objectives.TTRL,
+    "Annealed": lambda: objectives.Annealed(PassAtK(1), start=2).at(objectives.Moment(step=0, steps=3)),
+    "MARA": lambda: lambda g: objectives.MARA(0.5).at(_kept(torch.where(g.decided, g.scores, math.nan)))(g),
     "BoNSFT": lambda: lambda g: objectives.BoNSFT(4)(g, expert_scores=torch.full((g.prompts,), 0.75))[1],
     "BoNSFT(exact)": lambda: (
         lambda g: objectives.BoNSFT(4, form="exact")(g, expert_scores=torch.full((g.prompts,), 0.75))[1]
@@ -552,6 +570,9 @@ def test_a_batch_equals_its_rows(name: str) -> None:
         lambda n: objectives.BoNRLBP(n),
         lambda n: objectives.DCO(n),
         lambda n: objectives.LogPassAtN(n),
+        lambda n: objectives.LogMaxAtK(n),
+        lambda n: objectives.FirstOrderMaxAtK(n),
+        lambda n: objectives.PassAtKTraining(n),
     ],
 )
 @pytest.mark.parametrize("bad", [0, -1, 1.5, "4", True])

@@ -11,7 +11,18 @@ import torch
 
 from bontune import objectives
 from bontune.config import load_object
-from bontune.objectives import GRPO, RLOO, LogPassAtN, LogStrategyObjective, Mixture, StrategyObjective
+from bontune.objectives import (
+    GRPO,
+    MARA,
+    RLOO,
+    Curriculum,
+    LogPassAtN,
+    LogStrategyObjective,
+    MaxRL,
+    Mixture,
+    StrategyObjective,
+    TailRL,
+)
 from bontune.objectives.registry import OBJECTIVES, STRATEGIES, build_objective, build_strategy
 from bontune.records import Scored
 from bontune.strategies import BestOfN, BetaPrior, MajorityVote, PassAtK, Sequential, SubsetStrategy
@@ -23,6 +34,9 @@ def made(name: str) -> object:
         "StrategyObjective": {"strategy": PassAtK(3), "prior": BetaPrior(0.5, 2.0)},
         "LogStrategyObjective": {"strategy": MajorityVote(3), "baseline": "centred"},
         "Sequential": {"strategy": BestOfN(3), "accept": float("-inf"), "price": 0.125},
+        "MARA": {"beta": 0.25, "threshold": 0.5},
+        "Annealed": {"last": PassAtK(1), "start": 8},
+        "Curriculum": {"stages": ((0, PassAtK(4)), (0.5, RLOO()))},
         "Mixture": {"parts": ((0.25, RLOO()), (1e-3, StrategyObjective(BestOfN(2), "none")))},
     }
     kind = {**OBJECTIVES, **STRATEGIES}[name]
@@ -49,7 +63,7 @@ def test_strategy_specs_round_trip(name: str) -> None:
 
 def test_every_objective_has_a_name() -> None:
     public = {name for name in objectives.__all__ if isinstance(getattr(objectives, name), type)}
-    assert set(OBJECTIVES) == public - {"Objective", "ExpertObjective"}
+    assert set(OBJECTIVES) == public - {"Moment", "Objective", "ExpertObjective"}
 
 
 @pytest.mark.parametrize(
@@ -69,6 +83,10 @@ def test_every_objective_has_a_name() -> None:
         ),
         ("StrategyObjective(BestOfN(4), baseline='none')", StrategyObjective(BestOfN(4), "none")),
         ("Mixture(((0.5, RLOO), [0.5, GRPO()]))", Mixture(((0.5, RLOO()), (0.5, GRPO())))),
+        ("TailRL", TailRL()),
+        ("TailRL('none')", TailRL(baseline="none")),
+        ("MARA(0.05, inner=MaxRL())", MARA(0.05, inner=MaxRL())),
+        ("Curriculum(((0, PassAtK(16)), (0.5, RLOO)))", Curriculum(((0, PassAtK(16)), (0.5, RLOO())))),
     ],
 )
 def test_ways_to_write_a_spec(spec: str, wanted: object) -> None:
@@ -121,7 +139,7 @@ def test_hostile_and_broken_specs_are_refused_and_never_run(
     [
         ("BestOfM(budget=4)", "unknown name 'BestOfM'; did you mean BestOfN?"),
         ("GPRO", "did you mean GRPO?"),
-        ("Zebra", "Known: BestOfN, BoNRL"),
+        ("Zebra", "Known: Annealed, BestOfN, BoNRL"),
         ("BestOfN", "missing 1 required positional argument: 'budget'"),
         ("BestOfN(n=4)", "unexpected keyword argument 'n'"),
         ("BestOfN(budget=0)", "budget must be a whole number of at least 1, got 0"),

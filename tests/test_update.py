@@ -341,17 +341,17 @@ def test_exact_weights_get_the_ratios_and_clipped_ones_are_dropped() -> None:
     ratios = torch.tensor([[0.1, 2.0, -2.0, 0.9]], dtype=torch.float64)
     limit = math.log(1.5)
     exact = replace(run_of(tiny_model()), objective=StrategyObjective(PassAtK(2)))
-    _, weights, share = weigh(exact, learner(exact.model), [], scored, ratios)
+    _, weights, share = weigh(exact, learner(exact.model), [], scored, ratios, step=0)
     assert torch.equal(weights, exact.objective(scored, ratios.clamp(-limit, limit)))
     assert share == 0.75
     clipped = replace(exact, config=replace(exact.config, off_policy="clipped"), objective=RLOO())
-    _, weights, share = weigh(clipped, learner(exact.model), [], scored, ratios)
+    _, weights, share = weigh(clipped, learner(exact.model), [], scored, ratios, step=0)
     plain = RLOO()(scored)
     expected = plain * ratios.exp()
     expected[0, 2] = 0  # a wrong response that is already less likely by far
     expected[0, 3] = 0  # a right one that is already more likely by far
     assert torch.allclose(weights, expected)
-    _, weights, share = weigh(clipped, learner(exact.model), [], scored, None)
+    _, weights, share = weigh(clipped, learner(exact.model), [], scored, None, step=0)
     assert torch.equal(weights, plain)
     assert share == 0
 

@@ -270,3 +270,75 @@ def test_the_command_checks_first(
     assert left.value.code == 2
     assert "--engine vllm draws in one process" in capsys.readouterr().err
     assert not (tmp_path / "t").exists()
+
+
+class Transferring(FakeLLM):
+    """It has vLLM's weight-transfer engine, and tells what it is asked in which order."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.calls: list[str] = []
+
+    def start_weight_update(self) -> None:
+        self.calls.append("start")
+
+    def update_weights(self, request: dict[str, Any]) -> None:
+        self.calls.append("update")
+        self.model.load_state_dict(dict(request["update_info"]["weights"]))
+
+    def finish_weight_update(self) -> None:
+        self.calls.append("finish")
+
+    def sleep(self, level: int) -> None:
+        self.calls.append(f"sleep {level}")
+        with torch.no_grad():
+            for parameter in self.model.parameters():
+                parameter.zero_()  # as at level 2, where weights are given up
+
+    def wake_up(self, tags: list[str]) -> None:
+        self.calls.append(f"wake {' '.join(tags)}")
+
+    def generate(self, *asked: Any, **more: Any) -> list[Any]:
+        self.calls.append("generate")
+        return super().generate(*asked, **more)
+
+
+PUSH = ["start", "update", "finish"]
+
+
+def test_weights_go_in_by_the_weight_transfer_engine_where_there_is_one() -> None:
+    engine, model = Vllm(Transferring(), transfers=True), tiny_model()
+    groups = draw(engine, model)
+    assert engine.llm.calls == [*PUSH, "generate", *PUSH, "generate"]  # the first to see whether it follows
+    assert engine.llm.pushes == 0  # of reload_weights
+    assert max(difference(model, group, 0) for group in groups) < 1e-5
+
+
+def test_it_sleeps_between_rollouts_and_is_given_all_weights_when_it_wakes() -> None:
+    engine, model = Vllm(Transferring(), transfers=True, sleeps=True), tiny_model()
+    draw(engine, model)
+    for step in (1, 1):  # also where the step is the same one
+        engine.llm.calls.clear()
+        groups = draw(engine, model, policy_step=step)
+        assert engine.llm.calls == ["wake weights", *PUSH, "wake kv_cache", "generate", "sleep 2"]
+        assert max(difference(model, group, 0) for group in groups) < 1e-5
+
+
+def test_what_is_begun_is_drawn_by_the_weights_of_then() -> None:
+    import threading
+
+    engine, model, before = Vllm(Transferring(), transfers=True), tiny_model(), tiny_model()
+    asked: dict[str, Any] = {"group_size": 4, "sampling": SAMPLING, "seed": 3, "policy_step": 1}
+    finish = engine.begin(model, TOKENIZER, PROMPTS, **asked)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(1.5)
+    found: list[list[Group]] = []
+    waiting = threading.Thread(target=lambda: found.append(draw(engine, model, policy_step=1)))
+    waiting.start()  # it has to wait for what was begun
+    groups = finish()
+    waiting.join(60)
+    assert max(difference(before, group, 0) for group in groups) < 1e-5
+    assert max(difference(model, group, 0) for group in found[0]) < 1e-5
+    assert [g.texts for g in groups] == [
+        g.texts for g in draw(Vllm(Transferring(), transfers=True), before, policy_step=1)
+    ]

@@ -210,6 +210,21 @@ class ModelConfig:
     """The linear layers that get adapters, by the end of their names, such as q_proj v_proj; all by default."""
     load_in_4bit: bool = False
     """QLoRA: hold the weights that are not trained in 4 bits (NF4, by bitsandbytes). Needs `lora_rank`."""
+    adapter: Literal["lora", "owq"] = "lora"
+    """lora: low-rank adapters, where `lora_rank` is set. owq: linear layers in few `bits` by GPTQ, of which only the
+    columns that rounding would hurt most stay in 16 bits and are trained (arXiv:2306.02272); served as trained."""
+    bits: int | None = None
+    """Of the columns that are not trained, with `adapter` owq: 2 to 8."""
+    weak_bits: float = 0.1
+    """What the trained columns add to the mean bits of a weight, with `adapter` owq: it decides how many there are."""
+    sparsity: float = 0.0
+    """Set this share of the weights in linear layers to zero (SparseGPT, arXiv:2301.00774) and train the others; 0 prunes
+    none. A model that was pruned before keeps its zeros."""
+    pattern: str | None = None
+    """Which are zero: 2:4, two of each four neighbours, with `sparsity` 0.5. By default, wherever it costs least."""
+    calibration_prompts: int = 128
+    """Training prompts, with their references where the task has them, on which `adapter` owq and `sparsity` measure what
+    rounding and zeros cost."""
     gradient_checkpointing: bool = False
     """Compute the layers again in the backward pass instead of keeping what they computed: less memory, more time."""
 
@@ -222,6 +237,32 @@ class ModelConfig:
         for name, value in (given | {"load_in_4bit": self.load_in_4bit}).items():
             if value and self.lora_rank == 0:
                 raise ValueError(f"{name} = {value} needs lora_rank to be at least 1")
+        self._check_compression()
+
+    def _check_compression(self) -> None:
+        """Raise ValueError where bits and zeros do not go together."""
+        owq = self.adapter == "owq"
+        if owq and self.bits is None:
+            raise ValueError("adapter = 'owq' needs bits, a whole number from 2 to 8")
+        if not owq and self.bits is not None:
+            raise ValueError(f"bits = {self.bits} needs adapter = 'owq'")
+        if self.bits is not None and not 2 <= self.bits <= 8:
+            raise ValueError(f"bits must be a whole number from 2 to 8, got {self.bits}")
+        if owq and not 0 < self.weak_bits <= 16 - (self.bits or 0):
+            raise ValueError(f"weak_bits must be above 0 and at most 16 - bits, got {self.weak_bits}")
+        if not 0 <= self.sparsity < 1:
+            raise ValueError(f"sparsity must be at least 0 and below 1, got {self.sparsity}")
+        if self.pattern is not None and (self.pattern != "2:4" or self.sparsity != 0.5):
+            raise ValueError(
+                f"pattern must be 2:4, with sparsity = 0.5, got pattern = {self.pattern!r} and {self.sparsity}"
+            )
+        if self.calibration_prompts < 1:
+            raise ValueError(f"calibration_prompts must be at least 1, got {self.calibration_prompts}")
+        chosen = {"lora_rank": self.lora_rank, "adapter = 'owq'": owq, "sparsity": self.sparsity}
+        if len(together := [name for name, value in chosen.items() if value]) > 1:
+            raise ValueError(
+                f"{' and '.join(together)} exclude each other: what is merged would be neither low in bits nor sparse"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -253,6 +294,12 @@ class TrainConfig:
     or "clipped" (each response's own ratio, clipped as in PPO; biased)."""
     ratio_clip: float = 0.5
     """Ratios of later updates are kept within 1/(1 + ratio_clip) and 1 + ratio_clip."""
+    rollouts_ahead: bool = False
+    """Draw the responses of each step before the update of the step before it, which an engine with weights of its own
+    does meanwhile. They are then of the policy before: weighed by `off_policy`, as later updates of a rollout are."""
+    ahead_limit: float = 0.5
+    """With rollouts ahead: draw anew where the policy has moved further since than this mean |log ratio| of whole
+    responses, in nats."""
     kl: KLSchedule = field(default_factory=KLSchedule)
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
@@ -278,7 +325,7 @@ class TrainConfig:
         for name in whole:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "max_grad_norm", "ratio_clip"):
+        for name in ("learning_rate", "max_grad_norm", "ratio_clip", "ahead_limit"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if not 0 < self.undecided_limit <= 1:

@@ -18,6 +18,16 @@ class Item:
     outcome: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour:
+    """A claim of another paper that is near. outcome: what came out here, in words; its page has the numbers."""
+
+    what: str
+    where: str
+    command: str
+    outcome: str
+
+
 CLAIMS = (
     Item(
         what="Fine-tuning for one response lowers what N responses reach together (RL with N' = 1 against the base)",
@@ -213,3 +223,35 @@ QUESTIONS = {
     ),
 }
 """{question of the study: the outcomes that answer it}."""
+
+NEIGHBOURS = (
+    Neighbour(
+        what="[OWQ](https://arxiv.org/abs/2306.02272): 3.1 bits with weak columns are as good as 4 by GPTQ",
+        where="`models.compress.owq`, `--adapter owq`",
+        command="python -m studies.cheaper owq",
+        outcome="At this size 3 bits by GPTQ lose nothing that could be shown, so neither does OWQ with 3.1; at 2 bits "
+        "weak columns win back 4 of 6 points of pass@32 on Countdown, nothing on programs. [Page](owq.md).",
+    ),
+    Neighbour(
+        what="[SquareHead](https://arxiv.org/abs/2310.06927) recovers the dense accuracy at 60 to 75 % zeros where "
+        "cross-entropy does not",
+        where="`models.compress.sparse`, `squarehead`, `--sparsity`",
+        command="python -m studies.cheaper sparse",
+        outcome="Cross-entropy alone recovers pass@1 up to 75 % zeros, and SquareHead adds nothing; at 90 % a teacher is "
+        "worth 4 points of pass@32. pass@32 survives 80 % zeros. [Page](sparse.md).",
+    ),
+    Neighbour(
+        what="Responses from a copy in few bits, with exact weights of the group",
+        where="`studies.cheaper.sampler`",
+        command="python -m studies.cheaper sampler",
+        outcome="It does not pay: int8 takes up to a quarter less time, with noise of pass@32 1.2 to 1.5 times as high; "
+        "3 bits are out of the question. [Page](low-precision-sampler.md).",
+    ),
+    Neighbour(
+        what="[KnowTuning](https://arxiv.org/abs/2402.11176): train on what the model knows least",
+        where="`train.hard`, `--hardest-share`",
+        command="python -m studies.cheaper hard",
+        outcome="On Countdown the hardest half costs 1.7 points of pass@1 and 15 of pass@32; DPO was "
+        "not run. [Page](hard-prompts.md).",
+    ),
+)

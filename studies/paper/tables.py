@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from bontune.evaluate import bootstrap
+from bontune.evaluate.curves import t_quantile
 from studies.paper.plan import BASE, Cell, Results, Study, TaskPlan, choose, sweep
 from studies.paper.summary import per_prompt
 
-LEVEL = 0.95
 Rows = Sequence[np.ndarray] | np.ndarray
 
 
@@ -104,16 +104,6 @@ def crossed_interval(rows: np.ndarray, bases: Sequence[str]) -> float:
         return 0.0
     freedom = variance**2 / sum(part**2 / df for part, df in parts)
     return t_quantile(freedom) * math.sqrt(variance)
-
-
-def t_quantile(freedom: float, level: float = LEVEL) -> float:
-    """Two-sided quantile of Student's t: 4.303 for 2 degrees of freedom and a level of 0.95."""
-    freedom = min(freedom, 1e7)
-    x = np.concatenate([np.linspace(0, 20, 20_001), np.geomspace(20, 2000, 5_001)[1:]])
-    scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
-    density = np.exp(scale - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
-    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))])
-    return float(np.interp(level / 2, below, x))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,8 +28,9 @@ Placed = Annotated[Placement, tyro.conf.arg(name="")]
 # Named here, as asking the registry would load PyTorch for every line of help; a test holds the two together.
 STRATEGIES = ("BestOfN", "PassAtK", "MaxAtK", "MajorityVote", "WeightedVote", "Sequential")
 OBJECTIVES = (
-    "BoNRL", "BoNRLB", "BoNRLBP", "BoNSFT", "DCO", "GRPO", "LogPassAtN", "LogStrategyObjective", "MaxRL", "Mixture",
-    "RLOO", "SFT", "STaR", "StrategyObjective",
+    "Annealed", "BoNRL", "BoNRLB", "BoNRLBP", "BoNSFT", "Curriculum", "DCO", "FirstOrderMaxAtK", "GRPO", "InfAlign",
+    "LogMaxAtK", "LogPassAtN", "LogStrategyObjective", "MARA", "MaxRL", "Mixture", "PassAtKTraining", "RLOO", "SFT",
+    "STaR", "StrategyObjective", "TTRL", "TailRL",
 )  # fmt: skip
 
 # Models in the package with the tasks they were made for, their own first; tests hold them to what there is.
@@ -319,9 +320,16 @@ class Train(FromFile):
     config: Config = field(default_factory=training)
     loading: Annotated[ModelConfig, tyro.conf.arg(name="")] = field(default_factory=ModelConfig)
     evaluation: Annotated[EvalConfig, tyro.conf.arg(name="")] = field(default_factory=EvalConfig)
+    hardest_share: float | None = None
+    """Train on this share of the training prompts alone, those whose first reference the model finds least likely before
+    training (KnowTuning, arXiv:2402.11176), for SFT and BoN-SFT. The task is asked for more prompts, so that as many are
+    trained on."""
     engine: Literal["hf", "vllm"] = "hf"
     """What draws responses: transformers, or vLLM in this process, into which the weights are pushed before each step.
     vLLM's log-probabilities are compared with the model's own, and training is refused where they differ."""
+    engine_sleeps: bool = False
+    """With --engine vllm: give the engine's memory up, weights and all, while the policy is updated: one GPU then holds
+    them in turn."""
     checkpoint_every: int | None = 10
     """Steps between checkpoints. The same command goes on from the newest one, to the very same result."""
     keep_checkpoints: int = 2

@@ -23,9 +23,12 @@ GROUPS: Mapping[type, Mapping[str, tuple[str, ...]]] = {
         ),
         "learning": (
             "schedule", "warmup_steps", "optimizer", "weight_decay", "max_grad_norm", "updates_per_rollout", "off_policy",
-            "ratio_clip", "kl.*", "refresh_every", "mixed_precision", "shard", "tokens_per_batch",
+            "ratio_clip", "kl.*", "hardest_share", "refresh_every", "mixed_precision", "shard", "tokens_per_batch",
         ),
-        "weight": ("dtype", "lora_*", "load_in_4bit", "gradient_checkpointing"),
+        "weight": (
+            "dtype", "lora_*", "load_in_4bit", "gradient_checkpointing", "adapter", "bits", "weak_bits", "sparsity",
+            "pattern", "calibration_prompts",
+        ),
         "run": ("*",),
     }
 }  # fmt: skip

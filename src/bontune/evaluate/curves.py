@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -219,10 +220,12 @@ def _first_counts(rows: int, resamples: int, seed: int) -> np.ndarray:
 def bootstrap(
     values: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Percentile intervals of the column means of `values` [P, B], rows resampled; NaN entries left out.
+    """Expanded percentile intervals of the column means of `values` [P, B], rows resampled; NaN entries left out.
 
-    Efron's percentile bootstrap: a resample is a multinomial count per row, so all means are one matrix
-    product. It is too narrow for few rows, and has no width where all rows agree.
+    A resample is a multinomial count per row, so all means are one matrix product. Efron's percentiles are too narrow for
+    few rows, by sqrt((n - 1)/n) and by the normal quantile in place of Student's; here they are taken further out by both
+    (Hesterberg, arXiv:1411.5279): 1 % wider at 200 rows, 4 % at 50. There is no width where all rows agree,
+    and means of rows of which few count for most are covered less often than it says (docs/score-card.md).
     Returns low [B] and high [B].
     """
     if resamples < 1:
@@ -240,14 +243,31 @@ def bootstrap(
         counts = _first_counts(rows, size, seed) if size == resamples else _counts(generator, rows, size)
         with np.errstate(invalid="ignore"):  # a resample without any known row has no mean
             means[start : start + size] = (counts @ filled) / (counts @ known_f)
-    tails = [(1 - level) / 2, (1 + level) / 2]
     low_high = np.full((2, values.shape[1]), math.nan)
-    enough = known.sum(0) >= 2
-    complete = enough & ~np.isnan(means).any(0)
-    low_high[:, complete] = np.quantile(means[:, complete], tails, axis=0)
-    if (partial := enough & ~complete).any():
-        low_high[:, partial] = np.nanquantile(means[:, partial], tails, axis=0)
+    sizes, broken = known.sum(0), np.isnan(means).any(0)
+    for size in np.unique(sizes[sizes >= 2]):
+        for some, quantile in ((~broken, np.quantile), (broken, np.nanquantile)):
+            if (columns := (sizes == size) & some).any():
+                low_high[:, columns] = quantile(means[:, columns], _tails(int(size), level), axis=0)
     return low_high[0], low_high[1]
+
+
+@lru_cache(maxsize=4096)
+def _tails(rows: int, level: float) -> tuple[float, float]:
+    """Where in the resampled means of so many rows the ends of an interval are."""
+    tail = NormalDist().cdf(-t_quantile(rows - 1, level) * math.sqrt(rows / (rows - 1)))
+    return tail, 1 - tail
+
+
+@lru_cache(maxsize=4096)
+def t_quantile(freedom: float, level: float = LEVEL) -> float:
+    """Two-sided quantile of Student's t: 4.303 for 2 degrees of freedom and a level of 0.95."""
+    freedom = min(freedom, 1e7)
+    x = np.concatenate([np.linspace(0, 20, 20_001), np.geomspace(20, 2000, 5_001)[1:]])
+    scale = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - 0.5 * math.log(freedom * math.pi)
+    density = np.exp(scale - (freedom + 1) / 2 * np.log1p(x**2 / freedom))
+    below = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(x))])
+    return float(np.interp(level / 2, below, x))
 
 
 def diversity(

@@ -71,17 +71,13 @@ def evaluate(
         curves[name] = policy_curves(batches[name], estimators, ids=item.prompt_ids, seed=seed)
         policies[name] = _entry(item, batches[name], curves[name], seed)
         tokens = token_costs(item, count_tokens)
-        policies[name]["spending"] = spending(
-            batches[name], _has_scores(item), tokens, ids=item.prompt_ids, seed=seed
-        )
+        policies[name]["spending"] = spending(batches[name], _has_scores(item), tokens, seed=seed)
         budget = min(more.get("budget", USUAL_BUDGET), item.sizes[1])
         if (gain := available(batches[name], budget, seed=seed)) is not None:
             policies[name]["available"] = asdict(gain)
         if strategy is not None:
             on_stage(f"measuring {type(strategy).__name__} of {name}")
-            policies[name]["strategy"] = _strategy_entry(
-                strategy, batches[name], tokens, item.prompt_ids, seed
-            )
+            policies[name]["strategy"] = _strategy_entry(strategy, batches[name], tokens, seed)
     on_stage("comparing")
     graded = not all(scored.binary for scored in batches.values())
     alone = None if graded else solved_alone(samples, more.get("budget", USUAL_BUDGET))
@@ -173,13 +169,13 @@ def _announce(on_stage: Callable[[str], None], policy: str, what: str, strategy:
 
 
 def _strategy_entry(
-    strategy: Strategy, scored: Scored, tokens: torch.Tensor | None, ids: Sequence[str], seed: int
+    strategy: Strategy, scored: Scored, tokens: torch.Tensor | None, seed: int
 ) -> dict[str, Any]:
     """The strategy's value with its interval, and of one that stops by itself its draws and tokens, for each N up to its
     own."""
 
     def rows(columns: Sequence[torch.Tensor]) -> list[dict[str, float]]:
-        return intervals(torch.stack(list(columns), -1), range(1, len(columns) + 1), ids=ids, seed=seed)
+        return intervals(torch.stack(list(columns), -1), seed=seed)
 
     if not isinstance(strategy, Sequential):
         return rows([strategy.value(scored)])[0]

@@ -13,8 +13,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from bontune.evaluate.coscale import TAILS, known_only, means, resampled
+from bontune.evaluate.coscale import known_only, means
+from bontune.evaluate.verifier import interval_of
 
 ROUNDING = 1 + 1e-9  # a budget of exactly N responses allows N
 STEPS = 60  # of the bisection for the price of a bound: to 1e-18 of the largest
@@ -159,11 +161,8 @@ def bound(ways: Ways, budget: float, *, seed: int = 0) -> dict[str, float] | Non
 
 def interval(values: np.ndarray, seed: int) -> dict[str, float]:
     """Mean of values [P] over the known prompts, with its 95 % interval: {"value", "low", "high"}; {} where none is."""
-    column = values[None, :, None]
-    if np.isnan(values).all():
-        return {}
-    low, high = np.nanquantile(means(column, resampled(len(values), seed))[:, 0, 0], TAILS)
-    return known_only(value=means(column)[0, 0], low=low, high=high)
+    found = interval_of(torch.from_numpy(values), seed=seed)
+    return known_only(value=found.value, low=found.low, high=found.high) if found.prompts else {}
 
 
 def _mean(values: np.ndarray) -> np.ndarray:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bontune.evaluate.coscale import known_only
-from bontune.evaluate.curves import curve_from, doubling_budgets
+from bontune.evaluate.curves import doubling_budgets
 from bontune.evaluate.samples import SampleSet
+from bontune.evaluate.verifier import interval_of
 from bontune.records import Scored
 from bontune.strategies import BestOfN, PassAtK, Sequential, cost_curve
 
@@ -50,9 +51,7 @@ def deciding(scored: Scored, has_scores: bool) -> dict[str, Sequential]:
     return found
 
 
-def spending(
-    scored: Scored, has_scores: bool, tokens: Tensor | None, *, ids: Sequence[str], seed: int = 0
-) -> dict[str, Any]:
+def spending(scored: Scored, has_scores: bool, tokens: Tensor | None, *, seed: int = 0) -> dict[str, Any]:
     """Mean draws and tokens per prompt with 95 % intervals over prompts, at N = 1, 2, 4, ...; parts not known left out.
 
     {"tokens_per_response": {"value", "low", "high"}, "all": {N: {"tokens"}},
@@ -65,8 +64,7 @@ def spending(
 
     def rows(strategy: Sequential | BestOfN, names: Sequence[str]) -> dict[str, dict[str, Any]]:
         columns = {
-            name: intervals(cost_curve(strategy, scored, costs[name], budgets), budgets, ids=ids, seed=seed)
-            for name in names
+            name: intervals(cost_curve(strategy, scored, costs[name], budgets), seed=seed) for name in names
         }
         return {str(n): {name: column[i] for name, column in columns.items()} for i, n in enumerate(budgets)}
 
@@ -78,10 +76,7 @@ def spending(
     return found | ({"stops": stops} if stops else {})
 
 
-def intervals(
-    values: Tensor, budgets: Sequence[int], *, ids: Sequence[str], seed: int = 0
-) -> list[dict[str, float]]:
+def intervals(values: Tensor, *, seed: int = 0) -> list[dict[str, float]]:
     """{"value", "low", "high"} of each column of values [P, B], what is not known left out."""
-    found = curve_from("values", budgets, values, ids=ids, seed=seed)
-    rows = zip(found.mean, found.low, found.high, strict=True)
-    return [known_only(value=value, low=low, high=high) for value, low, high in rows]
+    found = [interval_of(column, seed=seed) for column in values.T]
+    return [known_only(value=item.value, low=item.low, high=item.high) for item in found]

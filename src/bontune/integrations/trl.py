@@ -162,8 +162,9 @@ def exact_config(args: Any, *, skip_zero_weights: bool = True) -> Any:
     if not isinstance(args, GRPOConfig):
         what = "nothing" if args is None else f"a {type(args).__name__}"
         raise ValueError(
-            f"args must be a trl.GRPOConfig, got {what}. Only GRPOTrainer lets its advantages be replaced; "
-            "AsyncGRPOTrainer, for one, does not"
+            f"args must be a trl.GRPOConfig, got {what}. Only GRPOTrainer lets its advantages be replaced. "
+            "AsyncGRPOTrainer makes them in a process of its own (`_score_group`), which has no hook for a group's "
+            "rewards, and clips ratios of single tokens of responses that are up to `max_staleness` steps old"
         )
     rules = _RULES + (_RULES_OF_SKIPPING if skip_zero_weights else ())
     if args.use_vllm:

@@ -18,15 +18,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
 from verl.trainer.ppo.core_algos import register_adv_est  # pyright: ignore[reportMissingImports]
 
-from bontune.objectives.registry import build_objective
-from bontune.records import Scored
+from bontune.integrations.groups import AGAIN, DROPPED, SAMPLED, advantages, beside, check
 
 _BESIDE: ContextVar[Sequence[Mapping[str, Any]] | None] = ContextVar("beside", default=None)
 
@@ -39,10 +36,8 @@ def reward_result(
     reward: the truth; None is undecided, and is 0 in verl's own metrics.  verifier_score: what best-of-N selects by.
     answer: the final answer, for votes.
     """
-    beside = {"decided": reward is not None, "verifier_score": verifier_score, "answer": answer}
-    return {"score": 0.0 if reward is None else float(reward)} | {
-        f"bontune_{k}": v for k, v in beside.items()
-    }
+    told = beside(reward, verifier_score=verifier_score, answer=answer)
+    return {"score": 0.0 if reward is None else float(reward)} | told
 
 
 @contextmanager
@@ -75,63 +70,20 @@ def compute_weights(
         raise ValueError("algorithm.bontune.objective must be set, to BestOfN(budget=16), for example")
     if index is None:
         raise ValueError("the batch must have uids: responses cannot be grouped by prompt without them")
-    rows = _groups([str(uid) for uid in index], response_mask, settings.get("group_size"))
-    group = _scored(token_level_rewards.sum(-1), rows)
-    weights = _objective(str(settings["objective"]))(group) * group.group_size
-    advantages = torch.zeros(len(response_mask), dtype=torch.float64, device=response_mask.device)
-    advantages[rows] = weights.to(advantages)
-    spread = advantages.to(token_level_rewards).unsqueeze(-1) * response_mask
+    found = advantages(
+        str(settings["objective"]),
+        token_level_rewards.sum(-1).cpu(),
+        [
+            str(uid) if tokens else None
+            for uid, tokens in zip(index, response_mask.sum(-1).tolist(), strict=True)
+        ],
+        told=_BESIDE.get(),
+        size=settings.get("group_size"),
+        remedy="algorithm.bontune.group_size is rollout.n; compute advantages on the whole batch, with one output per "
+        "session, and without dropping responses",
+    )
+    spread = found.to(token_level_rewards).unsqueeze(-1) * response_mask
     return spread, spread
-
-
-@cache
-def _objective(spec: str) -> Any:
-    return build_objective(spec)
-
-
-def _groups(uids: Sequence[str], response_mask: Tensor, size: int | None) -> Tensor:
-    """int64 [P, M]: the rows of each group."""
-    groups: dict[str, list[int]] = {}
-    for row, (uid, tokens) in enumerate(zip(uids, response_mask.sum(-1).tolist(), strict=True)):
-        if tokens > 0:
-            groups.setdefault(uid, []).append(row)
-    sizes = {len(rows) for rows in groups.values()}
-    if len(sizes) != 1 or (size is not None and sizes != {size}):
-        wanted = "of one size" if size is None else f"of algorithm.bontune.group_size = {size}"
-        raise ValueError(
-            f"groups must be complete and {wanted}, got sizes {sorted(sizes)}: compute advantages on the whole batch, "
-            "with one output per session, and without dropping responses"
-        )
-    return torch.tensor(list(groups.values()))
-
-
-def _scored(rewards: Tensor, rows: Tensor) -> Scored:
-    """The groups of a batch. rewards: [rows]."""
-    truth, decided = rewards[rows], rewards[rows].isfinite()
-    beside = _BESIDE.get()
-    if beside is None:
-        return Scored(truth, decided=decided)
-    if len(beside) != len(rewards):
-        raise ValueError(f"beside_rewards: {len(beside)} rows for a batch of {len(rewards)}")
-    found = [[beside[row] for row in group] for group in rows.tolist()]
-    decided &= torch.tensor([[item.get("bontune_decided", True) for item in group] for group in found])
-    scores = answers = None
-    given = [[item.get("bontune_verifier_score") for item in group] for group in found]
-    if any(score is not None for group in given for score in group):
-        scores = torch.tensor(
-            [[float("nan") if s is None else s for s in g] for g in given], dtype=torch.float64
-        )
-        decided &= scores.isfinite()
-    names = [[item.get("bontune_answer") for item in group] for group in found]
-    if any(name is not None for group in names for name in group):
-        ids = [{name: i for i, name in enumerate(dict.fromkeys(group))} for group in names]
-        answers = torch.tensor(
-            [
-                [-1 if name is None else known[name] for name in group]
-                for known, group in zip(ids, names, strict=True)
-            ]
-        )
-    return Scored(truth, scores, answers, decided)
 
 
 def check_config(config: Any) -> None:
@@ -143,8 +95,6 @@ def check_config(config: Any) -> None:
     )
     batch = config.data.train_batch_size
     correction = algorithm.get("rollout_correction", None) or {}
-    again = "responses would be used again after the policy has moved"
-    sampled = "responses would be drawn from another distribution than the one whose gradient is taken"
     rules = (
         ("algorithm.adv_estimator", algorithm.adv_estimator, ("bontune",), "the objective would not be used"),
         (
@@ -159,14 +109,14 @@ def check_config(config: Any) -> None:
             ("seq-mean-token-sum",),
             "others weigh responses by length",
         ),
-        ("actor.ppo_epochs", actor.ppo_epochs, (1,), again),
-        ("actor.ppo_mini_batch_size", actor.ppo_mini_batch_size, (batch,), f"data.train_batch_size: {again}"),
+        ("actor.ppo_epochs", actor.ppo_epochs, (1,), AGAIN),
+        ("actor.ppo_mini_batch_size", actor.ppo_mini_batch_size, (batch,), f"data.train_batch_size: {AGAIN}"),
         ("algorithm.use_kl_in_reward", algorithm.use_kl_in_reward, (False,), "use actor.use_kl_loss instead"),
         (
             "algorithm.filter_groups.enable",
             algorithm.filter_groups.enable,
             (False,),
-            "it changes the mean over prompts",
+            DROPPED,
         ),
         (
             "algorithm.rollout_correction.rollout_is",
@@ -186,13 +136,11 @@ def check_config(config: Any) -> None:
             (False,),
             "it sets the loss",
         ),
-        ("rollout.top_p", rollout.top_p, (1, 1.0), sampled),
-        ("rollout.top_k", rollout.top_k, (-1, 0), sampled),
+        ("rollout.top_p", rollout.top_p, (1, 1.0), SAMPLED),
+        ("rollout.top_k", rollout.top_k, (-1, 0), SAMPLED),
         ("algorithm.bontune.group_size", algorithm.bontune.get("group_size"), (rollout.n,), "rollout.n"),
     )
-    for name, value, allowed, why in rules:
-        if value not in allowed:
-            raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {value!r}: {why}")
+    check(rules)
 
 
 try:

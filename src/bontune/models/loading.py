@@ -23,6 +23,7 @@ from bontune.models.adapters import (
     trained_in_four_bits,
     with_adapters,
 )
+from bontune.models.compress.owq import OWQ_CONFIG, base_of_owq, has_owq, merge_owq, save_owq, with_owq
 
 PACKAGED = ("countdown-base", "programs-base", "rules-base")
 
@@ -36,13 +37,18 @@ def load_policy(
 ) -> tuple[Any, Any]:
     """(model in evaluation mode, tokenizer) of a transformers folder, a hub name, or a model in the package.
 
-    A folder of PEFT adapters is loaded with the weights it names, and merged; the weights of a GGUF file are put back
-    into numbers. quantization: as transformers takes it.
+    A folder of PEFT adapters, or of layers quantised by OWQ, is loaded with the weights it names, and merged; the weights
+    of a GGUF file are put back into numbers. quantization: as transformers takes it.
     Raises ValueError that says what is missing.
     """
     where = policy_path(name)
     if (Path(where) / ADAPTER_CONFIG).is_file():
         return _load_adapted(where, dtype=dtype, device=device, quantization=quantization)
+    if (Path(where) / OWQ_CONFIG).is_file():
+        model, tokenizer = load_policy(
+            base_of_owq(where), dtype=dtype, device=device, quantization=quantization
+        )
+        return merge_owq(with_owq(model, where)), tokenizer
     folder, gguf = gguf_of(where)
     config, tokenizer = _config_of(name, folder, gguf), load_tokenizer(name)
     if type(config) not in AutoModelForCausalLM._model_mapping or not getattr(config, "is_decoder", True):  # pyright: ignore
@@ -152,6 +158,7 @@ def load_trainable(
 ) -> tuple[Any, Any]:
     """(model, tokenizer) as `load_policy`, with the adapters, precision and checkpointing that `config` asks for.
 
+    Few bits and zeros are not made here, as they need text to be measured on: `add_owq`, `prune` of `models.compress`.
     seed: of new adapters.  device: this process's own where None.
     Raises ValueError where a library that `config` needs is not installed.
     """
@@ -170,7 +177,8 @@ def load_trainable(
 
 
 def save_policy(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] | None = None) -> None:
-    """Write a plain transformers folder. Adapters are merged, and kept by themselves in `folder/adapter`.
+    """Write a plain transformers folder. Adapters are merged, and kept by themselves in `folder/adapter`; so are layers
+    quantised by OWQ, in `folder/owq`.
 
     After that a model with adapters is no longer to be trained. Adapters of a model in 4 bits stay adapters.
     state: the whole of its weights, where they are not all in this process.
@@ -179,6 +187,9 @@ def save_policy(model: Any, tokenizer: Any, folder: Path, state: dict[str, Any] 
         model = save_merged(model, folder)
         if model is not None:
             tokenizer.save_pretrained(folder / "adapter")
+    elif has_owq(model):
+        save_owq(model, folder / "owq")
+        model = merge_owq(model)
     if model is not None:
         model.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
     tokenizer.save_pretrained(folder)
@@ -226,7 +237,7 @@ def policy_path(name: str | Path) -> str:
         return str(path)
     if not path.is_dir():
         raise ValueError(f"model {name!r} is not a folder, and no GGUF file")
-    if not (path / "config.json").exists() and not (path / ADAPTER_CONFIG).exists():
+    if not any((path / name).exists() for name in ("config.json", ADAPTER_CONFIG, OWQ_CONFIG)):
         found = sorted(path.glob("*.gguf"))
         if len(found) == 1:
             return str(found[0])

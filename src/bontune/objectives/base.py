@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from bontune.records import Scored
@@ -36,6 +39,32 @@ class ExpertObjective(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """Where in a run an objective is asked for weights; what most of them need not know.
+
+    step: from 0.  steps: of the whole run.  reference_log_probs: gives log pi_ref of each response of the step, [P, M];
+    None where no reference is kept.
+    """
+
+    step: int
+    steps: int
+    reference_log_probs: Callable[[], Tensor] | None = None
+
+
+def at(objective: Any, moment: Moment) -> Any:
+    """The objective of this step: what its `at` says, itself where it has none."""
+    return objective.at(moment) if hasattr(objective, "at") else objective
+
+
+def untold(name: str) -> ValueError:
+    """What an objective that depends on the step raises where it is not told."""
+    return ValueError(
+        f"{name} must be told the step, as `bontune train` does: call objective.at(Moment(step=..., steps=...)), and "
+        "what that returns on the group"
+    )
+
+
 def check_budget(budget: int) -> None:
     """Raise ValueError unless the budget is a whole number of at least 1."""
     if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
@@ -66,3 +95,17 @@ def counts_of(group: Scored) -> Tensor:
 def mean_of(values: Tensor, group: Scored) -> Tensor:
     """[P, 1]: mean over decided responses."""
     return (values * group.decided).sum(-1, keepdim=True) / counts_of(group)
+
+
+def gaps_of(group: Scored) -> tuple[Tensor, Tensor, Tensor]:
+    """Decided rewards as a stack of bands from 0 up, in their order: height, responses below, and order, all [P, M].
+
+    Band t lies between the t-th and the next reward, and t responses lie below it; those of undecided ones, which come
+    last, have no height. The first one reaches from 0, downwards where the lowest reward is negative.
+    """
+    values, order = group.rewards.masked_fill(~group.decided, torch.inf).sort(-1)
+    below = torch.arange(group.group_size, device=values.device).expand_as(values).double()
+    known = below < group.counts.unsqueeze(-1)
+    values = torch.where(known, values, 0.0)
+    gaps = torch.diff(values, dim=-1, prepend=torch.zeros_like(values[:, :1]))
+    return torch.where(known, gaps, 0.0), below, order

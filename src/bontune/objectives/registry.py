@@ -25,7 +25,7 @@ STRATEGIES: dict[str, Callable[..., Any]] = {
 OBJECTIVES: dict[str, Callable[..., Any]] = {
     name: getattr(objectives, name)
     for name in objectives.__all__
-    if name not in ("Objective", "ExpertObjective", "variational_lambda")
+    if name not in ("Moment", "Objective", "ExpertObjective", "variational_lambda")
 }
 _HELPERS: dict[str, Callable[..., Any]] = {"BetaPrior": strategies.BetaPrior}
 

@@ -631,7 +631,8 @@ def _explained(model: Endpoint, fault: Exception, key: str = KEY) -> Exception:
     said = " ".join(str(fault).split())[:500]
     if status is not None and 400 <= status < 500 and status not in (408, 409, 429):
         hint = f" (its key is read from {key})" if status in (401, 403) else ""
-        return ValueError(f"{model.url} refused the request for model {model.model!r}: {said}{hint}")
+        named = f" for model {model.model!r}" if model.model else ""
+        return ValueError(f"{model.url} refused the request{named}: {said}{hint}")
     cause = fault.__cause__
     more = f" ({type(cause).__name__}: {cause})" if cause is not None and str(cause) else ""
     if isinstance(fault, ValueError) and not isinstance(fault, _Unreadable):

@@ -1,9 +1,11 @@
 """Rollouts by vLLM in this process, with the weights of the policy in training pushed into it before each rollout.
 
-One process, one device. Weights go through the worker's `reload_weights`, which restores each layer to its state before
-vLLM packed it: vLLM 0.2x and later. Whether that works depends on version, backend and model, so it is tried before
-anything is trained, with weights changed on purpose, and log-probabilities are compared with the policy's own in every
-rollout. What does not pass is refused: a policy must not be trained on responses of another one.
+One process, one device. Weights go in by vLLM's weight-transfer engine, the interface that it keeps for training: a
+backend of our own is registered there, which hands tensors over within the process. Where a vLLM has no such engine, by
+the worker's `reload_weights`. Either way each layer is restored to its state before vLLM packed it. Whether that works
+depends on version, backend and model, so it is tried before anything is trained, with weights changed on purpose, and
+log-probabilities are compared with the policy's own in every rollout. What does not pass is refused: a policy must not
+be trained on responses of another one.
 Seen to work: 0.32 on a CPU in float32, to 1e-6. There, a model whose input and output embeddings are one tensor must be
 pushed with both names, as `state_dict` has them; without the second, the output keeps its old copy.
 """
@@ -11,8 +13,10 @@ pushed with both names, as `state_dict` has them; without the second, the output
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any, Unpack
 
 import torch
@@ -25,6 +29,7 @@ from bontune.rollout.request import Asked, Request
 
 CHECKED = 4  # responses of a rollout whose log-probabilities are compared
 EXACT, ROUNDED = 1e-3, 0.1  # largest mean difference per token, in float32 and in shorter formats
+BACKEND = "bontune"  # of vLLM's weight-transfer engine: tensors of this very process
 _TRIAL = 1.05  # what the weights are multiplied by to see whether the engine follows
 _SEEDS = 2**52
 
@@ -35,14 +40,22 @@ class Vllm:
     llm: a `vllm.LLM` with logprobs_mode="processed_logprobs"; `load` makes one.
     tolerance: largest mean difference per token between its log-probabilities and the policy's, in nats. By default
     1e-3 where the policy is in float32, 0.1 otherwise.
+    transfers: whether it was made with the backend `BACKEND` of vLLM's weight-transfer engine.
+    sleeps: give its memory up between rollouts, weights and all, for the update: it needs enable_sleep_mode=True.
     """
 
-    def __init__(self, llm: Any, *, tolerance: float | None = None) -> None:
-        self.llm, self.tolerance = llm, tolerance
-        self._step: int | None = None  # of the weights it has
+    def __init__(
+        self, llm: Any, *, tolerance: float | None = None, transfers: bool = False, sleeps: bool = False
+    ) -> None:
+        self.llm, self.tolerance, self.transfers, self.sleeps = llm, tolerance, transfers, sleeps
+        self._step: int | None = None  # of the weights it has; None where they have to be pushed first
+        self._tried = self._asleep = False
+        self._in_use = threading.Lock()  # taken by one thread and given back by another
 
     @classmethod
-    def load(cls, folder: str, *, tolerance: float | None = None, **settings: Any) -> Vllm:
+    def load(
+        cls, folder: str, *, tolerance: float | None = None, sleeps: bool = False, **settings: Any
+    ) -> Vllm:
         """vLLM with the model of a folder. settings: of `vllm.LLM`, such as gpu_memory_utilization.
 
         Raises ValueError where vLLM is not installed, or is asked to use several devices.
@@ -57,9 +70,11 @@ class Vllm:
                 f"--engine vllm needs vLLM in this environment: pip install 'bontune[vllm]' ({fault})"
             ) from fault
         fixed = {"logprobs_mode": "processed_logprobs", "generation_config": "vllm", "seed": 0}
-        return cls(
-            LLM(model=folder, **{"gpu_memory_utilization": 0.3} | settings | fixed), tolerance=tolerance
-        )
+        fixed |= {"enable_sleep_mode": True} if sleeps else {}
+        transfers = _register_backend()
+        fixed |= {"weight_transfer_config": {"backend": BACKEND}} if transfers else {}
+        llm = LLM(model=folder, **{"gpu_memory_utilization": 0.3} | settings | fixed)
+        return cls(llm, tolerance=tolerance, transfers=transfers, sleeps=sleeps)
 
     def sample_groups(
         self,
@@ -78,27 +93,83 @@ class Vllm:
         model's.
         """
         request = Request(prompts=tuple(prompts), **asked)
-        sampling, step = request.sampling, request.policy_step
-        encoded = encode(model, tokenizer, prompts, sampling)
+        encoded = encode(model, tokenizer, prompts, request.sampling)
         if not encoded:
             return []
-        if self._step is None:
-            self._try_pushing(model, tokenizer, encoded[0], sampling)
-        if self._step != step:
-            self._push(model)
-            self._step = step
-        seeds = [part.key(request.policy_step) % _SEEDS + part.first for part in request.parts()]
-        ends = end_tokens(model, tokenizer, sampling)
-        outputs = self._generate(encoded, request.group_size, sampling, seeds, ends)
-        groups = [
-            _group(prompt, ids, output, tokenizer, ends, step, sampling)
-            for prompt, ids, output in zip(prompts, encoded, outputs, strict=True)
-        ]
-        self._check(model, groups[:CHECKED], "after its weights were pushed")
+        with self._in_use:
+            self._follow(model, tokenizer, encoded[0], request)
+            groups = self._groups(tokenizer, request, encoded, end_tokens(model, tokenizer, request.sampling))
+            self._check(model, groups[:CHECKED], "after its weights were pushed")
+            self._rest()
         if on_group is not None:
             for group in groups:
                 on_group(group)
         return groups
+
+    def begin(
+        self, model: Any, tokenizer: Any, prompts: Sequence[Prompt], **asked: Unpack[Asked]
+    ) -> Callable[[], list[Group]]:
+        """Push the weights that `model` has now, and compare a few responses with it. What comes back draws the groups
+        of `sample_groups` with them, once, in whatever thread, while the model may already be trained further; until it
+        has, others that ask for responses wait.
+        Raises as `sample_groups`.
+        """
+        request = Request(prompts=tuple(prompts), **asked)
+        encoded = encode(model, tokenizer, prompts, request.sampling)
+        ends = end_tokens(model, tokenizer, request.sampling)
+        self._in_use.acquire()
+        try:
+            self._step = None
+            self._follow(model, tokenizer, encoded[0], request)
+            few = replace(request, prompts=request.prompts[:1], group_size=min(CHECKED, request.group_size))
+            self._check(
+                model, self._groups(tokenizer, few, encoded[:1], ends), "after its weights were pushed"
+            )
+        except BaseException:
+            self._in_use.release()
+            raise
+        return lambda: self._finish(tokenizer, request, encoded, ends)
+
+    def _finish(
+        self, tokenizer: Any, request: Request, encoded: Sequence[tuple[int, ...]], ends: frozenset[int]
+    ) -> list[Group]:
+        try:
+            groups = self._groups(tokenizer, request, encoded, ends)
+            self._rest()
+            self._step = None  # the next to ask has other weights, whatever step it names
+            return groups
+        finally:
+            self._in_use.release()
+
+    def _groups(
+        self, tokenizer: Any, request: Request, encoded: Sequence[tuple[int, ...]], ends: frozenset[int]
+    ) -> list[Group]:
+        step, sampling = request.policy_step, request.sampling
+        seeds = [part.key(step) % _SEEDS + part.first for part in request.parts()]
+        outputs = self._generate(encoded, request.group_size, sampling, seeds, ends)
+        return [
+            _group(prompt, ids, output, tokenizer, ends, step, sampling)
+            for prompt, ids, output in zip(request.prompts, encoded, outputs, strict=True)
+        ]
+
+    def _follow(self, model: Any, tokenizer: Any, ids: tuple[int, ...], request: Request) -> None:
+        """Have the weights that the model has, in memory that may have been given up meanwhile."""
+        if self._asleep:
+            self.llm.wake_up(tags=["weights"])
+        if not self._tried:
+            self._try_pushing(model, tokenizer, ids, request.sampling)
+            self._tried = True
+        if self._step != request.policy_step:
+            self._push(model)
+        if self._asleep:
+            self.llm.wake_up(tags=["kv_cache"])
+            self._asleep = False
+        self._step = request.policy_step
+
+    def _rest(self) -> None:
+        if self.sleeps:
+            self.llm.sleep(level=2)  # weights and all: others are pushed anyway
+            self._asleep, self._step = True, None
 
     def _generate(
         self,
@@ -128,7 +199,13 @@ class Vllm:
 
     def _push(self, model: Any) -> None:
         with _weights(model) as weights:
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": list(weights.items())})
+            pairs = list(weights.items())
+            if self.transfers:
+                self.llm.start_weight_update()
+                self.llm.update_weights({"update_info": {"weights": pairs}})
+                self.llm.finish_weight_update()
+            else:
+                self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": pairs})
         self.llm.reset_prefix_cache()
 
     def _try_pushing(self, model: Any, tokenizer: Any, ids: tuple[int, ...], sampling: Sampling) -> None:
@@ -181,6 +258,44 @@ def difference(model: Any, group: Group, row: int) -> float:
         logits = model(input_ids=ids, use_cache=False).logits[0, len(group.prompt_tokens) - 1 : -1]
         own = token_log_probs(logits, response.to(device), group.sampling).cpu()
     return float((own - group.log_probs[row, : len(response)]).abs().mean())
+
+
+def _register_backend() -> bool:
+    """Register `BACKEND` with vLLM's weight-transfer engines; False where this vLLM has none."""
+    try:
+        from vllm.distributed.weight_transfer import factory  # pyright: ignore
+        from vllm.distributed.weight_transfer.base import WeightTransferEngine  # pyright: ignore
+        from vllm.model_executor.model_loader.reload import (  # pyright: ignore
+            finalize_layerwise_reload,
+            initialize_layerwise_reload,
+        )
+    except ImportError:
+        return False
+
+    class InProcess(WeightTransferEngine):
+        init_info_cls = update_info_cls = dict
+
+        def init_transfer_engine(self, init_info: Any) -> None:
+            """There is nothing to connect to."""
+
+        def start_weight_update(self) -> None:
+            initialize_layerwise_reload(self.model)
+
+        def update_weights(self, update_info: dict[str, Any]) -> None:
+            self.receive_weights(update_info)
+
+        def receive_weights(self, update_info: dict[str, Any]) -> None:
+            self.model.load_weights(update_info["weights"])
+
+        def finish_weight_update(self) -> None:
+            finalize_layerwise_reload(self.model, self.model_config)
+
+        def shutdown(self) -> None:
+            """There is nothing to give back."""
+
+    with suppress(ValueError):  # it is there since an engine was made before
+        factory.WeightTransferEngineFactory.register_engine(BACKEND, InProcess)
+    return True
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch import Tensor
 
 _SMALL = 1e-7  # a chance below which a difference of two near numbers is replaced by its limit
 _HALVINGS = 60  # of an interval: beyond the precision of float64
+_AT_ONCE, _ROUNDS = 16, 14  # prices tried together, and how often between the two nearest: to 1e-14
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +133,15 @@ def best_for(chances: Tensor, utility: PassAt | Checked) -> Optimum:
     Of pass@N: a_k = 1 - (lambda/(N q_k))^(1/(N - 1)), cut at 0 (filling up).
     """
     q = _checked(chances)
-    low, high = torch.tensor(-700.0, dtype=q.dtype), torch.tensor(60.0, dtype=q.dtype)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        over = _played(q, middle.exp(), utility).sum() > 1
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
-    more, less = _played(q, low.exp(), utility), _played(q, high.exp(), utility)
+    low, high = -700.0, 60.0
+    for _ in range(_ROUNDS):
+        prices = torch.linspace(low, high, _AT_ONCE + 1, dtype=q.dtype)
+        over = (
+            _played(q, prices.exp().unsqueeze(-1), utility).sum(-1) > 1
+        )  # less is played the higher the price
+        last = min(max(int(over.sum()) - 1, 0), _AT_ONCE - 1)
+        low, high = float(prices[last]), float(prices[last + 1])
+    more, less = _played(q, torch.tensor([[low], [high]], dtype=q.dtype).exp(), utility)
     # A utility that is straight jumps at the price: what is left to play goes to those that jump.
     left = (1 - less.sum()) / (more.sum() - less.sum()).clamp(min=1e-300)
     policy = less + left.clamp(0, 1) * (more - less)
@@ -146,8 +150,11 @@ def best_for(chances: Tensor, utility: PassAt | Checked) -> Optimum:
 
 
 def _played(q: Tensor, price: Tensor, utility: PassAt | Checked) -> Tensor:
-    """[K]: the chance a_k in [0, 1] at which q_k u'(a_k) falls to the price, 0 where it starts below."""
-    low, high = torch.zeros_like(q), torch.ones_like(q)
+    """[L, K]: the chance a_k in [0, 1] at which q_k u'(a_k) falls to a price [L, 1], 0 where it starts below."""
+    if isinstance(utility, PassAt) and not utility.log and utility.budget > 1:
+        left = (price / (utility.budget * q)) ** (1 / (utility.budget - 1))
+        return torch.where(q > 0, (1 - left).clamp(min=0.0), 0.0)
+    low, high = torch.zeros(len(price), len(q), dtype=q.dtype), torch.ones(len(price), len(q), dtype=q.dtype)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         above = q * utility.slope(middle) > price

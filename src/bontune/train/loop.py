@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 
 import torch
 from torch import Tensor
 
 from bontune.models.prompting import shown
 from bontune.objectives.registry import served_strategy
-from bontune.records import Graded, Group, Prompt, Scored
-from bontune.store import Origin
-from bontune.store.reuse import drawn_or_kept, judged_or_kept
+from bontune.records import Graded, Group, Scored
+from bontune.store.reuse import judged_or_kept
 from bontune.train.ahead import Ahead
 from bontune.train.diagnosis import warning
 from bontune.train.held_out import HeldOut
@@ -23,11 +22,13 @@ from bontune.train.on_policy import warn_off_policy
 from bontune.train.prompts import prompt_batches, training_prompts
 from bontune.train.references import learn_references, needs_responses
 from bontune.train.resume import keep, resume
-from bontune.train.run import Metrics, Run, describe_run, origin_of
+from bontune.train.rollouts import Rollouts
+from bontune.train.run import Metrics, Run, describe_run
 from bontune.train.saving import save
-from bontune.train.shard import parts, whole
-from bontune.train.update import Learner, UpdateStats, log_probs, update
-from bontune.train.weighing import drawn_log_probs, kl_weights, weigh
+from bontune.train.shard import parts
+from bontune.train.stale import take
+from bontune.train.update import Learner, UpdateStats, update
+from bontune.train.weighing import kl_weights, log_ratios, weigh
 
 NO_UPDATE = UpdateStats(grad_norm=0.0, kl=None, ratio=1.0, rows=0, applied=False)
 
@@ -40,11 +41,11 @@ def train(run: Run) -> list[Metrics]:
     Held-out prompts are measured where that is asked for. Writes `metrics.jsonl`, `eval.jsonl` and `model/` below
     `run.output`.
     """
-    with Ahead(run.verify, run.score) as ahead:
-        return _train(run, ahead)
+    with ExitStack() as stack:
+        return _train(run, stack.enter_context(Ahead(run.verify, run.score)), stack)
 
 
-def _train(run: Run, ahead: Ahead) -> list[Metrics]:
+def _train(run: Run, ahead: Ahead, stack: ExitStack) -> list[Metrics]:
     config, learner = run.config, make_learner(run)
     pool = shown(training_prompts(run.task, config), run.tokenizer, run.prompting)
     description = describe_run(run, pool) | parts(run.model, learner.accelerator)
@@ -54,12 +55,14 @@ def _train(run: Run, ahead: Ahead) -> list[Metrics]:
     if first:
         run.on_resume(history)
     held_out.measure(first)
-    for step, prompts in enumerate(prompt_batches(pool, config, learner.accelerator)):
-        if step < first:
-            continue
+    batches = list(prompt_batches(pool, config, learner.accelerator))
+    rollouts = stack.enter_context(
+        closing(Rollouts(run, batches, ahead.begin, learner.accelerator.num_processes))
+    )
+    for step, prompts in enumerate(batches[first:], first):
         clock = Clock()
         if needs_responses(run):
-            metrics, groups, graded, weights = _step(run, learner, ahead, prompts, step, clock)
+            metrics, groups, graded, weights = _step(run, learner, ahead, rollouts, step, clock)
         else:
             metrics, groups, graded, weights = learn_references(run, learner, prompts, clock)
         metrics |= {"step": step, "learning_rate": learner.optimizer.param_groups[0]["lr"]}
@@ -76,22 +79,23 @@ def _train(run: Run, ahead: Ahead) -> list[Metrics]:
 
 
 def _step(
-    run: Run, learner: Learner, ahead: Ahead, prompts: Sequence[Prompt], step: int, clock: Clock
+    run: Run, learner: Learner, ahead: Ahead, rollouts: Rollouts, step: int, clock: Clock
 ) -> tuple[Metrics, list[Group], list[Graded], Tensor]:
     """One rollout with its updates: its numbers, the groups, as judged, and the weights of the last update."""
     config = run.config
     with clock("rollout"), learner.accelerator.autocast():
-        origin = origin_of(run, step)
-        with whole(run.model):
-            groups = rollout(run, origin, prompts, step, ahead.begin)
+        drawn, late = take(rollouts, learner, step)
+    groups = drawn.groups
     with clock("score"):
-        graded = judged_or_kept(run.store, origin, groups, run.verify, run.score, judge=ahead.grade)
+        graded = judged_or_kept(run.store, drawn.origin, groups, run.verify, run.score, judge=ahead.grade)
         scored = Scored.stack(graded)
+    with clock("rollout"), learner.accelerator.autocast():
+        rollouts.begin(step + 1)
     weights, stats, clipped, apart = torch.zeros_like(scored.rewards), NO_UPDATE, 0.0, None
     for turn in range(config.updates_per_rollout):
         with clock("weights"):
-            ratios = log_probs(learner, groups) - drawn_log_probs(groups) if turn else None
-            weighed, weights, clipped = weigh(run, learner, groups, scored, ratios)
+            ratios = log_ratios(learner, groups) if turn or drawn.staleness else None
+            weighed, weights, clipped = weigh(run, learner, groups, scored, ratios, step)
         with clock("update"):
             kl = kl_weights(config, scored, weights, step)
             stats = update(learner, weighed, weights, kl, prompts=config.prompts_per_step)
@@ -104,42 +108,9 @@ def _step(
         "clipped_share": clipped,
         "kl_coefficient": config.kl.at(step, config.steps),
     }
+    metrics |= late
     if apart is not None and not hasattr(run.objective, "with_experts"):  # whose experts were not drawn
-        warn_off_policy(apart)
+        if not drawn.staleness:
+            warn_off_policy(apart)
         metrics |= {"log_ratio_mean": apart.mean, "log_ratio_max": apart.largest}
     return metrics, groups, graded, weights
-
-
-def rollout(
-    run: Run,
-    origin: Origin,
-    prompts: Sequence[Prompt],
-    step: int,
-    on_group: Callable[[Group], None] | None = None,
-) -> list[Group]:
-    """One complete group per prompt. Streams are seeded by run, step, prompt id and response index.
-
-    on_group: called with each group that is drawn, as soon as it is complete.
-    Raises ValueError where the engine does not tell tokens and log-probabilities.
-    """
-
-    def draw(some: Sequence[Prompt]) -> list[Group]:
-        groups = run.engine(
-            run.model,
-            run.tokenizer,
-            some,
-            group_size=run.config.group_size,
-            sampling=run.config.sampling,
-            seed=run.config.seed,
-            policy_step=step,
-            rows_per_batch=run.config.rows_per_batch,
-            on_group=on_group,
-        )
-        if not all(group.told for group in groups):
-            raise ValueError(
-                "the engine tells no tokens and log-probabilities, without which nothing can be trained"
-            )
-        return groups
-
-    size = run.config.group_size
-    return drawn_or_kept(run.store, origin, prompts, size, max(1, run.config.rows_per_batch // size), draw)

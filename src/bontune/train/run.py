@@ -66,7 +66,8 @@ class Run:
 
 def describe_run(run: Run, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What decides the course of a run: one that differs in any of it must not go on from its checkpoint."""
-    config = {f"config.{name}": repr(value) for name, value in asdict(run.config).items()}
+    unused = () if run.config.rollouts_ahead else ("rollouts_ahead", "ahead_limit")
+    config = {f"config.{k}": repr(value) for k, value in asdict(run.config).items() if k not in unused}
     data = "".join(f"{p.id}\0{p.text}\0{p.answer}\0{dict(p.meta)!r}\0" for p in prompts)
     first = "".join(f"{whole_tensor(p).double().sum().item()!r} {p.numel()} " for p in run.model.parameters())
     model = hashlib.blake2b(first.encode(), digest_size=8).hexdigest()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bontune.config import TrainConfig
 from bontune.models.prompting import end_of_reply
+from bontune.objectives.base import Moment, at
 from bontune.records import Group, Prompt, Scored
 from bontune.train.run import Run
 from bontune.train.update import Learner, log_probs
@@ -21,8 +23,13 @@ def drawn_log_probs(groups: Sequence[Group]) -> Tensor:
     return torch.stack([group.log_probs.double().sum(-1) for group in groups])
 
 
+def log_ratios(learner: Learner, groups: Sequence[Group]) -> Tensor:
+    """[P, M] float64: log pi(y)/mu(y) of each response, pi the policy as it is and mu the one that drew it."""
+    return log_probs(learner, groups) - drawn_log_probs(groups)
+
+
 def weigh(
-    run: Run, learner: Learner, groups: list[Group], scored: Scored, log_ratios: Tensor | None
+    run: Run, learner: Learner, groups: list[Group], scored: Scored, log_ratios: Tensor | None, step: int
 ) -> tuple[list[Group], Tensor, float]:
     """Groups, their weights [P, M], and the share of ratios that were clipped.
 
@@ -32,16 +39,24 @@ def weigh(
     """
     if hasattr(run.objective, "with_experts"):
         return (*_weigh_experts(run, learner, groups, scored), 0.0)
+    objective = at(run.objective, _moment(run, learner, groups, step))
     if log_ratios is None:
-        return groups, run.objective(scored), 0.0
+        return groups, objective(scored), 0.0
     limit = torch.log1p(torch.tensor(run.config.ratio_clip, dtype=torch.float64))
     outside = (log_ratios.abs() > limit) & scored.decided
     clipped = float(outside.sum() / scored.decided.sum().clamp(min=1))
     if run.config.off_policy == "exact":
-        return groups, run.objective(scored, log_ratios.clamp(-limit, limit)), clipped
-    weights = run.objective(scored)
+        return groups, objective(scored, log_ratios.clamp(-limit, limit)), clipped
+    weights = objective(scored)
     done = torch.where(weights > 0, log_ratios > limit, log_ratios < -limit)
     return groups, torch.where(done, 0.0, weights * log_ratios.clamp(max=50.0).exp()), clipped
+
+
+def _moment(run: Run, learner: Learner, groups: list[Group], step: int) -> Moment:
+    """What an objective may know of the step; the reference is asked only where an objective asks."""
+    known = learner.reference is not None
+    told = partial(log_probs, replace(learner, model=learner.reference), groups) if known else None
+    return Moment(step=step, steps=run.config.steps, reference_log_probs=told)
 
 
 def _weigh_experts(

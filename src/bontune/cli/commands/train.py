@@ -20,6 +20,7 @@ import torch
 from accelerate import PartialState
 
 from bontune.cli import arguments
+from bontune.cli.commands.compressing import check_compression, compress
 from bontune.cli.commands.inputs import Watched, check_folder, load_source, plain, say_divided, write_config
 from bontune.cli.commands.prompting import as_options, settle, warn_cut
 from bontune.cli.commands.terminal import console, say
@@ -28,6 +29,7 @@ from bontune.config import FitConfig, TrainConfig, spec_of
 from bontune.evaluate import write_json
 from bontune.models.loading import gguf_of, load_trainable, policy_path
 from bontune.models.prompting import in_words
+from bontune.objectives.base import Moment, at
 from bontune.objectives.registry import build_objective, served_strategy
 from bontune.records import Scored
 from bontune.report import OUTCOME, write_report
@@ -43,6 +45,7 @@ from bontune.tasks import Task
 from bontune.train.card import model_card
 from bontune.train.checkpoint import differences
 from bontune.train.diagnosis import remarks
+from bontune.train.hard import Hardest
 from bontune.train.held_out import FILE as EVALUATIONS
 from bontune.train.held_out import read_rows, saved_by
 from bontune.train.loop import train
@@ -70,6 +73,8 @@ def run(command: arguments.Train) -> None:
     device = "cpu" if wants_shards(command.config) else None  # from where each process takes its part
     model, tokenizer = load_trainable(command.model, command.loading, seed=command.config.seed, device=device)
     given, (model, command) = command, _settled(command, task, model, tokenizer)
+    compress(command, task, model, tokenizer)
+    learned_from = _learned_from(command, task, model, tokenizer)
     if wants_shards(command.config) and isinstance(score, SelfCertainty):
         raise ValueError(f"--scorer {command.source.scorer} asks the whole model, which --shard divides")
     score = bound(score, model)
@@ -94,7 +99,7 @@ def run(command: arguments.Train) -> None:
         train(
             Run(
                 config=command.config,
-                task=task,
+                task=learned_from,
                 objective=objective,
                 model=model,
                 tokenizer=tokenizer,
@@ -144,6 +149,13 @@ def _settled(command: arguments.Train, task: Task, model: Any, tokenizer: Any) -
     return model, replace(command, config=config, prompting=prompting)
 
 
+def _learned_from(command: arguments.Train, task: Task, model: Any, tokenizer: Any) -> Task:
+    """The task, or the hardest of its training prompts."""
+    if command.hardest_share is None:
+        return task
+    return Hardest.of(task, model, tokenizer, command.config, command.prompting, command.hardest_share)
+
+
 def _check_command(command: arguments.Train) -> None:
     """Raise ValueError where nothing can be trained as asked for, or the folder holds something else."""
     for option in ("checkpoint_every", "keep_checkpoints"):
@@ -156,6 +168,7 @@ def _check_command(command: arguments.Train) -> None:
         raise ValueError(f"{output} holds a training run already; choose another --output")
     if is_endpoint(command.model):
         raise ValueError("--model: a model behind a server cannot be trained, only sampled and measured")
+    check_compression(command)
     check_folder(output, command)
 
 
@@ -379,13 +392,15 @@ def asked_to_stop() -> Iterator[Callable[[], bool]]:
 def _engine(command: arguments.Train, model: Any) -> Engine:
     """What draws. vLLM loads the model once more, in the same precision."""
     if command.engine == "hf":
+        if command.engine_sleeps:
+            raise ValueError("--engine-sleeps needs --engine vllm")
         return sample_groups
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("--engine vllm draws in one process; several need --engine hf")
     if gguf_of(policy_path(command.model))[1]:
         raise ValueError("--engine vllm needs a transformers folder, not a GGUF file; --engine hf takes both")
     dtype = str(model.dtype).removeprefix("torch.")
-    return Vllm.load(policy_path(command.model), dtype=dtype).sample_groups
+    return Vllm.load(policy_path(command.model), dtype=dtype, sleeps=command.engine_sleeps).sample_groups
 
 
 def _refreshed(score: Score | None, command: arguments.Train) -> Refreshed | None:
@@ -430,15 +445,19 @@ def check_objective(objective: Any, config: TrainConfig) -> None:
     rewards[0, 0] = 1
     group = Scored(rewards, answers=torch.arange(config.group_size).unsqueeze(0) % 2)
     off_policy = config.updates_per_rollout > 1 and config.off_policy == "exact"
+    weights: Any = None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             if hasattr(objective, "with_experts"):
                 objective.with_experts(group, torch.ones(1).double(), torch.zeros(1).double())
                 return
-            weights = objective(group)
-            if off_policy:
-                objective(group, torch.zeros_like(rewards))
+            kept = (lambda: torch.zeros_like(rewards)) if config.kl.start > 0 else None
+            for step in sorted({0, config.steps - 1}):  # a budget that moves is largest at one of them
+                now = at(objective, Moment(step=step, steps=config.steps, reference_log_probs=kept))
+                weights = now(group)
+                if off_policy:
+                    now(group, torch.zeros_like(rewards))
     except Exception as fault:  # an objective of the user's may raise anything
         hint = ""
         if off_policy and "log_ratios" in str(fault):

@@ -1,0 +1,266 @@
+"""The tables and the figure of each part, from its cells."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from bontune.models.compress.squarehead import LOSSES
+from studies.cheaper.bench import BUDGETS, RESPONSES, Cells, interval, pass_at
+from studies.cheaper.pruned import DENSE, TEACHER
+from studies.cheaper.sampler import BUDGETS as NOISE_BUDGETS
+from studies.cheaper.sampler import COPIES, SIMULATED
+from studies.paper.markdown import table, with_section
+
+Cell = Mapping[str, Any]
+
+PAGES = {
+    "owq": "owq.md",
+    "sparse": "sparse.md",
+    "sampler": "low-precision-sampler.md",
+    "hard": "hard-prompts.md",
+}
+PARTS = {
+    "owq": ("owq", "adapters", "pretrained"),
+    "sparse": ("sparse",),
+    "sampler": ("sampler", "products"),
+    "hard": ("hard",),
+}
+
+
+def write(cells: Cells, part: str, docs: Path | None) -> None:
+    """Print a part's tables; with `docs`, put them into its page, and the cells and the figure into docs/cheaper."""
+    found = {name: cells.read(name) for name in PARTS[part]}
+    text = "\n\n".join(TABLES[part](found))
+    if docs is None:
+        print(text)
+        return
+    folder, page = docs / "cheaper", docs / PAGES[part]
+    folder.mkdir(exist_ok=True)
+    lines = [json.dumps(cell) for own in found.values() for cell in own]
+    (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if part == "sparse":
+        breakeven_figure(found["sparse"], folder / "speed-up.svg")
+    marks = (f"<!-- {part}:begin -->", f"<!-- {part}:end -->")
+    page.write_text(with_section(page.read_text(encoding="utf-8"), *marks, text), encoding="utf-8")
+
+
+def _owq(found: Mapping[str, Sequence[Cell]]) -> list[str]:
+    by_task: dict[str, dict[str, Cell]] = {}
+    for cell in found["owq"]:
+        by_task.setdefault(cell["task"], {})[cell["name"]] = cell
+    columns = [f"{task}, {what}" for task in by_task for what in ("loss", *(f"pass@{n}" for n in BUDGETS))]
+    rows = [
+        [name, *(text for own in by_task.values() for text in _beside_dense(own, name))]
+        for name in next(iter(by_task.values()))
+    ]
+    told = f"Dense in percent, all others less dense in points.\n\n{table(['weights', *columns], rows)}"
+    paired = [
+        [f"{one} less {other}", *(text for own in by_task.values() for text in _gaps(own, one, other))]
+        for one, other in CLAIMS
+    ]
+    head = ["paired", *(column for column in columns if not column.endswith("loss"))]
+    adapters = _adapters({cell["name"]: cell for cell in found["adapters"]})
+    return [told, table(head, paired), *adapters, *_pretrained(found["pretrained"])]
+
+
+CLAIMS = (("OWQ 3.1", "GPTQ 4"), ("OWQ 3.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 2"))
+
+
+def _beside_dense(own: Mapping[str, Cell], name: str) -> list[str]:
+    """Loss and rates of one policy, those of others than the dense one as differences to it."""
+    dense = [_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS]
+    return [f"{own[name]['loss']:.3f}", *(dense if name == "dense" else _gaps(own, name, "dense"))]
+
+
+def _gaps(own: Mapping[str, Cell], one: str, other: str, budgets: Sequence[int] = BUDGETS) -> list[str]:
+    """Differences of two policies in points, paired by prompt."""
+    right = [own[name]["right"] for name in (one, other)]
+    return [_text(interval(pass_at(right[0], n) - pass_at(right[1], n)), "+") for n in budgets]
+
+
+def _adapters(own: Mapping[str, Cell]) -> list[str]:
+    """Weak columns beside LoRA, a row for each learning rate."""
+    if not own:
+        return []
+    rows, budgets = [], (1, 8, 32)
+    for rate in (name.removeprefix("LoRA ") for name in own if name.startswith("LoRA")):
+        pair = f"weak columns {rate}", f"LoRA {rate}"
+        levels = [_text(interval(pass_at(own[name]["right"], 8))) for name in pair]
+        rows.append([rate, *levels, *_gaps(own, *pair, budgets)])
+    counts = [
+        next(cell["trained"] for name, cell in own.items() if kind in name) for kind in ("weak", "LoRA")
+    ]
+    head = ["learning rate", f"weak columns ({counts[0]:,}), pass@8", f"LoRA ({counts[1]:,}), pass@8"]
+    told = table([*head, *(f"weak less LoRA, pass@{n}" for n in budgets)], rows)
+    return [
+        f"Countdown in 3 bits, trained for pass@8 through as many weights, with the numbers trained:\n\n{told}"
+    ]
+
+
+def _pretrained(cells: Sequence[Cell]) -> list[str]:
+    """The loss of each arm on the pretrained model, and what it adds to the dense one's, in nats a token."""
+    if not cells:
+        return []
+    rows, dense = [], torch.tensor(cells[0]["losses"], dtype=torch.float64)
+    for cell in cells:
+        values = torch.tensor(cell["losses"], dtype=torch.float64)
+        item = {key: value / 100 for key, value in interval(values - dense).items()}
+        gap = "" if cell is cells[0] else "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**item)
+        rows.append([cell["name"], f"{float(values.mean()):.3f}", gap.replace("-", "\u2212")])
+    told = table(["weights", "loss", "more than dense"], rows)
+    return [
+        f"SmolLM2-135M-Instruct, de-quantised from 4 bits, on {len(cells[0]['losses'])} questions of GSM8K:\n\n{told}"
+    ]
+
+
+def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
+    own = {cell["name"]: cell for cell in found["sparse"]}
+    labels = sorted(name.removesuffix(" pruned") for name in own if name.endswith(" pruned"))
+    levels = "; ".join(
+        f"{name}: " + " and ".join(_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS)
+        for name in (TEACHER, DENSE)
+    )
+    parts = [f"pass@1 and pass@32 in %, {levels}. All others less the latter, in points."]
+    for budget in BUDGETS:
+        kinds = ("pruned", *LOSSES)
+        rows = [
+            [
+                label,
+                *(_gaps(own, f"{label} {kind}", DENSE, [budget])[0] for kind in kinds),
+                _gaps(own, f"{label} {LOSSES[2]}", f"{label} {LOSSES[0]}", [budget])[0],
+            ]
+            for label in labels
+        ]
+        head = [
+            f"zeros; pass@{budget}",
+            "pruned",
+            "cross-entropy",
+            "+ KL",
+            "+ SquareHead",
+            "SquareHead less cross-entropy",
+        ]
+        parts.append(table(head, rows))
+    return [*parts, _breakeven_table(own, labels)]
+
+
+SAMPLED = 0.5  # of a step's time, assumed
+
+
+def _sampler(found: Mapping[str, Sequence[Cell]]) -> list[str]:
+    head = ["task", "responses drawn by", "deviation of the log-ratio", "largest"]
+    head += [f"noise of pass@{n}" for n in NOISE_BUDGETS]
+    head += ["seconds to draw", *(f"noise x time, pass@{n}" for n in NOISE_BUDGETS)]
+    usual = {cell["task"]: cell["seconds"] for cell in found["sampler"] if cell["name"] == "itself"}
+    rows = []
+    for cell in sorted(found["sampler"], key=lambda cell: (cell["task"], [*COPIES].index(cell["name"]))):
+        noise = [cell[f"noise_{n}"] for n in NOISE_BUDGETS]
+        row = [cell["task"], cell["name"], f"{cell['deviation']:.3f}", f"{cell['largest']:.2f}"]
+        row += [f"{value:.2f}" for value in noise]
+        if cell["name"] in SIMULATED:
+            row += ["no kernel", "", ""]
+        else:
+            step = 1 - SAMPLED + SAMPLED * cell["seconds"] / usual[cell["task"]]
+            row += [f"{cell['seconds']:.1f}", *(f"{step * value:.2f}" for value in noise)]
+        rows.append(row)
+    parts = ["### how far apart, and what that costs\n\n" + table(head, rows)]
+    for cell in found["products"]:
+        kept = {k: v for k, v in cell.items() if isinstance(v, dict)}
+        names = list(next(iter(kept.values())))[1:]
+        rows = [(k, f"{v['float32_us']:.0f}", *(str(v[name]) for name in names)) for k, v in kept.items()]
+        told = table(
+            ("product", "float32, microseconds", *(f"{name}, times as fast" for name in names)), rows
+        )
+        parts.append(f"### what a product takes\n\n{told}")
+    return parts
+
+
+def _hard(found: Mapping[str, Sequence[Cell]]) -> list[str]:
+    parts = []
+    for task in dict.fromkeys(cell["task"] for cell in found["hard"]):
+        own = [cell for cell in found["hard"] if cell["task"] == task]
+        parts.append(
+            f"### {task}\n\n" + _against(own, "all prompts", lambda cell: f"{cell['loss']:.3f}", "loss")
+        )
+    return parts
+
+
+TABLES = {"owq": _owq, "sparse": _sparse, "sampler": _sampler, "hard": _hard}
+
+
+def _against(
+    cells: Sequence[Cell], reference: str, shown: Any, title: str, budgets: Sequence[int] = BUDGETS
+) -> str:
+    """Rates in percent with intervals, and their differences to the reference, paired by prompt."""
+    known = next((cell for cell in cells if cell["name"] == reference), None)
+    head = ["policy", title, *(f"pass@{n}" for n in budgets)]
+    head += [f"less {reference}, pass@{n}" for n in budgets] if known else []
+    rows = []
+    for cell in cells:
+        values = [pass_at(cell["right"], n) for n in budgets]
+        row = [cell["name"], shown(cell), *(_text(interval(v)) for v in values)]
+        if known is not None:
+            gaps = [v - pass_at(known["right"], n) for v, n in zip(values, budgets, strict=True)]
+            row += ["" if cell is known else _text(interval(gap), "+") for gap in gaps]
+        rows.append(row)
+    return table(head, rows)
+
+
+def _text(item: Mapping[str, float], sign: str = "") -> str:
+    texts = [f"{item[key]:{sign}.1f}".replace("-", "\u2212") for key in ("value", "low", "high")]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"
+
+
+def curve(cell: Cell) -> np.ndarray:
+    """[RESPONSES]: mean pass@n for n = 1, 2, ..."""
+    return np.array([float(pass_at(cell["right"], n).mean()) for n in range(1, RESPONSES + 1)])
+
+
+def breakeven(dense: np.ndarray, other: np.ndarray, budget: int) -> float | None:
+    """How many times as many responses the other policy needs to reach the dense one's pass@budget; None beyond what was
+    drawn."""
+    wanted, steps = dense[budget - 1], np.arange(1, RESPONSES + 1)
+    if other[-1] < wanted:
+        return None
+    below = int(np.searchsorted(other, wanted))  # curves rise
+    if below == 0:
+        return 1 / budget
+    low, high = other[below - 1], other[below]
+    return float(steps[below - 1] + (wanted - low) / (high - low)) / budget
+
+
+SHOWN = (1, 2, 4, 8, 16, 32)
+
+
+def _breakeven_table(own: Mapping[str, Cell], labels: Sequence[str]) -> str:
+    dense, kinds, rows = curve(own[DENSE]), ("pruned", LOSSES[0], LOSSES[2]), []
+    for label in labels:
+        needed = [[breakeven(dense, curve(own[f"{label} {kind}"]), n) for kind in kinds] for n in SHOWN]
+        rows.append([label, *(" / ".join("?" if s is None else f"{s:.2f}" for s in each) for each in needed)])
+    head = ["speed-up needed: pruned / cross-entropy / + SquareHead", *(f"N = {n}" for n in SHOWN)]
+    return table(head, rows)
+
+
+def breakeven_figure(cells: Sequence[Cell], path: Path) -> None:
+    """The speed-up at which sparse policies, trained by cross-entropy, reach the dense one: by s N responses, pass@N."""
+    dense = curve(next(cell for cell in cells if cell["name"] == DENSE))
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for cell in sorted(cells, key=lambda cell: cell["name"]):
+        if not cell["name"].endswith(LOSSES[0]):
+            continue
+        found = {n: breakeven(dense, curve(cell), n) for n in range(1, RESPONSES + 1)}
+        line = [(n, s) for n, s in found.items() if s is not None]
+        if line:
+            axes.plot(*zip(*line, strict=True), label=cell["name"].removesuffix(f" {LOSSES[0]}"))
+    axes.axhline(1, color="black", linewidth=0.8)
+    axes.set(xscale="log", xlabel="N", ylabel="speed-up needed", xticks=SHOWN, xticklabels=map(str, SHOWN))
+    axes.legend(title="zeros", frameon=False)
+    with torch.no_grad():
+        figure.savefig(path, metadata={"Date": None})
