@@ -106,7 +106,7 @@ def _adapters(own: Mapping[str, Cell]) -> list[str]:
 
 def _pretrained(cells: Sequence[Cell]) -> list[str]:
     """The loss of each arm on the pretrained model, and what it adds to the dense one's, in nats a token."""
-    if not cells:
+    if len(cells) < 2:
         return []
     rows, dense = [], torch.tensor(cells[0]["losses"], dtype=torch.float64)
     for cell in cells:
