@@ -199,7 +199,7 @@ def test_adapters_are_merged_into_what_is_pushed() -> None:
 @pytest.mark.parametrize("setting", ["tensor_parallel_size", "data_parallel_size"])
 def test_several_devices_are_refused(setting: str) -> None:
     with pytest.raises(ValueError, match="on one device only"):
-        Vllm.load("m", **{setting: 2})
+        Vllm.load("m", **dict[str, Any]({setting: 2}))
 
 
 def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
