@@ -109,16 +109,13 @@ def _pretrained(cells: Sequence[Cell]) -> list[str]:
     """The loss of each arm on the pretrained model, and what it adds to the dense one's, in nats a token."""
     if len(cells) < 2:
         return []
-    rows, dense = [], torch.tensor(cells[0]["losses"], dtype=torch.float64)
-    for cell in cells:
-        values = torch.tensor(cell["losses"], dtype=torch.float64)
-        item = {key: value / 100 for key, value in interval(values - dense).items()}
-        gap = "" if cell is cells[0] else "{value:+.3f} [{low:+.3f}, {high:+.3f}]".format(**item)
-        rows.append([cell["name"], f"{float(values.mean()):.3f}", gap.replace("-", "\u2212")])
-    told = table(["weights", "loss", "more than dense"], rows)
-    return [
-        f"SmolLM2-135M-Instruct, de-quantised from 4 bits, on {len(cells[0]['losses'])} questions of GSM8K:\n\n{told}"
-    ]
+    dense, told = torch.tensor(cells[0]["losses"], dtype=torch.float64), []
+    for cell in cells[1:]:
+        gap = interval(torch.tensor(cell["losses"], dtype=torch.float64) - dense)
+        item = {key: value / 100 for key, value in gap.items()}
+        told.append(f"{cell['name']} {{value:+.2f}} [{{low:+.2f}}, {{high:+.2f}}]".format(**item))
+    first = f"SmolLM2-135M-Instruct, nats a token of {len(dense)} questions: dense {float(dense.mean()):.2f}, less it "
+    return [f"{first}{', '.join(told)}."]
 
 
 def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
