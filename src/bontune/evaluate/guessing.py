@@ -28,7 +28,7 @@ def guessing(answers: Sequence[str], budgets: Sequence[int], *, seed: int = 0) -
     for fold in range(FOLDS):
         others = Counter(answer for answer, own in zip(answers, folds, strict=True) if own != fold)
         place = {answer: i for i, (answer, _) in enumerate(others.most_common())}
-        for row in np.flatnonzero(folds == fold):
+        for row in np.flatnonzero(folds == fold).tolist():
             places[row] = place.get(answers[row], np.inf)
     return {budget: float((places < budget).mean()) for budget in budgets}
 
