@@ -234,7 +234,7 @@ def bootstrap(
         raise ValueError(f"level must be between 0 and 1, got {level}")
     rows = len(values)
     known = ~np.isnan(values)
-    filled, known_f = np.where(known, values, 0.0), known.astype(np.float64)
+    filled, known_f, all_known = np.where(known, values, 0.0), known.astype(np.float64), bool(known.all())
     generator = np.random.default_rng(seed)
     means = np.empty((resamples, values.shape[1]))
     step = max(1, _CHUNK // rows)
@@ -242,7 +242,7 @@ def bootstrap(
         size = min(step, resamples - start)
         counts = _first_counts(rows, size, seed) if size == resamples else _counts(generator, rows, size)
         with np.errstate(invalid="ignore"):  # a resample without any known row has no mean
-            means[start : start + size] = (counts @ filled) / (counts @ known_f)
+            means[start : start + size] = counts @ filled / (rows if all_known else counts @ known_f)
     low_high = np.full((2, values.shape[1]), math.nan)
     sizes, broken = known.sum(0), np.isnan(means).any(0)
     for size in np.unique(sizes[sizes >= 2]):
