@@ -69,21 +69,17 @@ def evaluate(
     for name, item in samples.items():
         estimators = _estimators(item, batches[name], votes, partial(_announce, on_stage, name))
         curves[name] = policy_curves(batches[name], estimators, ids=item.prompt_ids, seed=seed)
-        policies[name] = _entry(item, batches[name], curves[name], seed)
         tokens = token_costs(item, count_tokens)
-        policies[name]["spending"] = spending(batches[name], _has_scores(item), tokens, seed=seed)
-        budget = min(more.get("budget", USUAL_BUDGET), item.sizes[1])
-        if (gain := available(batches[name], budget, seed=seed)) is not None:
-            policies[name]["available"] = asdict(gain)
+        policies[name] = _entry(item, batches[name], curves[name], seed)
+        policies[name] |= _spent_and_available(
+            item, batches[name], tokens, more.get("budget", USUAL_BUDGET), seed
+        )
         if strategy is not None:
             on_stage(f"measuring {type(strategy).__name__} of {name}")
             policies[name]["strategy"] = _strategy_entry(strategy, batches[name], tokens, seed)
     on_stage("comparing")
     graded = not all(scored.binary for scored in batches.values())
-    alone = None if graded else solved_alone(samples, more.get("budget", USUAL_BUDGET))
-    write_json(output / "examples.json", _examples(samples, alone))
-    if alone is not None:
-        more["alone"] = {key: value for key, value in alone.items() if key != "row"}
+    more |= _show(samples, output, None if graded else more.get("budget", USUAL_BUDGET))
     results = run_results(
         policies,
         curves,
@@ -114,6 +110,23 @@ def _guessed(item: SampleSet, answers: Mapping[str, str], seed: int) -> dict[str
     if len(right) < max(FOLDS, len(item.prompt_ids)):
         return {}
     return {str(n): value for n, value in guessing(right, doubling_budgets(item.sizes[1]), seed=seed).items()}
+
+
+def _spent_and_available(
+    item: SampleSet, scored: Scored, tokens: torch.Tensor | None, budget: int, seed: int
+) -> dict[str, Any]:
+    """What N responses cost, and what training for N could gain where that can be told."""
+    found: dict[str, Any] = {"spending": spending(scored, _has_scores(item), tokens, seed=seed)}
+    if (gain := available(scored, min(budget, item.sizes[1]), seed=seed)) is not None:
+        found["available"] = asdict(gain)
+    return found
+
+
+def _show(samples: Mapping[str, SampleSet], output: Path, budget: int | None) -> dict[str, Any]:
+    """Write the examples; returns {"alone"} where prompts are solved by one policy alone, budget None: not asked."""
+    alone = None if budget is None else solved_alone(samples, budget)
+    write_json(output / "examples.json", _examples(samples, alone))
+    return {} if alone is None else {"alone": {key: value for key, value in alone.items() if key != "row"}}
 
 
 def _entry(item: SampleSet, scored: Scored, curves: Mapping[str, Curve], seed: int) -> dict[str, Any]:
