@@ -6,7 +6,7 @@ export TOKENIZERS_PARALLELISM = false
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: setup demo test test-trl-oldest test-deepspeed test-verl test-vllm test-skyrl test-openrlhf test-tinker unit lint base base-seeds bench bench-gpu
-.PHONY: faults docs dist clean test-real-model
+.PHONY: faults docs dist clean test-real-model test-long
 
 setup: .venv/installed
 
@@ -20,7 +20,11 @@ demo: setup
 
 # Files of tests side by side, one thread each.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not long'
+
+# What takes half a minute and more a test: several processes, whole studies, the wheel.
+test-long: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m long
 
 # TRL's oldest release that is supported, in an environment of its own. TRL 1.0 needs requests without saying so.
 test-trl-oldest: .venv-trl-oldest/installed
@@ -92,7 +96,7 @@ test-real-model: setup
 # The pure parts: the mathematics, records, tasks, files, the import rule. Under a minute.
 UNIT := strategies objectives mutations sampling score samples evaluate registry tasks imports measure judges coscale meta formats
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow' $(UNIT:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not long' $(UNIT:%=tests/test_%.py)
 
 lint: setup
 	$(BIN)/ruff check .

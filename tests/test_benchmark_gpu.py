@@ -134,7 +134,7 @@ def test_every_piece_runs_without_a_gpu_and_says_so(
     ) in text
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_runs_to_its_end_and_writes_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("before\n\n<!-- gpu:begin -->\nold\n<!-- gpu:end -->\n\nafter\n")

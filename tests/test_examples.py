@@ -111,7 +111,7 @@ def test_serving_and_measuring_an_endpoint(tmp_path: Path, capsys: pytest.Captur
     assert (tmp_path / "report.html").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_over_two_processes(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     script = EXAMPLES / "adapters_over_processes.py"

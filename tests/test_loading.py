@@ -302,7 +302,7 @@ def test_train_with_adapters_then_evaluate_model_and_adapter(tmp_path: Path) -> 
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_of_the_command_train_what_one_does(tmp_path: Path) -> None:
     """With adapters, which processes make anew; all weights are in tests/test_update.py and tests/test_shard.py."""
     models = {}

@@ -41,6 +41,7 @@ def test_every_extra_is_named_where_its_absence_is_reported() -> None:
 @pytest.mark.skipif(
     find_spec("build") is None or find_spec("hatchling") is None, reason="needs build and hatchling"
 )
+@pytest.mark.long
 def test_the_wheel_installs_and_runs(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)

@@ -451,11 +451,11 @@ def responses_to(prompt: Prompt, rng: random.Random) -> list[str]:
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_sandbox_says_the_same(sandbox: CodeVerifier) -> None:
     rng = random.Random(0)
     judged: Counter[float | None] = Counter()
-    for prompt in Programs().prompts("test", 6):
+    for prompt in Programs().prompts("test", 12):
         responses = responses_to(prompt, rng)
         ours = {text: Programs().verify(prompt, text).reward for text in responses}
         verdicts = sandbox.verify([code_item(prompt, text) for text in ours])
@@ -468,8 +468,8 @@ def test_the_sandbox_says_the_same(sandbox: CodeVerifier) -> None:
             text: theirs[text] for text in theirs.keys() - undecided
         }
         judged.update(ours.values())
-    assert judged[1.0] >= 18
-    assert judged[0.0] > 200
+    assert judged[1.0] >= 36
+    assert judged[0.0] > 400
 
 
 def test_where_the_sandbox_is_wider(sandbox: CodeVerifier) -> None:

@@ -673,6 +673,7 @@ def test_a_learned_verifier_is_taught_once_and_chooses(tmp_path: Path) -> None:
     assert f"{100 * results[base.id]['best_of']['8']['value']:.1f}" in base_row
 
 
+@pytest.mark.long
 def test_halves_of_the_training_prompts_share_no_function() -> None:
     task = load_task("programs")
     halves = [cells_module._Half(task, half) for half in (0, 1)]
@@ -718,6 +719,7 @@ def test_with_few_prompts_verifier_and_policy_learn_on_different_ones(
     assert not {p.answer for p in taught} & {p.answer for p in trained}
 
 
+@pytest.mark.long
 def test_distillation_learns_from_what_best_of_n_served(tmp_path: Path) -> None:
     study = replace(tiny(), lesson=(40, 8, 3), methods=(METHODS["bon-distilled-8"],), verifier_steps=1)
     shop = Workshop(study=study, output=tmp_path)

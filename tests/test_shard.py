@@ -398,7 +398,7 @@ def test_a_lost_part_is_named(found: list[dict[str, Any]]) -> None:
         assert "those of processes [1] are missing" in process["going_on"]["refused"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_process_of_the_command_is_gone_on_from(tmp_path: Path) -> None:
     """SIGKILL of one in the middle: the other ends by itself, and the same command ends as an undisturbed one.
 

@@ -345,7 +345,7 @@ def test_a_method_that_fails_takes_no_other_along(tmp_path: Path, monkeypatch: p
     assert run_all(replace(work, methods=methods[:1]), Deadline(100))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_stages_run_to_their_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--tiny", "--output", str(tmp_path), "--methods", "LogPassAtN,BoNRLV"]
     assert main(["all", *options, "--seconds", "280"]) == 0
