@@ -180,7 +180,7 @@ RECIPES = {
     "programs": Recipe(
         PROGRAM_WORDS, PROGRAM_PATTERN, 64, program_pairs, 550, 128, 0.0, 3e-3, 0.1, 0.3, True, True
     ),
-    "rules": Recipe(RULE_WORDS, RULE_PATTERN, 32, rule_pairs, 600, 128, 0.0, 4e-3, 0.1, 0.0, True, True),
+    "rules": Recipe(RULE_WORDS, RULE_PATTERN, 64, rule_pairs, 600, 128, 0.0, 4e-3, 0.1, 0.0, True, True),
 }
 
 

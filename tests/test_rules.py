@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bontune.cli.commands.prompting import LEAST
 from bontune.models.loading import load_policy
+from bontune.models.prompting import encode
 from bontune.records import Prompt, Sampling
 from bontune.rollout import sample_groups
 from bontune.tasks import Rules
@@ -193,3 +195,10 @@ def test_the_tokenizer_of_the_base_model_reads_every_prompt_and_reference() -> N
         assert len(answered) <= 3
         assert Rules().verify(prompt, tokenizer.decode(answered)).reward == 1
         assert tokenizer.decode(answered) == right
+
+
+@pytest.mark.parametrize("open", [0.0, 0.5, 1.0])
+def test_what_the_commands_draw_by_default_fits_the_base(open: float) -> None:
+    model, tokenizer = load_policy("rules-base")
+    prompts = Rules(open=open).prompts("train", 500)
+    assert len(encode(model, tokenizer, prompts, Sampling(max_new_tokens=LEAST))) == 500
