@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from math import comb
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from bontune.evaluate import interval_of
 from bontune.models.loading import load_policy
 from bontune.rollout import sample_groups
 from bontune.tasks import load_task
+from studies.lines import Lines
 
 PROMPTS, RESPONSES = 200, 64  # each policy is measured on
 HELD_OUT = 400  # references for the loss
@@ -109,33 +108,21 @@ def interval(values: Tensor) -> dict[str, float]:
     return {key: round(100 * item[key], 2) for key in ("value", "low", "high")}
 
 
-class Cells:
-    """The lines of cells.jsonl."""
+class Cells(Lines):
+    """The lines of the study."""
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "cells.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def read(self, part: str) -> list[dict[str, Any]]:
+    def of(self, part: str) -> list[dict[str, Any]]:
         """All complete lines of a part."""
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        return [
-            cell
-            for line in lines
-            if line.endswith("}")
-            for cell in [json.loads(line)]
-            if cell["part"] == part
-        ]
+        return [cell for cell in self.read() if cell["part"] == part]
 
     def fill(self, part: str, task: str, name: str, make: Callable[[], dict[str, Any]]) -> None:
         """Append what `make` measures, unless it is there."""
-        if any((cell["task"], cell["name"]) == (task, name) for cell in self.read(part)):
+        if any((cell["task"], cell["name"]) == (task, name) for cell in self.of(part)):
             return
         started = time.process_time()
         cell = {"part": part, "task": task, "name": name} | make()
         cell["cpu_seconds"] = round(time.process_time() - started, 1)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(cell) + "\n")
+        self.add(cell)
         print(
             f"{time.strftime('%H:%M:%S')} {part} {task} {name}: {cell['cpu_seconds']} s",
             file=sys.stderr,

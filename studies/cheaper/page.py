@@ -37,7 +37,7 @@ PARTS = {
 
 def write(cells: Cells, part: str, docs: Path | None) -> None:
     """Print a part's tables; with `docs`, put them into its page, and the cells and the figure into docs/cheaper."""
-    found = {name: cells.read(name) for name in PARTS[part]}
+    found = {name: cells.of(name) for name in PARTS[part]}
     text = "\n\n".join(TABLES[part](found))
     if docs is None:
         print(text)

@@ -16,7 +16,8 @@ from bontune.records import Scored
 from bontune.rollout import sample_groups
 from bontune.strategies import PassAtK
 from bontune.tasks import load_task
-from bontune.train.update import Learner, log_probs
+from bontune.train.update import Learner
+from bontune.train.weighing import log_ratios
 from studies.cheaper.bench import SAMPLING, Cells
 from studies.cheaper.quantised import by_gptq, nearest
 
@@ -58,8 +59,7 @@ def _apart(sampler: Any, task_name: str) -> dict[str, Any]:
     started = time.process_time()
     groups = sample_groups(sampler, tokenizer, prompts, group_size=RESPONSES, sampling=SAMPLING, seed=31)
     seconds = time.process_time() - started
-    drawn = torch.stack([group.log_probs.double().sum(-1) for group in groups])
-    ratios = log_probs(_learner(model), groups) - drawn
+    ratios = log_ratios(_learner(model), groups)
     rewards = [[float(task.verify(g.prompt, text).reward == 1) for text in g.texts] for g in groups]
     scored = Scored(torch.tensor(rewards, dtype=torch.float64))
     found = {"deviation": round(float(ratios.std()), 4), "largest": round(float(ratios.abs().max()), 3)}

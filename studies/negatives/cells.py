@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from bontune.records import Scored
 from bontune.strategies import BestOfN, curve
 from bontune.verifiers.learned import Labelled
 from bontune.verifiers.negatives import Made
+from studies.lines import Lines
 
 BUDGET = 8
 
@@ -84,28 +83,13 @@ def line_of(
     }
 
 
-class Cells:
+class Cells(Lines):
     """The lines that are there, and those to come."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "cells.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def read(self) -> list[dict[str, Any]]:
-        """All complete lines."""
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
 
     def missing(self, task: str, seed: int, arms: Sequence[Arm]) -> list[Arm]:
         """The arms of a task and a seed that have no line."""
         there = {(line["task"], line["arm"], line["seed"]) for line in self.read()}
         return [arm for arm in arms if (task, arm.name, seed) not in there]
-
-    def add(self, line: dict[str, Any]) -> None:
-        """Append a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
 
 
 def as_tensor(values: Sequence[float | None]) -> torch.Tensor:

@@ -35,16 +35,14 @@ def guessing(answers: Sequence[str], budgets: Sequence[int], *, seed: int = 0) -
 
 def guessing_notes(guessed: Mapping[str, float], pass_at: Sequence[Mapping[str, float]]) -> list[str]:
     """A sentence on the largest N at which the list is right for half as many prompts as the best policy, or more."""
-    worth = [
-        n for n, share in guessed.items() if share >= max(curve.get(n, 0.0) for curve in pass_at) / 2 > 0
-    ]
+    best = {n: max(curve.get(n, 0.0) for curve in pass_at) for n in guessed}
+    worth = [n for n, share in guessed.items() if share >= best[n] / 2 > 0]
     if not worth:
         return []
     n = max(worth, key=int)
-    best = max(curve.get(n, 0.0) for curve in pass_at)
     listed = f"{n} answer{'' if n == '1' else 's'}"
     return [
         f"One list of {listed}, the most frequent of other prompts and the same for every prompt, is right for "
-        f"{100 * guessed[n]:.1f} % of the prompts, and {n} responses of the best policy for {100 * best:.1f} %: much of "
-        f"pass@{n} can be guessed here."
+        f"{100 * guessed[n]:.1f} % of the prompts, and {n} responses of the best policy for {100 * best[n]:.1f} %: much "
+        f"of pass@{n} can be guessed here."
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from bontune.records import Prompt, Verdict
@@ -55,3 +56,16 @@ def check_prompts(split: str, count: int | None, splits: Iterable[str]) -> int:
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise ValueError(f"count must be a whole number above 0, or None for 1,000; got {count!r}")
     return count
+
+
+def split_by_hash(text: str, shares: Mapping[str, int]) -> str:
+    """The split of a text, from a hash of it: the same on every machine and in every run.
+
+    shares: percent of each split, 100 in all.
+    """
+    ticket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") % 100
+    for split, share in shares.items():
+        if ticket < share:
+            return split
+        ticket -= share
+    raise AssertionError("the shares add up to 100")

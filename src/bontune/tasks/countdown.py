@@ -7,7 +7,6 @@ The verifier runs the expression on a small stack machine in exact rational arit
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections import Counter
@@ -18,7 +17,7 @@ from functools import lru_cache
 from itertools import chain, combinations, islice
 
 from bontune.records import Prompt, Verdict
-from bontune.tasks.base import check_levels, check_prompts
+from bontune.tasks.base import check_levels, check_prompts, split_by_hash
 from bontune.tasks.final import final_of
 
 NUMBERS = range(1, 13)
@@ -222,13 +221,7 @@ def canonical(numbers: Sequence[int], target: int) -> str:
 
 def split_of(numbers: Sequence[int], target: int) -> str:
     """The split of a puzzle, from a hash of its canonical form: the same on every machine and in every run."""
-    digest = hashlib.blake2b(canonical(numbers, target).encode(), digest_size=8).digest()
-    ticket = int.from_bytes(digest, "big") % 100
-    for split, share in _SHARES.items():
-        if ticket < share:
-            return split
-        ticket -= share
-    raise AssertionError("the shares add up to 100")
+    return split_by_hash(canonical(numbers, target), _SHARES)
 
 
 def solve(numbers: Sequence[int], target: int) -> str | None:

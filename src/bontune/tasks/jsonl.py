@@ -18,7 +18,6 @@ Every fault of the file is found when it is loaded, and named by its line.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from bontune.records import Prompt, Verdict
+from bontune.tasks.base import split_by_hash
 from bontune.tasks.final import final_of
 from bontune.tasks.formats import MARK, SPLITS, WORKED, Fields, Wrong, as_prompt, parse_object, read_lines
 
@@ -280,9 +280,4 @@ def _as_verdict(result: Any) -> Verdict:
 
 def hashed_split(name: str, shares: tuple[int, int, int]) -> str:
     """The split of an id: the same on every machine, in every run and in every order of the lines."""
-    ticket = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % 100
-    for split, share in zip(SPLITS, shares, strict=True):
-        if ticket < share:
-            return split
-        ticket -= share
-    raise AssertionError("the shares add up to 100")
+    return split_by_hash(name, dict(zip(SPLITS, shares, strict=True)))

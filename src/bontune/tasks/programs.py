@@ -26,7 +26,7 @@ from functools import lru_cache
 from itertools import islice
 
 from bontune.records import Prompt, Verdict
-from bontune.tasks.base import check_levels, check_prompts
+from bontune.tasks.base import check_levels, check_prompts, split_by_hash
 from bontune.tasks.expressions import LONGEST, Program, Refused, Value, compile_expression, outputs
 from bontune.tasks.final import final_of
 
@@ -228,12 +228,7 @@ def _digest(text: str) -> str:
 
 def split_of(answer: str) -> str:
     """The split of a function, from its behaviour: the same on every machine and in every run."""
-    ticket = int.from_bytes(hashlib.blake2b(answer.encode(), digest_size=8).digest(), "big") % 100
-    for split, share in _SHARES.items():
-        if ticket < share:
-            return split
-        ticket -= share
-    raise AssertionError("the shares add up to 100")
+    return split_by_hash(answer, _SHARES)
 
 
 # Functions are drawn from a grammar. N: a number, made of R; L: a list, E and P: what becomes of its element v, T: a

@@ -15,7 +15,6 @@ is meant and only that one is right: what a response can know is the chance of e
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ from functools import lru_cache
 from itertools import islice, product
 
 from bontune.records import Prompt, Verdict
-from bontune.tasks.base import check_prompts
+from bontune.tasks.base import check_prompts, split_by_hash
 from bontune.tasks.final import final_of
 
 HEAD = "f(x, y) ="
@@ -240,13 +239,7 @@ def parse_rule(text: str) -> Rule | None:
 
 def split_of(shown: Shown) -> str:
     """The split of a prompt, from what it shows in any order: the same on every machine and in every run."""
-    digest = hashlib.blake2b(prompt_text(tuple(sorted(shown))).encode(), digest_size=8).digest()
-    ticket = int.from_bytes(digest, "big") % 100
-    for split, share in _SHARES.items():
-        if ticket < share:
-            return split
-        ticket -= share
-    raise AssertionError("shares are less than 100 %")
+    return split_by_hash(prompt_text(tuple(sorted(shown))), _SHARES)
 
 
 def _said(prompt: Prompt, response: str) -> Rule | None:
