@@ -91,9 +91,16 @@ def _gaps_row(name: str, reference: str, results: Results, budgets: tuple[int, .
 def publish(docs: Path, sizes: Sizes, results: Results) -> None:
     """The figure and the numbers that everything is made of."""
     (docs / NUMBERS).parent.mkdir(exist_ok=True)
-    kept = {"sizes": asdict(sizes), "policies": dict(results)}
-    (docs / NUMBERS).write_text(json.dumps(kept, indent=0) + "\n", encoding="utf-8")
+    found = {"sizes": asdict(sizes), "policies": dict(results)}
+    (docs / NUMBERS).write_text(json.dumps(found, indent=0) + "\n", encoding="utf-8")
     figure(docs / FIGURE, sizes, results)
+
+
+def kept(docs: Path) -> tuple[Sizes, Results]:
+    """What `publish` wrote."""
+    found = json.loads((docs / NUMBERS).read_text(encoding="utf-8"))
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["sizes"].items()}
+    return Sizes(**sizes), found["policies"]
 
 
 def figure(path: Path, sizes: Sizes, results: Results) -> None:
