@@ -191,11 +191,12 @@ def _estimators(study: Study, results: Results, outcomes: defaultdict[str, str])
     ]
     text = (
         "# Estimators of the gradient of pass@32\n\n"
-        f"Exact for groups of {study.group_size} responses that are right with chance q; no run needed. Scale: expected "
-        "estimate over the true gradient, 1 everywhere for an unbiased one; what matters for a mixture of prompts is "
-        "that it is the same for every q; below zero the weights point against the gradient. Noise: E Σ w² after division "
-        "by the scale squared, over the least that any unbiased estimator can have (1 is the oracle bound). Rows: share of "
-        "responses that carry weight and cost a backward pass.\n\n" + table(["objective", *head], rows)
+        f"Exact for groups of {study.group_size} responses that are right with chance q; no run needed. Scale: "
+        "expected estimate over the true gradient, 1 everywhere for an unbiased one; what matters for a "
+        "mixture of prompts is that it is the same for every q; below zero the weights point against the "
+        "gradient. Noise: E Σ w² after division by the scale squared, over the least that any unbiased "
+        "estimator can have (1 is the oracle bound). Rows: share of responses that carry weight and cost a "
+        "backward pass.\n\n" + table(["objective", *head], rows)
     )
     return f"{text}\n\n{_over_prompts(study, objectives, results, outcomes)}"
 

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 
 from bontune.config import Stopped, TrainConfig, spec_of
+from bontune.demo import policies
 from bontune.demo.pace import Pace
-from bontune.demo.policies import BUDGET, OBJECTIVES, TITLES, Stage
+from bontune.demo.policies import BUDGET, TITLES, Stage
 from bontune.demo.problems import PROMPTING, SAMPLING, problems
 from bontune.evaluate import SampleSet, read_samples, write_json
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
@@ -38,6 +39,9 @@ MODEL = (
     "SmolLM2-135M-Instruct (Apache-2.0), de-quantised from a 4-bit file, so a little worse than the original"
 )
 COSTS = "costs.json"  # CPU seconds of each part, over all the times it was gone on with
+OBJECTIVES = {
+    name: policies.OBJECTIVES[name] for name in ("rl", "bon")
+}  # by the hour: MaxRL is in studies.pays
 PROMPTS_PER_STEP, GROUP_SIZE = 32, 64
 LEARNING_RATE = 2e-5
 CHECKPOINT_EVERY = 5  # steps; one is 1.6 GB
