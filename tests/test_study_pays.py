@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from chat_models import saved
 
 from bontune.config import Stopped
+from bontune.evaluate import SampleGroup, SampleSet
 from bontune.models.loading import load_policy
 from bontune.objectives.registry import build_objective
 from bontune.records import Sampling
@@ -20,7 +22,7 @@ from bontune.tasks.rules import Rules, half
 from studies.lines import Lines
 from studies.paper.markdown import with_section
 from studies.pays import __main__ as program
-from studies.pays import dial, real, real_page
+from studies.pays import dial, real, real_page, votes, votes_page
 from studies.pays.dial import (
     METHODS,
     Cell,
@@ -196,3 +198,36 @@ def test_a_line_that_a_kill_cut_off_is_not_in_the_way_of_the_next(tmp_path: Path
     assert lines.read() == [{"cell": "a"}]
     lines.add({"cell": "c"})
     assert lines.read() == [{"cell": "a"}, {"cell": "c"}]
+
+
+def test_votes_are_kept_by_prompt_and_halves_are_apart(tmp_path: Path) -> None:
+    def group(name: str, answers: str) -> SampleGroup:
+        rewards = tuple(float(answer == "x") for answer in answers)
+        return SampleGroup(prompt_id=name, responses=tuple(answers), rewards=rewards, answers=tuple(answers))
+
+    def item(first: str, second: str, halves: bool = False) -> dict[str, Any]:
+        samples = SampleSet(source="", groups=(group("b", second), group("a", first)))
+        return {**votes.measured(samples, halves=halves), "entropy": 1.0, "cpu_seconds": 60.0}
+
+    sure, lost = "x" * 128, "y" * 128
+    base = item(sure, "x" * 64 + "y" * 64, halves=True)
+    assert base["vote"]["1"] == "10000 5000"  # a, then b
+    assert [votes.values(half).tolist() for half in base["half"]] == [[1, 1], [1, 0]]
+    results = {"base": base, "vote-32 seed-1": item(sure, sure), "grpo seed-1": item(lost, sure)}
+    text = votes_page.section(results)
+    assert "| vote-32 minus grpo | one run | ○ +50.0 " in text
+    assert (
+        "| trained for | the vote is lost (0 prompts) | it is close (0 prompts) | it is won (2 prompts) |"
+        in text
+    )
+    assert "| vote-32 |  |  | ○ +50.0 " in text  # of b's other half the base got nothing
+    votes_page.publish(tmp_path, results)
+    assert votes_page.section(votes_page.kept(tmp_path)) == text
+
+
+def test_the_page_on_votes_is_made_of_the_results_beside_it() -> None:
+    if not (DOCS / votes_page.NUMBERS).exists():
+        pytest.skip("the study has not been run")
+    page = (DOCS / "pays.md").read_text()
+    text = votes_page.section(votes_page.kept(DOCS))
+    assert with_section(page, program.VOTES_BEGIN, program.VOTES_END, text) == page

@@ -13,10 +13,11 @@ from bontune.cli.commands.train import asked_to_stop, locked
 from bontune.demo.fetching import SMOLLM2, cache_folder, cached, fetch
 from bontune.models.loading import load_policy
 from studies.paper.markdown import with_section
-from studies.pays import dial, dial_page, page, real, real_page, theory
+from studies.pays import dial, dial_page, page, real, real_page, theory, votes, votes_page
 
 BEGIN, END = "<!-- theory:begin -->", "<!-- theory:end -->"
 DIAL_BEGIN, DIAL_END = "<!-- dial:begin -->", "<!-- dial:end -->"
+VOTES_BEGIN, VOTES_END = "<!-- votes:begin -->", "<!-- votes:end -->"
 REAL_BEGIN, REAL_END = "<!-- real:begin -->", "<!-- real:end -->"
 RESULTS = Path("pays") / "dial.json"
 
@@ -28,16 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
         description=sys.modules["studies.pays"].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=["theory", "dial", "real"])
+    parser.add_argument("stage", choices=["theory", "dial", "real", "votes"])
     parser.add_argument("--docs", type=Path, help="folder of pays.md; printed where left out")
     parser.add_argument("--steps", type=int, help="of the softmax that is trained, or of each training run")
-    parser.add_argument(
-        "--output", type=Path, help="what is done is kept here; runs/pays-dial or runs/pays-real by default"
-    )
+    parser.add_argument("--output", type=Path, help="what is done is kept here; runs/pays-STAGE by default")
     parser.add_argument(
         "--seeds",
         type=_numbers,
-        help="dial: 0,1,2 by default, the first one's runs choose the rates; real: 0,1 by default",
+        help="dial: 0,1,2 by default, the first one's runs choose the rates; real: 0,1; votes: 1,2",
     )
     parser.add_argument(
         "--methods", nargs="*", help=f"dial: {', '.join(dial.METHODS)}; real: {', '.join(real.OBJECTIVES)}"
@@ -57,13 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps must be at least 1, got {options.steps}")
-    known = {"theory": {}, "dial": dial.METHODS, "real": real.OBJECTIVES}[options.stage]
+    known = {"dial": dial.METHODS, "real": real.OBJECTIVES}.get(options.stage, {})
     if unknown := [name for name in options.methods or () if name not in known]:
         parser.error(
             f"--methods of {options.stage} must be of {', '.join(known) or 'none'}; got {', '.join(unknown)}"
         )
     options.methods = options.methods or list(known)
-    return {"theory": _theory, "dial": _dial, "real": _real}[options.stage](options)
+    stages = {"theory": _theory, "dial": _dial, "real": _real, "votes": _votes}
+    return stages[options.stage](options)
 
 
 def _theory(options: argparse.Namespace) -> int:
@@ -125,6 +125,22 @@ def _real(options: argparse.Namespace) -> int:
         return 0
     real_page.publish(options.docs, sizes, results)
     _write(options.docs, REAL_BEGIN, REAL_END, text)
+    return 0
+
+
+def _votes(options: argparse.Namespace) -> int:
+    output, seeds = options.output or Path("runs/pays-votes"), options.seeds or votes.STUDY.seeds
+    print(f"{len(seeds) * len(votes.METHODS)} training runs, about 2 CPU minutes each", flush=True)
+    if options.dry_run:
+        return 0
+    with locked(output), asked_to_stop() as should_stop:
+        results = votes.run(output, seeds, partial(print, flush=True), should_stop)
+    text = votes_page.section(results)
+    if options.docs is None:
+        print(text)
+        return 0
+    votes_page.publish(options.docs, results)
+    _write(options.docs, VOTES_BEGIN, VOTES_END, text)
     return 0
 
 
