@@ -302,7 +302,8 @@ def read_served(folder: Path) -> dict[str, Any]:
         return json.loads((folder / SERVED).read_text())
     except OSError as fault:
         raise ValueError(
-            f"{folder} holds no {SERVED}, so it is not the folder of a `bontune train` run"
+            f"{folder} holds no {SERVED}, so it is not the folder of a `bontune train` run; a model that is none is "
+            f"served by `bontune serve --backend {folder} --strategy 'BestOfN(budget=16)' --scorer ...`"
         ) from fault
     except ValueError as fault:
         raise ValueError(f"{folder / SERVED} cannot be read: {fault}") from fault

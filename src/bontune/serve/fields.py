@@ -6,6 +6,7 @@ for done what is not. A field that is null asks for nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,7 +80,7 @@ def check_known(body: Mapping[str, Any], *, chat: bool) -> None:
 
 
 def _instead(name: str) -> str:
-    return f": only {' or '.join(map(repr, IDLE[name]))} is" if name in IDLE else "; leave it out"
+    return f": only {' or '.join(map(json.dumps, IDLE[name]))} is" if name in IDLE else "; leave it out"
 
 
 def check_sampling(sampling: Sampling, body: Mapping[str, Any], *, lenient: bool) -> dict[str, Any]:
@@ -102,7 +103,10 @@ def check_sampling(sampling: Sampling, body: Mapping[str, Any], *, lenient: bool
         if not lenient:
             off = " (0: off)" if name == "top_k" else ""
             raise Refused(
-                400, f"{name} is fixed at {served}{off}, which this model serves with; leave it out", name
+                400,
+                f"{name} is fixed at {served}{off}, which this model serves with; leave it out, or start the server "
+                "with --lenient, which ignores it",
+                name,
             )
         ignored[name] = value
     stop = body.get("stop")
