@@ -89,12 +89,15 @@ def _step(slope: Tensor, curvature: Tensor, held: Tensor) -> Tensor:
 
 def _downhill(tails: Tails, at: Tensor, slope: Tensor, step: Tensor) -> Tensor:
     """[R, 2]: where the largest of the steps 1, 1/2, 1/4, ... leads that lowers the loss as its slope promises."""
-    before, length = tails.loss(at), torch.ones(len(at), 1, dtype=at.dtype)
+    before, moved, length = tails.loss(at), at, 1.0
+    waiting = torch.ones(len(at), dtype=torch.bool)
     for _ in range(HALVINGS):
         there = (at + length * step).clamp(LOW, HIGH)
         promised = (slope * (there - at)).sum(-1)
         good = tails.loss(there) <= before + 1e-4 * promised + 1e-14 * before.abs()
-        if bool(good.all()):
-            return there
-        length = torch.where(good.unsqueeze(-1), length, length / 2)
-    return torch.where(good.unsqueeze(-1), there, at)
+        moved = torch.where((waiting & good).unsqueeze(-1), there, moved)
+        waiting = waiting & ~good
+        if not bool(waiting.any()):
+            break
+        length /= 2
+    return moved
