@@ -4,9 +4,10 @@
     python scripts/demo_repeat.py countdown-base runs/bases/seed-1 runs/bases/seed-2
 
 Every run trains and measures anew: another seed means other training prompts, other responses, and other test prompts.
-Runs that are complete are not repeated. Writes docs/demo/repeats.json and prints a table: the mean over runs of the
+Runs that are complete are not repeated. Writes runs/repeats/repeats.json and prints a table: the mean over runs of the
 difference to the base, the standard deviation between runs, and how many of the runs' own intervals exclude zero.
-With --verifier it repeats the second chapter, and the differences are those of best-of-N by the learned verifier.
+With --verifier it repeats the second chapter, the differences are those of best-of-N by the learned verifier, and it
+writes docs/verifier/repeats.json.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/repeats"))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    chapter, run_chapter = ("verifier", demo_verifier) if arguments.verifier else ("demo", demo)
-    output = arguments.output or Path(f"docs/{chapter}/repeats.json")
+    run_chapter = demo_verifier if arguments.verifier else demo
+    usual = Path("docs/verifier") if arguments.verifier else arguments.runs
+    output = arguments.output or usual / "repeats.json"
     quiet_libraries()
     runs = []
     for model in arguments.models:

@@ -16,11 +16,15 @@ class Lines:
 
     def read(self) -> list[dict[str, Any]]:
         """All complete lines."""
-        if not self.path.exists():
-            return []
-        return [json.loads(line) for line in self.path.read_text().splitlines() if line.endswith("}")]
+        return [json.loads(line) for line in self._whole().splitlines()]
 
     def add(self, line: dict[str, Any]) -> None:
-        """Append a line."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append a line, in the place of one that a kill left half written."""
+        kept = len(self._whole())
+        with self.path.open("ab") as file:
+            file.truncate(kept)
+            file.write(json.dumps(line).encode() + b"\n")
+
+    def _whole(self) -> bytes:
+        data = self.path.read_bytes() if self.path.exists() else b""
+        return data[: data.rfind(b"\n") + 1]

@@ -713,9 +713,9 @@ def test_a_scorer_that_fails(run: Run, mine: None) -> None:
 def test_demo_in_small(run: Run) -> None:
     done = run("demo", "--steps", 1, "--prompts", 6, "--responses", 4, "--output", "d")
     results = results_of("d")
-    assert list(results["policies"]) == ["base", "rl", "bon"]
+    assert list(results["policies"]) == ["base", "rl", "maxrl", "bon"]
     assert all({"1", "4"} <= set(item["pass_at"]) for item in results["policies"].values())
-    assert set(results["differences"]) == {"rl", "bon"}
+    assert set(results["differences"]) == {"rl", "maxrl", "bon"}
     assert set(results["differences"]["bon"]["4"]) == {"value", "low", "high"}
     assert (results["prompts"], results["responses_per_prompt"]) == (6, 4)
     assert results["cpu_seconds"] > 0

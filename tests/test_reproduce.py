@@ -37,7 +37,7 @@ from studies.paper.cells import (
 from studies.paper.costs import rates
 from studies.paper.course import WINDOW, Course, courses
 from studies.paper.document import write_document
-from studies.paper.estimators import quality
+from studies.paper.estimators import quality, quality_over
 from studies.paper.markdown import cell_text, gap_text
 from studies.paper.paper import QUESTIONS
 from studies.paper.plan import (
@@ -390,6 +390,14 @@ def test_quality_of_estimators_against_enumeration() -> None:
     single = quality(RLOO(), q, 1, 64)
     assert single.scale == pytest.approx(1.0)
     assert 1.0 <= single.noise < 1.1  # the leave-one-out baseline is close to the oracle
+    other = quality(objective, 0.6, n, size)
+    both = quality_over(objective, torch.tensor([q, 0.6], dtype=torch.float64), n, size)
+    least = [p * (1 - p) * (n * (1 - p) ** (n - 1)) ** 2 for p in (q, 0.6)]
+    assert both.scale == pytest.approx(1.0, rel=1e-9)
+    assert both.noise == pytest.approx(
+        (found.noise * least[0] + other.noise * least[1]) / sum(least), rel=1e-9
+    )
+    assert both.rows == pytest.approx((found.rows + other.rows) / 2)
 
 
 # Running

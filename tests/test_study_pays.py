@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from chat_models import saved
 
+from bontune.config import Stopped
+from bontune.evaluate import SampleGroup, SampleSet
 from bontune.models.loading import load_policy
 from bontune.objectives.registry import build_objective
 from bontune.records import Sampling
 from bontune.rollout import sample_groups
 from bontune.strategies.alternatives import PassAt, best_for, expected, matching
 from bontune.tasks.rules import Rules, half
+from studies.lines import Lines
 from studies.paper.markdown import with_section
 from studies.pays import __main__ as program
-from studies.pays import dial
+from studies.pays import dial, real, real_page, votes, votes_page
 from studies.pays.dial import (
     METHODS,
     Cell,
@@ -122,3 +127,107 @@ def test_the_page_is_made_of_the_results_beside_it() -> None:
 def test_open_prompts_are_those_of_the_task() -> None:
     assert posteriors(0.5, Sizes(test=10)).shape[0] == 10
     assert Rules(open=0.5).prompts("test", 2, dial.PROMPTS_SEED)[0].level == "closed"
+
+
+def test_a_real_model_trained_by_two_objectives_in_small(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bontune.demo.real.PROMPTS_PER_STEP", 2)
+    monkeypatch.setattr("bontune.demo.real.GROUP_SIZE", 32)
+    model, sizes = (
+        saved(tmp_path / "model", context=2048),
+        real.Sizes(steps=1, problems=6, responses=4, seeds=(0,)),
+    )
+    told: list[str] = []
+    output = tmp_path / "runs"
+    with pytest.raises(Stopped):
+        real.run(
+            output,
+            model,
+            ("rl", "bon"),
+            sizes,
+            should_stop=lambda: "base measured" in " ".join(told),
+            on_cell=told.append,
+        )
+    assert [*real.read_results(output, sizes)] == ["base"]
+    assert real.cost_text(("rl", "bon"), sizes, real.read_results(output, sizes)).startswith(
+        "2 of 3 policies to go"
+    )
+    results = real.run(output, model, ("rl", "bon"), sizes)
+    assert {key: len(found["right"].split()) for key, found in results.items()} == {
+        "base": 6, "rl seed-0": 6, "bon seed-0": 6,
+    }  # fmt: skip
+    assert all(found["cpu_seconds"] > 0 for found in results.values())
+    text = real_page.section(sizes, results)
+    assert "Points above base" in text
+    assert "Points above MaxRL" not in text
+    real_page.publish(tmp_path, sizes, results)
+    assert real_page.section(*real_page.kept(tmp_path)) == text
+    with pytest.raises(ValueError, match="choose another --output"):
+        real.read_results(output, replace(sizes, problems=7))
+
+
+def test_differences_are_paired_by_problem_and_seed() -> None:
+    def counts(right: str) -> dict[str, object]:
+        return {"right": right, "decided": "4"}
+
+    results = {
+        "base": counts("0 1 2"), "maxrl seed-0": counts("1 2 3"), "bon seed-0": counts("2 2 4"),
+        "bon seed-1": counts("0 0 0"),
+    }  # fmt: skip
+    over_base = real_page.gaps("bon", "base", results, (1, 4))
+    assert [gap.runs for gap in over_base] == [2, 2]
+    assert over_base[0].value == pytest.approx((8 / 12 - 3 / 12 - 3 / 12) / 2)
+    (one,) = real_page.gaps("bon", "maxrl", results, (1,))
+    assert (one.runs, one.value) == (1, pytest.approx(2 / 12))
+
+
+def test_the_real_page_is_made_of_the_results_beside_it() -> None:
+    if not (DOCS / real_page.NUMBERS).exists():
+        pytest.skip("the study has not been run")
+    page = (DOCS / "pays.md").read_text()
+    text = real_page.section(*real_page.kept(DOCS))
+    assert with_section(page, program.REAL_BEGIN, program.REAL_END, text) == page
+
+
+def test_a_line_that_a_kill_cut_off_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "new")
+    lines.add({"cell": "a"})
+    with lines.path.open("a") as file:
+        file.write('{"cell": "b", "value": {"x": 1}')
+    assert lines.read() == [{"cell": "a"}]
+    lines.add({"cell": "c"})
+    assert lines.read() == [{"cell": "a"}, {"cell": "c"}]
+
+
+def test_votes_are_kept_by_prompt_and_halves_are_apart(tmp_path: Path) -> None:
+    def group(name: str, answers: str) -> SampleGroup:
+        rewards = tuple(float(answer == "x") for answer in answers)
+        return SampleGroup(prompt_id=name, responses=tuple(answers), rewards=rewards, answers=tuple(answers))
+
+    def item(first: str, second: str, halves: bool = False) -> dict[str, Any]:
+        samples = SampleSet(source="", groups=(group("b", second), group("a", first)))
+        return {**votes.measured(samples, halves=halves), "entropy": 1.0, "cpu_seconds": 60.0}
+
+    sure, lost = "x" * 128, "y" * 128
+    base = item(sure, "x" * 64 + "y" * 64, halves=True)
+    assert base["vote"]["1"] == "10000 5000"  # a, then b
+    assert [votes.values(half).tolist() for half in base["half"]] == [[1, 1], [1, 0]]
+    results = {"base": base, "vote-32 seed-1": item(sure, sure), "grpo seed-1": item(lost, sure)}
+    text = votes_page.section(results)
+    assert "| vote-32 minus grpo | one run | ○ +50.0 " in text
+    assert (
+        "| trained for | the vote is lost (0 prompts) | it is close (0 prompts) | it is won (2 prompts) |"
+        in text
+    )
+    assert "| vote-32 |  |  | ○ +50.0 " in text  # of b's other half the base got nothing
+    votes_page.publish(tmp_path, results)
+    assert votes_page.section(votes_page.kept(tmp_path)) == text
+
+
+def test_the_page_on_votes_is_made_of_the_results_beside_it() -> None:
+    if not (DOCS / votes_page.NUMBERS).exists():
+        pytest.skip("the study has not been run")
+    page = (DOCS / "pays.md").read_text()
+    text = votes_page.section(votes_page.kept(DOCS))
+    assert with_section(page, program.VOTES_BEGIN, program.VOTES_END, text) == page

@@ -32,18 +32,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--docs", type=Path, help="folder of the page and of the paper's study; printed where left out"
     )
+    parser.add_argument("--extend", action="store_true", help="run only what the docs do not hold yet")
     parser.add_argument("--only-write", action="store_true", help="run nothing: write what the docs hold")
     options = parser.parse_args(arguments)
     quiet_libraries()
-    found = json.loads((options.docs / FILE).read_text()) if options.only_write and options.docs else {}
+    if (options.extend or options.only_write) and options.docs is None:
+        parser.error("--extend and --only-write need --docs")
+    found = json.loads((options.docs / FILE).read_text()) if options.extend or options.only_write else {}
     if not options.only_write:
         with locked(options.output), asked_to_stop() as should_stop:
             shop = Workshop(study=STUDY, output=options.output, should_stop=should_stop)
             for cell in cells():
-                if not is_done(cell, read_results(options.output)):
+                if cell.id not in found and not is_done(cell, read_results(options.output)):
                     say(f"cell {cell.id}")
                     run_cell(shop, cell)
-        found = compact(read_results(options.output))
+        found |= compact(read_results(options.output))
     text = section(found, read_document(options.docs or Path("docs"))["cells"])
     if options.docs is None:
         print(text)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
-from bontune.config import FitConfig, TrainConfig
+from bontune.config import FitConfig, KLSchedule, TrainConfig
 from bontune.evaluate import SampleSet, meta_strategy, pair, read_samples, write_json
 from bontune.evaluate.coscaling import co_scale
 from bontune.evaluate.drawing import Draw, draw_samples
@@ -206,6 +206,7 @@ def train_config(shop: Workshop, policy: Policy) -> TrainConfig:
         group_size=1 if alone else study.group_size,
         learning_rate=policy.learning_rate,
         sampling=shop.sampling(policy),
+        kl=KLSchedule(start=method.kl, end=method.kl),
         seed=policy.seed,
     )
 

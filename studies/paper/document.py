@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bontune.objectives.registry import build_objective
 from studies.paper.archive import read_archive, write_archive
-from studies.paper.estimators import quality
+from studies.paper.estimators import quality, quality_over
 from studies.paper.markdown import COMMAND_END, table
 from studies.paper.paper import CLAIMS, EQUATIONS, NEIGHBOURS, QUESTIONS, Item
-from studies.paper.plan import METHODS, SECTIONS, Results, Study, plan, quick
+from studies.paper.plan import BASE, METHODS, SECTIONS, Results, Study, plan, quick
 from studies.paper.scaling import scaling_section, without_paths
 from studies.paper.sections import FOLDER, Page, task_sections
 
@@ -56,7 +58,7 @@ def write_pages(
         parts += task_sections(page)
         if task.task in scaled:
             parts.append(scaling_section(task.task, scaled[task.task], figures, outcomes))
-    parts.append(_estimators(study, outcomes))
+    parts.append(_estimators(study, results, outcomes))
     parts.insert(1, _answers(outcomes))
     text = "\n\n".join(part for part in parts if part).replace(COMMAND_END, _options(study)) + "\n"
     for name, svg in figures.items():
@@ -157,48 +159,89 @@ def _answers(outcomes: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _estimators(study: Study, outcomes: defaultdict[str, str]) -> str:
+_ESTIMATORS = (
+    "log-pass-32",
+    "bon-rlbp-32",
+    "bon-rl-s-32",
+    "bon-rlb-plus-32",
+    "bon-rlb-minus-32",
+    "maxrl",
+    "rl-s",
+    "grpo",
+)
+_RATES = (0.02, 0.1, 0.3)
+
+
+def _estimators(study: Study, results: Results, outcomes: defaultdict[str, str]) -> str:
     """Noise and bias of the objectives as estimators of the gradient of pass@32: exact, no run needed."""
-    names = (
-        "log-pass-32",
-        "bon-rlbp-32",
-        "bon-rl-s-32",
-        "bon-rlb-plus-32",
-        "bon-rlb-minus-32",
-        "rl-s",
-        "grpo",
+    objectives = {name: build_objective(METHODS[name].objective) for name in _ESTIMATORS}
+    found = {
+        name: [quality(objective, q, 32, study.group_size) for q in _RATES]
+        for name, objective in objectives.items()
+    }
+    said = (
+        f"{name} {', '.join(f'{item.noise:.3g} at {q:g}' for item, q in zip(row, _RATES, strict=True))}"
+        for name, row in found.items()
     )
-    rates = (0.02, 0.1, 0.3)
-    rows, said = [], []
-    for name in names:
-        found = [quality(build_objective(METHODS[name].objective), q, 32, study.group_size) for q in rates]
-        noise = ", ".join(f"{item.noise:.3g} at {q:g}" for item, q in zip(found, rates, strict=True))
-        said.append(f"{name} {noise}")
-        rows.append(
-            (
-                name,
-                *(f"{item.scale:.3g}" for item in found),
-                *(f"{item.noise:.3g}" for item in found),
-                *(f"{100 * item.rows:.0f}" for item in found),
-            )
-        )
     outcomes["noise"] += (
         f"noise of the gradient of pass@32 over the least possible, by the chance of a right response: {'; '.join(said)}."
     )
-    head = ["objective"]
-    head += [f"{what}, q = {q:g}" for what in ("scale", "noise", "rows %") for q in rates]
-    return (
+    head = [f"{what}, q = {q:g}" for what in ("scale", "noise", "rows %") for q in _RATES]
+    rows = [
+        (
+            name,
+            *(f"{item.scale:.3g}" for item in row),
+            *(f"{item.noise:.3g}" for item in row),
+            *(f"{100 * item.rows:.0f}" for item in row),
+        )
+        for name, row in found.items()
+    ]
+    text = (
         "# Estimators of the gradient of pass@32\n\n"
-        f"Exact for groups of {study.group_size} responses that are right with chance q; no run needed. "
-        f"Scale: expected "
-        "estimate over the true gradient, 1 everywhere for an unbiased one; what matters for a mixture "
-        "of prompts is that "
-        "it is the same for every q; below zero the weights point against the gradient. "
-        "Noise: E Σ w² after division by the scale squared, over the least "
-        "that any unbiased "
-        "estimator can have (1 is the oracle bound). Rows: share of responses that carry weight and "
-        "cost a backward pass."
-        "\n\n" + table(head, rows)
+        f"Exact for groups of {study.group_size} responses that are right with chance q; no run needed. Scale: "
+        "expected estimate over the true gradient, 1 everywhere for an unbiased one; what matters for a "
+        "mixture of prompts is that it is the same for every q; below zero the weights point against the "
+        "gradient. Noise: E Σ w² after division by the scale squared, over the least that any unbiased "
+        "estimator can have (1 is the oracle bound). Rows: share of responses that carry weight and cost a "
+        "backward pass.\n\n" + table(["objective", *head], rows)
+    )
+    return f"{text}\n\n{_over_prompts(study, objectives, results, outcomes)}"
+
+
+def _over_prompts(
+    study: Study, objectives: Mapping[str, Any], results: Results, outcomes: defaultdict[str, str]
+) -> str:
+    """The same averaged over the prompts of each task's base in the package; nothing where none was measured."""
+    columns, said = {}, []
+    for task in study.tasks:
+        cell = results.get(f"base/{task.task}/{task.task}-base/{BASE}/{task.task}-test")
+        if cell is None:
+            continue
+        right = torch.tensor([int(word) for word in cell["right"].split()], dtype=torch.float64)
+        rates = right / torch.tensor([int(word) for word in cell["decided"].split()])
+        rates = rates[(rates > 0) & (rates < 1)]
+        found = {name: quality_over(item, rates, 32, study.group_size) for name, item in objectives.items()}
+        columns[f"{task.task}, {len(rates)} prompts"] = found
+        each = ", ".join(f"{name} {item.noise:.3g}" for name, item in found.items())
+        said.append(f"over the prompts of {task.task}'s base {each}")
+    if not columns:
+        return ""
+    outcomes["noise"] += f" {'; '.join(said)}."
+    head = [f"{what}, {of}" for of in columns for what in ("scale", "noise", "rows %")]
+    rows = []
+    for name in objectives:
+        row = [name]
+        for found in columns.values():
+            item = found[name]
+            row += [f"{item.scale:.3g}", f"{item.noise:.3g}", f"{100 * item.rows:.0f}"]
+        rows.append(row)
+    return (
+        "Averaged over test prompts of the base models in the package, each with its measured share of right responses "
+        "for q, but for those with none or nothing else: the mean estimate over the mean gradient, and the mean noise "
+        "over the mean of the least. A single hard q says little of a mixture: prompts that are solved often have next "
+        "to nothing to give pass@32, so that their large ratios weigh next to nothing. Scales that differ between "
+        "prompts (all but bon-rl-s-32's) train another mixture of them, and that can be had with less noise than the "
+        "least for this one.\n\n" + table(["objective", *head], rows)
     )
 
 

@@ -35,8 +35,8 @@ class Method:
     with the highest pass@budget (best-of-budget by the verifier, for `by` "verifier") on tune prompts.
     claim: whether it gets every base and seed.  experts: where the responses of a supervised method come from:
     the task's references, or the best of `budget` responses of the base by the verifier.
-    refresh_every: steps between refreshes of the verifier.  swept_as: the method whose sweep decides its learning rate,
-    itself where "": one sweep per family, at its central N.
+    refresh_every: steps between refreshes of the verifier.  kl: coefficient of a KL to the base.
+    swept_as: the method whose sweep decides its learning rate, itself where "": one sweep per family, at its central N.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Method:
     claim: bool = False
     experts: Literal["none", "references", "best-of-n"] = "none"
     refresh_every: int | None = None
+    kl: float = 0.0
     swept_as: str = ""
 
     @property

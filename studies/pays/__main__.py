@@ -6,14 +6,19 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from bontune.cli.commands.train import asked_to_stop, locked
+from bontune.demo.fetching import SMOLLM2, cache_folder, cached, fetch
 from bontune.models.loading import load_policy
 from studies.paper.markdown import with_section
-from studies.pays import dial, dial_page, page, theory
+from studies.pays import dial, dial_page, page, real, real_page, theory, votes, votes_page
 
 BEGIN, END = "<!-- theory:begin -->", "<!-- theory:end -->"
 DIAL_BEGIN, DIAL_END = "<!-- dial:begin -->", "<!-- dial:end -->"
+VOTES_BEGIN, VOTES_END = "<!-- votes:begin -->", "<!-- votes:end -->"
+REAL_BEGIN, REAL_END = "<!-- real:begin -->", "<!-- real:end -->"
 RESULTS = Path("pays") / "dial.json"
 
 
@@ -24,30 +29,41 @@ def main(arguments: list[str] | None = None) -> int:
         description=sys.modules["studies.pays"].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=["theory", "dial"])
+    parser.add_argument("stage", choices=["theory", "dial", "real", "votes"])
     parser.add_argument("--docs", type=Path, help="folder of pays.md; printed where left out")
+    parser.add_argument("--steps", type=int, help="of the softmax that is trained, or of each training run")
+    parser.add_argument("--output", type=Path, help="what is done is kept here; runs/pays-STAGE by default")
     parser.add_argument(
-        "--steps", type=int, help="of the softmax that is trained, or of each training run of the dial"
+        "--seeds",
+        type=_numbers,
+        help="dial: 0,1,2 by default, the first one's runs choose the rates; real: 0,1; votes: 1,2",
     )
+    parser.add_argument(
+        "--methods", nargs="*", help=f"dial: {', '.join(dial.METHODS)}; real: {', '.join(real.OBJECTIVES)}"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what there is to do, and stop")
     of_dial = parser.add_argument_group("dial")
-    of_dial.add_argument(
-        "--output", type=Path, default=Path("runs/pays-dial"), help="what is done is kept here"
-    )
-    of_dial.add_argument(
-        "--seeds", type=_numbers, help="0,1,2 by default; the first one's runs choose the rates"
-    )
     of_dial.add_argument("--rates", type=_shares, help="learning rates tried: 1e-4,3e-5,3e-4 by default")
     of_dial.add_argument(
         "--dials", type=_shares, default=dial.DIALS, help="1,0,0.5 by default, in this order"
     )
-    of_dial.add_argument("--methods", nargs="*", choices=dial.METHODS, default=list(dial.METHODS))
-    of_dial.add_argument(
-        "--dry-run", action="store_true", help="say what there is to do, write the page, and stop"
+    of_real = parser.add_argument_group("real")
+    of_real.add_argument(
+        "--model", type=Path, help="a .gguf file or a folder; fetched as by `bontune demo --real` if left out"
     )
+    of_real.add_argument("--problems", type=int, help="of GSM8K's test file to measure on, 400 by default")
+    of_real.add_argument("--responses", type=int, help="to each, 64 by default")
     options = parser.parse_args(arguments)
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps must be at least 1, got {options.steps}")
-    return _theory(options) if options.stage == "theory" else _dial(options)
+    known = {"dial": dial.METHODS, "real": real.OBJECTIVES}.get(options.stage, {})
+    if unknown := [name for name in options.methods or () if name not in known]:
+        parser.error(
+            f"--methods of {options.stage} must be of {', '.join(known) or 'none'}; got {', '.join(unknown)}"
+        )
+    options.methods = options.methods or list(known)
+    stages = {"theory": _theory, "dial": _dial, "real": _real, "votes": _votes}
+    return stages[options.stage](options)
 
 
 def _theory(options: argparse.Namespace) -> int:
@@ -69,20 +85,63 @@ def _dial(options: argparse.Namespace) -> int:
         seeds=options.seeds or sizes.seeds,
         rates=options.rates or sizes.rates,
     )
-    results = dial.read_results(options.output, sizes)
+    output = options.output or Path("runs/pays-dial")
+    results = dial.read_results(output, sizes)
     print(dial.cost_text(sizes, options.dials, options.methods, results), flush=True)
     if not options.dry_run:
         for at in options.dials:
             if dial.base_id(at) not in results:
                 results[dial.base_id(at)] = dial.measure(*load_policy(dial.BASE), at, sizes)
-                dial.keep(options.output, dial.base_id(at), results[dial.base_id(at)])
+                dial.keep(output, dial.base_id(at), results[dial.base_id(at)])
         while (cell := dial.next_cell(sizes, options.dials, options.methods, results)) is not None:
             results[cell.id] = dial.run_cell(cell, sizes)
-            dial.keep(options.output, cell.id, results[cell.id])
+            dial.keep(output, cell.id, results[cell.id])
             print(f"{cell.id}: {results[cell.id]['cpu_seconds']:.0f} CPU seconds", flush=True)
             if options.docs is not None:
                 _publish(options.docs, sizes, results)
     return _publish(options.docs, sizes, results)
+
+
+def _real(options: argparse.Namespace) -> int:
+    output, sizes = options.output or Path("runs/pays-real"), real.Sizes()
+    asked = {name: getattr(options, name) for name in ("steps", "problems", "responses", "seeds")}
+    sizes = replace(sizes, **{name: value for name, value in asked.items() if value})
+    results = real.read_results(output, sizes)
+    print(real.cost_text(options.methods, sizes, results), flush=True)
+    if not options.dry_run:
+        model = options.model or cached(SMOLLM2, cache_folder()) or fetch(SMOLLM2, cache_folder())
+        with locked(output), asked_to_stop() as should_stop:
+            results = real.run(
+                output,
+                model,
+                options.methods,
+                sizes,
+                on_cell=partial(print, flush=True),
+                should_stop=should_stop,
+            )
+    text = real_page.section(sizes, results)
+    if options.docs is None:
+        print(text)
+        return 0
+    real_page.publish(options.docs, sizes, results)
+    _write(options.docs, REAL_BEGIN, REAL_END, text)
+    return 0
+
+
+def _votes(options: argparse.Namespace) -> int:
+    output, seeds = options.output or Path("runs/pays-votes"), options.seeds or votes.STUDY.seeds
+    print(f"{len(seeds) * len(votes.METHODS)} training runs, about 2 CPU minutes each", flush=True)
+    if options.dry_run:
+        return 0
+    with locked(output), asked_to_stop() as should_stop:
+        results = votes.run(output, seeds, partial(print, flush=True), should_stop)
+    text = votes_page.section(results)
+    if options.docs is None:
+        print(text)
+        return 0
+    votes_page.publish(options.docs, results)
+    _write(options.docs, VOTES_BEGIN, VOTES_END, text)
+    return 0
 
 
 def _publish(docs: Path | None, sizes: dial.Sizes, results: dial.Results) -> int:

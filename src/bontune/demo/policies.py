@@ -1,4 +1,4 @@
-"""The demo: one small transformer, fine-tuned for one response and for best-of-32, measured on fresh prompts.
+"""The demo: one small transformer, fine-tuned for one response, by MaxRL and for best-of-32, measured on fresh prompts.
 
 Every setting here was chosen on the "tune" split of Countdown; the prompts measured on are of its "test" split,
 which nothing was trained or chosen on.
@@ -17,7 +17,7 @@ from bontune.evaluate import SampleSet, read_samples
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.evaluate.policies import evaluate
 from bontune.models.loading import load_policy
-from bontune.objectives import RLOO, LogPassAtN
+from bontune.objectives import RLOO, LogPassAtN, MaxRL
 from bontune.records import Prompt, Sampling
 from bontune.report import write_report
 from bontune.store import open_store
@@ -27,12 +27,12 @@ from bontune.train.run import Run
 
 BUDGET = 32
 SAMPLING = Sampling(max_new_tokens=12)  # the longest legal answer has 9 tokens and an end
-OBJECTIVES = {"rl": RLOO(), "bon": LogPassAtN(BUDGET)}
+OBJECTIVES = {"rl": RLOO(), "maxrl": MaxRL(), "bon": LogPassAtN(BUDGET)}
 TASK = (
     "The task is Countdown: reach a target with some of the numbers given, in reverse Polish notation; answers are "
     "checked exactly."
 )
-TITLES = {"rl": "for one response (RL, N = 1)", "bon": f"for best-of-{BUDGET}"}
+TITLES = {"rl": "for one response (RL, N = 1)", "maxrl": "by MaxRL", "bon": f"for best-of-{BUDGET}"}
 
 Stage = Callable[[str, int], Callable[[int], None]]
 """(title, total) -> a function to call with what was done of it."""
@@ -126,9 +126,9 @@ def demo(
     stage: Stage,
     model: str = "countdown-base",
 ) -> dict[str, Any]:
-    """Train, measure, report; returns what `results.json` holds. Policies: base, rl and bon.
+    """Train, measure, report; returns what `results.json` holds. Policies: base, rl, maxrl and bon.
 
-    model: the base, a Countdown model as scripts/train_base.py makes. Both
+    model: the base, a Countdown model as scripts/train_base.py makes. All
     training runs draw the same number of responses, at the same learning rate.
     """
     started = time.process_time()
@@ -142,7 +142,8 @@ def demo(
         found[name] = trial.measured(name, trial.fine_tuned(name, TITLES[name], objective, config))
     about = [
         TASK,
-        f"A small transformer (base) is fine-tuned for one response (rl: the usual RL) and for the best of N = {BUDGET} "
-        "(bon), and all three answer the same fresh prompts.",
+        "A small transformer (base) is fine-tuned for one response (rl: the usual RL), by MaxRL (maxrl: for one "
+        f"response, rewards divided by their prompt's mean) and for the best of N = {BUDGET} (bon), and all of them "
+        "answer the same fresh prompts.",
     ]
     return trial.reported(found, OBJECTIVES, started, budget=BUDGET, about=about)

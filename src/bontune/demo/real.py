@@ -20,13 +20,15 @@ from typing import Any
 import torch
 
 from bontune.config import Stopped, TrainConfig, spec_of
+from bontune.demo import policies
 from bontune.demo.pace import Pace
-from bontune.demo.policies import BUDGET, OBJECTIVES, TITLES, Stage
+from bontune.demo.policies import BUDGET, TITLES, Stage
 from bontune.demo.problems import PROMPTING, SAMPLING, problems
 from bontune.evaluate import SampleSet, read_samples, write_json
 from bontune.evaluate.drawing import STORE, Draw, draw_samples
 from bontune.evaluate.policies import evaluate
 from bontune.models.loading import load_policy
+from bontune.objectives import LogPassAtN, Objective
 from bontune.records import Prompt
 from bontune.report import write_report
 from bontune.store import Store, open_store
@@ -37,20 +39,23 @@ MODEL = (
     "SmolLM2-135M-Instruct (Apache-2.0), de-quantised from a 4-bit file, so a little worse than the original"
 )
 COSTS = "costs.json"  # CPU seconds of each part, over all the times it was gone on with
+OBJECTIVES = {
+    name: policies.OBJECTIVES[name] for name in ("rl", "bon")
+}  # by the hour: MaxRL is in studies.pays
 PROMPTS_PER_STEP, GROUP_SIZE = 32, 64
 LEARNING_RATE = 2e-5
 CHECKPOINT_EVERY = 5  # steps; one is 1.6 GB
 ROWS_PER_BATCH, TOKENS_PER_BATCH = 512, 2048  # so that it fits into 8 GB
 # How long a step takes, relative to drawing as many responses. Log pass@N spends nothing on wrong responses.
-UPDATES = {"rl": 2.1, "bon": 1.4}
+FULL, SPARSE = 2.1, 1.4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RealTrial:
     """What all policies of the demo share.
 
-    model: the base.  fresh: problems to measure on.  stage: as in `policies`.  told: hears how many seconds are left.
-    should_stop: as in `Run`.
+    model: the base.  fresh: problems to measure on.  objectives: of the policies, by their names.  stage: as in
+    `policies`.  told: hears how many seconds are left.  should_stop: as in `Run`.
     """
 
     output: Path
@@ -59,6 +64,7 @@ class RealTrial:
     steps: int
     fresh: Sequence[Prompt]
     responses: int
+    objectives: Mapping[str, Objective]
     stage: Stage
     pace: Pace
     told: Callable[[float], None]
@@ -91,7 +97,7 @@ class RealTrial:
     def _train(self, name: str, part: str, folder: Path, store: Store) -> None:
         task = problems()
         model, tokenizer = load_policy(self.model, dtype=torch.float32)
-        advance = self.stage(f"fine-tuning {TITLES[name]}", self.steps)
+        advance = self.stage(f"fine-tuning {TITLES.get(name, name)}", self.steps)
 
         def resumed(history: Sequence[Any]) -> None:
             advance(len(history))
@@ -108,7 +114,7 @@ class RealTrial:
             Run(
                 config=self.config,
                 task=task,
-                objective=OBJECTIVES[name],
+                objective=self.objectives[name],
                 model=model,
                 tokenizer=tokenizer,
                 verify=task.verify,
@@ -170,15 +176,20 @@ class RealTrial:
     def _part(self, name: str) -> Iterator[None]:
         """Adds the CPU seconds of a part to its costs, also where it is stopped."""
         gc.collect()  # the model before it
-        started, path = time.process_time(), self.output / COSTS
+        started = time.process_time()
         try:
             yield
         finally:
-            costs = _costs(path)
-            write_json(path, costs | {name: round(costs.get(name, 0.0) + time.process_time() - started, 1)})
+            costs = costs_of(self.output)
+            write_json(
+                self.output / COSTS,
+                costs | {name: round(costs.get(name, 0.0) + time.process_time() - started, 1)},
+            )
 
 
-def _costs(path: Path) -> dict[str, float]:
+def costs_of(folder: Path) -> dict[str, float]:
+    """CPU seconds of the parts of a trial, by their names."""
+    path = folder / COSTS
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -189,11 +200,14 @@ def _responses_in(path: Path) -> int:
         return sum(1 for _ in file)
 
 
-def parts_of(steps: int, measured: int) -> dict[str, tuple[float, float]]:
-    """The parts of the demo for `Pace`: {name: (units, how long one takes, relative to drawing a response)}."""
+def parts_of(
+    steps: int, measured: int, objectives: Mapping[str, Objective] = OBJECTIVES
+) -> dict[str, tuple[float, float]]:
+    """The parts of a trial for `Pace`: {name: (units, how long one takes, relative to drawing a response)}."""
     parts: dict[str, tuple[float, float]] = {"measure base": (measured, 1.0)}
-    for name in OBJECTIVES:
-        parts[f"train {name}"] = (steps, UPDATES[name] * PROMPTS_PER_STEP * GROUP_SIZE)
+    for name, objective in objectives.items():
+        update = SPARSE if isinstance(objective, LogPassAtN) else FULL
+        parts[f"train {name}"] = (steps, update * PROMPTS_PER_STEP * GROUP_SIZE)
         parts[f"measure {name}"] = (measured, 1.0)
     return parts
 
@@ -226,6 +240,7 @@ def demo_real(
         steps=steps,
         fresh=fresh,
         responses=responses,
+        objectives=OBJECTIVES,
         stage=stage,
         pace=Pace(parts_of(steps, len(fresh) * responses)),
         told=told,
@@ -236,7 +251,7 @@ def demo_real(
         for name in OBJECTIVES:
             found[name] = trial.measured(name, trial.trained(name, store), store)
     advance = stage("writing the report", 1)
-    costs = _costs(output / COSTS)
+    costs = costs_of(output)
     results = evaluate(
         found,
         output,

@@ -1,0 +1,102 @@
+"""Training for a vote of 32 on Countdown, beside training for one response: what serves a vote better?
+
+One base, one learning rate, the protocol of the paper's study. Every policy is measured by votes of N, exactly from all
+its responses; the base's are halved, so that prompts can be sorted by one half and valued by the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bontune.evaluate import SampleSet, read_samples, write_json
+from bontune.records import Scored
+from bontune.strategies import MajorityVote, curve
+from studies.paper.cells import Workshop, read_results, run_cell
+from studies.paper.plan import BASE, Cell, Method, Place, Policy, Study
+
+RATE = 1e-4  # what the paper's study chose for GRPO and MaxRL on this task; not swept here
+METHODS = (
+    Method(name="grpo", objective="GRPO()"),
+    Method(name="maxrl", objective="MaxRL()"),
+    Method(name="vote-32", objective="StrategyObjective(MajorityVote(32), baseline='centred')"),
+    Method(
+        name="grpo-then-vote-32",
+        objective="Curriculum(((0, GRPO()), (0.5, StrategyObjective(MajorityVote(32), baseline='centred'))))",
+    ),
+)
+STUDY = Study(methods=METHODS, seeds=(1, 2))
+PLACE = Place(task="countdown", split="test", prompts=1000, responses=128)
+BUDGETS = (1, 8, 32, 128)
+SCALE = 10_000  # values are kept as whole numbers of this fraction
+
+Results = Mapping[str, Mapping[str, Any]]
+"""{"base" or "vote-32 seed-1": {"vote": {N: value of every prompt}, "half": the same for N = 32 of each half, ...}}."""
+
+
+def policy_of(method: str, seed: int = 0) -> Policy:
+    """One run on the base in the package, or the base."""
+    if method == BASE:
+        return Policy(task="countdown", base="countdown-base")
+    return Policy(task="countdown", base="countdown-base", method=method, learning_rate=RATE, seed=seed)
+
+
+def plan(seeds: Sequence[int]) -> list[tuple[str, Policy]]:
+    """{name: policy}, the base first, then seed by seed."""
+    runs = [(f"{m.name} seed-{seed}", policy_of(m.name, seed)) for seed in seeds for m in METHODS]
+    return [(BASE, policy_of(BASE)), *runs]
+
+
+def run(
+    output: Path, seeds: Sequence[int], say: Callable[[str], None], should_stop: Callable[[], bool]
+) -> dict[str, dict[str, Any]]:
+    """Train and measure what is missing; a killed run goes on where it stopped."""
+    shop = Workshop(study=STUDY, output=output, should_stop=should_stop)
+    results: dict[str, dict[str, Any]] = {}
+    for name, policy in plan(seeds):
+        path = output / "votes" / f"{name.replace(' ', '_')}.json"
+        cell = Cell(section="votes", policy=policy, place=PLACE)
+        known = read_results(output).get(cell.id) or run_cell(shop, cell)
+        found = measured(
+            read_samples(shop.samples_path(policy, PLACE), skip_torn_tail=True), halves=name == BASE
+        )
+        trained = known["train"] or {"cpu_seconds": 0.0}
+        seconds = round(known["cpu_seconds"] + trained["cpu_seconds"], 1)
+        results[name] = {**found, "entropy": known["entropy"], "cpu_seconds": seconds}
+        write_json(path, results[name])
+        say(f"{name}: {seconds:.0f} CPU seconds")
+    return results
+
+
+def measured(samples: SampleSet, *, halves: bool = False) -> dict[str, Any]:
+    """Votes of N of every prompt, in the order of the prompts' ids; with `halves`, of N = 32 of each half, too."""
+    scored = replace(
+        samples, groups=tuple(sorted(samples.groups, key=lambda group: group.prompt_id))
+    ).scored()
+    found: dict[str, Any] = {"vote": dict(zip(map(str, BUDGETS), _kept(scored, BUDGETS), strict=True))}
+    if halves:
+        middle = scored.group_size // 2
+        found["half"] = [
+            _kept(_columns(scored, part), (32,))[0] for part in (slice(middle), slice(middle, None))
+        ]
+    return found
+
+
+def _columns(scored: Scored, part: slice) -> Scored:
+    assert scored.answers is not None
+    return Scored(scored.rewards[:, part], None, scored.answers[:, part], scored.decided[:, part])
+
+
+def _kept(scored: Scored, budgets: Sequence[int]) -> list[str]:
+    values = curve(MajorityVote(1), scored, tuple(budgets))  # [P, B]
+    return [" ".join(map(str, (column * SCALE).round().long().tolist())) for column in values.T]
+
+
+def values(kept: str) -> Tensor:
+    """float64 [P]."""
+    return torch.tensor([int(word) for word in kept.split()], dtype=torch.float64) / SCALE
