@@ -34,7 +34,6 @@ def write_document(
     on several machines, adds up.
     """
     path, everything = write_pages(study, results, folder, coscale)
-    (folder / STORE).parent.mkdir(parents=True, exist_ok=True)
     write_archive(folder / STORE, everything)
     return path
 
@@ -61,9 +60,9 @@ def write_pages(
     parts.append(_estimators(study, results, outcomes))
     parts.insert(1, _answers(outcomes))
     text = "\n\n".join(part for part in parts if part).replace(COMMAND_END, _options(study)) + "\n"
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     for name, svg in figures.items():
         path = folder / FOLDER / f"{name}.svg"
-        path.parent.mkdir(parents=True, exist_ok=True)
         head, rest = svg[svg.index("<svg") :].split(">", 1)
         path.write_text(f"{head}>{_WHITE}{rest}", encoding="utf-8")
     (folder / "paper-map.md").write_text(_paper_map(outcomes), encoding="utf-8")
