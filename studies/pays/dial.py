@@ -232,11 +232,11 @@ def sizes_of(kept: Mapping[str, Any]) -> Sizes:
 
 
 def read_results(output: Path, sizes: Sizes) -> dict[str, dict[str, Any]]:
-    """What is done. Raises ValueError where the folder has runs of other sizes; which seeds are run may change."""
-    path, own = output / "sizes.json", {**asdict(sizes), "seeds": sizes.seeds[:1]}
-    own = json.loads(json.dumps(own))
-    if path.exists() and (before := json.loads(path.read_text())) != own:
-        other = [name for name, value in own.items() if before.get(name) != value]
+    """What is done. Raises ValueError where the folder has runs of other sizes; rates may be added, and seeds."""
+    path, own = output / "sizes.json", {**asdict(sizes), "seeds": list(sizes.seeds[:1])}
+    del own["rates"]
+    before = json.loads(path.read_text()) if path.exists() else own
+    if other := [name for name, value in own.items() if before.get(name) != value]:
         raise ValueError(f"{output} has runs with other {' and '.join(other)}; choose another --output")
     write_json(path, own)
     return {path.stem: json.loads(path.read_text()) for path in sorted((output / "cells").glob("*.json"))}
