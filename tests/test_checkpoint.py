@@ -25,6 +25,7 @@ from models import tiny_model
 from test_store import digest
 from test_update import Finite, run_of, state, timeless
 
+from bontune import cli
 from bontune.config import Stopped
 from bontune.objectives import RLOO, Annealed, LogPassAtN
 from bontune.records import Prompt, Scored
@@ -419,19 +420,23 @@ def test_a_schedule_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_sigterm_stops_the_command_and_a_second_one_is_refused(tmp_path: Path) -> None:
-    command = [
-        sys.executable, "-m", "bontune.cli", "train", "--task", "countdown", "--output", str(tmp_path / "run"),
+def test_sigterm_stops_the_command_and_a_second_one_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "train", "--task", "countdown", "--output", str(tmp_path / "run"),
         "--steps", "400",
         "--prompts-per-step", "2", "--group-size", "8", "--objective", "RLOO", "--sampling.max-new-tokens", "10",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "bontune.cli", *arguments]
     first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "run" / "metrics.jsonl").exists() and first.poll() is None:
         time.sleep(0.05)
-    second = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert second.returncode == 2
-    assert f"process {first.pid}" in second.stderr
+    with pytest.raises(SystemExit) as second:
+        cli.main(arguments)
+    assert second.value.code == 2
+    assert f"process {first.pid}" in capsys.readouterr().err
     first.send_signal(signal.SIGTERM)
     _, said = first.communicate(timeout=60)
     assert first.returncode == 75, said

@@ -778,7 +778,7 @@ def heed_interrupts() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
-def test_interrupted_and_run_again(tmp_path: Path) -> None:
+def test_interrupted_and_run_again(run: Run, tmp_path: Path) -> None:
     """A real process, a real Ctrl-C in the middle of drawing, and the same command again."""
     arguments = ["sample", *BASE, "--prompts", 8, "--group-size", 4, "--output", tmp_path]
     (tmp_path / "waits.py").write_text(
@@ -787,10 +787,10 @@ def test_interrupted_and_run_again(tmp_path: Path) -> None:
         "    if Path('samples.jsonl').exists() and not Path('go').exists(): time.sleep(60)\n"
         "    return Countdown().verify(prompt, text)\n"
     )
-    line = command(*arguments, "--verifier", "waits:verify")
+    arguments += ["--verifier", "waits:verify"]
     # What runs in the background of a shell ignores Ctrl-C, and so would its children.
     settings = {"stderr": subprocess.PIPE, "text": True, "cwd": tmp_path, "preexec_fn": heed_interrupts}
-    with subprocess.Popen(line, **settings) as process:
+    with subprocess.Popen(command(*arguments), **settings) as process:
         path = tmp_path / "samples.jsonl"
         until = time.monotonic() + 60
         while not path.exists() and time.monotonic() < until and process.poll() is None:
@@ -807,8 +807,7 @@ def test_interrupted_and_run_again(tmp_path: Path) -> None:
     half = path.read_bytes()
     assert 0 < len(half.splitlines()) < 32
     (tmp_path / "go").touch()
-    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 0, done.stderr
+    run(*arguments)
     assert path.read_bytes().startswith(half)
     assert len(path.read_text().splitlines()) == 32
 

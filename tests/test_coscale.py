@@ -22,8 +22,8 @@ from bontune.strategies import BetaPrior, PassAtK, curve
 PASS = partial(curve, PassAtK(1))
 
 
-def fit_beta(right: torch.Tensor, decided: torch.Tensor, prompts: torch.Tensor) -> coscale.Predict:
-    return BetaPrior.fit(right, decided, prompts).expected
+def fit_beta(right: torch.Tensor, decided: torch.Tensor, prompts: torch.Tensor) -> list[coscale.Predict]:
+    return [prior.expected for prior in BetaPrior.fits(right, decided, prompts)]
 
 
 def bernoulli(rates: torch.Tensor, responses: int, seed: int = 0) -> Scored:
@@ -48,8 +48,8 @@ def test_a_fit_with_multiplicities_is_the_fit_of_the_repeated_rows() -> None:
     times = torch.tensor([5, 3, 2, 1])
     weighted = BetaPrior.fit(right, counts, times)
     repeated = BetaPrior.fit(right.repeat_interleave(times), counts.repeat_interleave(times))
-    assert weighted.alpha == pytest.approx(repeated.alpha, rel=1e-3)
-    assert weighted.beta == pytest.approx(repeated.beta, rel=1e-3)
+    assert weighted.alpha == pytest.approx(repeated.alpha, rel=1e-6)
+    assert weighted.beta == pytest.approx(repeated.beta, rel=1e-6)
     with pytest.raises(ValueError, match="prompts"):
         BetaPrior.fit(right, counts, torch.zeros(4))
 

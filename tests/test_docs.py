@@ -27,7 +27,7 @@ from bontune.objectives.registry import OBJECTIVES, STRATEGIES
 from bontune.tasks import TASKS, JsonlTask
 from bontune.tasks.formats import as_prompt
 from studies.paper.archive import read_archive
-from studies.paper.document import write_document
+from studies.paper.document import write_pages
 from studies.paper.plan import Study
 
 ROOT = Path(__file__).parents[1]
@@ -296,7 +296,7 @@ def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
     (tmp_path / "reproduction").mkdir()
     shutil.copy(results, tmp_path / "reproduction")
     sizes = read_archive(results)["study"]
-    write_document(
+    write_pages(
         replace(Study(), **{name: tuple(sizes[name]) for name in ("test", "aside", "other")}),
         {},
         tmp_path,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import paired
 import pytest
 import torch
 from models import tiny_model, word_tokenizer
@@ -288,36 +286,20 @@ def test_lora(tmp_path: Path) -> None:
     assert set(record.gradients) == {n for n, p in trainer.model.named_parameters() if p.requires_grad}
 
 
-_TWO = """
-import sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import torch
-from test_integration_trl import Record, config, tiny_model, train
-from bontune import BestOfN
-
-record = Record(undecided="w7")
-args = config(Path({out!r}), per_device_train_batch_size=3, gradient_accumulation_steps=2, num_generations=4)
-trainer = train(record, args, tiny_model().double(), objective=BestOfN(2), scorer=record.score)
-assert trainer.accelerator.num_processes == 2
-torch.save((record.rows, record.gradients), {out!r} + str(trainer.accelerator.process_index))
-torch.distributed.destroy_process_group()
-"""
+def trained(out: str) -> None:
+    """One of two processes: what it judged, and its gradients, in a file that begins with `out`."""
+    record = Record(undecided="w7")
+    args = config(Path(out), per_device_train_batch_size=3, gradient_accumulation_steps=2, num_generations=4)
+    trainer = train(record, args, tiny_model().double(), objective=BestOfN(2), scorer=record.score)
+    assert trainer.accelerator.num_processes == 2
+    torch.save((record.rows, record.gradients), out + str(trainer.accelerator.process_index))
+    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_share_groups_and_agree_with_plain_autograd(tmp_path: Path) -> None:
     """Twelve responses in groups of four over two processes: the middle group is split between them."""
-    script = tmp_path / "run.py"
-    script.write_text(_TWO.format(tests=str(Path(__file__).parent), out=f"{tmp_path}/out-"))
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    paired.call("test_integration_trl:trained", f"{tmp_path}/out-")
     (first, one), (second, other) = (
         torch.load(f"{tmp_path}/out-{rank}", weights_only=False) for rank in (0, 1)
     )

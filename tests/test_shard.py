@@ -1,6 +1,6 @@
 """A model split over two processes trains as two that each hold all of it, and leaves the same files.
 
-The scenarios run in two processes on CPUs (gloo), once for all tests here: this file is also the program they run.
+The scenarios run in two processes on CPUs (gloo), once for all tests here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,12 +18,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import paired
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from models import tiny_model, word_tokenizer
+from paired import TIMEOUT
 from test_checkpoint import Cut, result
 from test_update import run_of, timeless
 from torch.distributed.tensor import DTensor
@@ -42,7 +43,6 @@ from bontune.train.run import Run
 from bontune.train.shard import is_sharded, shard, whole_tensor
 
 STEPS = 4
-TIMEOUT = 600  # seconds, of a busy machine
 
 
 class Uneven:
@@ -69,7 +69,7 @@ def split_run(model: Any, shard: bool = True, **more: Any) -> Run:
     """Micro-batches of one or two responses, gradients that are clipped, an optimizer and a schedule with a state."""
     settings = {
         "steps": STEPS,
-        "prompts_per_step": 4,
+        "prompts_per_step": 2,
         "group_size": 6,
         "tokens_per_batch": 12,
         "shard": shard,
@@ -92,11 +92,12 @@ def recomputing(model: Any) -> Any:
     return model
 
 
+OFF_POLICY = {"updates_per_rollout": 2, "off_policy": "clipped", "prompts_per_step": 4}
 KL = {"kl": KLSchedule(start=0.5, end=0.1, responses=2)}
 CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "all weights": (lambda: tiny_model().double(), {}),
     "a reference": (lambda: tiny_model().double(), KL),
-    "off-policy": (lambda: tiny_model().double(), {"updates_per_rollout": 2, "off_policy": "clipped"}),
+    "off-policy": (lambda: tiny_model().double(), OFF_POLICY),
     "another optimizer": (lambda: tiny_model().double(), {"optimizer": "SGD"}),
     "the general path": (lambda: tiny_model("gpt2").double(), KL),
     "tied embeddings": (lambda: tiny_model("gemma2", tie_word_embeddings=True).double(), {}),
@@ -260,15 +261,11 @@ def program(folder: str) -> None:
 @contextmanager
 def two_processes(*command: str, **more: str) -> Iterator[list[subprocess.Popen[str]]]:
     """The same command twice, as `torchrun --nproc_per_node 2` starts it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    given |= {"ACCELERATE_USE_CPU": "true", "TOKENIZERS_PARALLELISM": "false"} | more
+    given = paired.surroundings() | more
     running = [
         subprocess.Popen(
             [sys.executable, *command],
-            env=os.environ | given | {"RANK": rank, "LOCAL_RANK": rank},
+            env=given | {"RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -293,7 +290,7 @@ def ended_well(*command: str, **more: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the scenarios have run."""
     place = tmp_path_factory.mktemp("split")
-    ended_well(__file__, str(place))
+    paired.call("test_shard:program", str(place))
     return place
 
 
@@ -462,7 +459,3 @@ def test_deepspeed_is_refused_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.DEEPSPEED)
     with pytest.raises(ValueError, match=r"DEEPSPEED.*fsdp2\.yaml.*--shard"):
         make_learner(run_of(tiny_model()))
-
-
-if __name__ == "__main__":
-    program(sys.argv[1])

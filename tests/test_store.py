@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
 import os
 import random
 import resource
 import signal
 import sqlite3
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from forked import serving
+from forked import Server, serving
 from models import tiny_model, word_tokenizer
 from test_update import drawn
 
@@ -319,20 +319,26 @@ def warm() -> None:
     made(0)
 
 
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """For children of one thread that may be killed or run out of space."""
+    with serving("test_store:warm") as found:
+        yield found
+
+
 @pytest.mark.slow
-def test_kills_lose_and_repeat_nothing(tmp_path: Path) -> None:
+def test_kills_lose_and_repeat_nothing(server: Server, tmp_path: Path) -> None:
     """Every committed group is there, whole; the next process finds the rest missing and adds it once."""
     kills = int(os.environ.get("BONTUNE_KILLS", "4"))
     path, said, chance = tmp_path / "r.sqlite", tmp_path / "said", random.Random(0)
-    with serving("test_store:warm") as server:
-        for _ in range(kills):
-            child = server.start("test_store:write_until_killed", str(path), str(said))
-            before, until = said.stat().st_size if said.exists() else 0, time.monotonic() + 10
-            while not (said.exists() and said.stat().st_size > before) and time.monotonic() < until:
-                time.sleep(0.002)  # let it get somewhere
-            time.sleep(chance.uniform(0, 0.05))
-            os.kill(child.pid, signal.SIGKILL)
-            assert child.status() == -signal.SIGKILL
+    for _ in range(kills):
+        child = server.start("test_store:write_until_killed", str(path), str(said))
+        before, until = said.stat().st_size if said.exists() else 0, time.monotonic() + 10
+        while not (said.exists() and said.stat().st_size > before) and time.monotonic() < until:
+            time.sleep(0.002)  # let it get somewhere
+        time.sleep(chance.uniform(0, 0.05))
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.status() == -signal.SIGKILL
     committed = {int(line) for line in said.read_text().split()} if said.exists() else set()
     with open_store(path) as store:
         rows = store.counts()["responses"]
@@ -360,12 +366,9 @@ def fill_up(path: str, most: int) -> None:
         raise SystemExit(3 if "free some space" in str(full) else 4) from full
 
 
-def test_a_full_disk_stops_cleanly_and_keeps_what_was_committed(tmp_path: Path) -> None:
+def test_a_full_disk_stops_cleanly_and_keeps_what_was_committed(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "r.sqlite"
-    process = multiprocessing.get_context("spawn").Process(target=fill_up, args=(str(path), 1 << 19))
-    process.start()
-    process.join(120)
-    assert process.exitcode == 3
+    assert server.call("test_store:fill_up", str(path), 1 << 19) == 3
     last = int(os.readlink(f"{path}.said"))
     assert last > 10
     with open_store(path) as store:

@@ -719,23 +719,52 @@ def test_beta_prior_is_the_posterior_mean(budget: int) -> None:
             assert math.isclose(weights[p, i].item(), float(want) if decided[p, i] else 0.0, rel_tol=1e-10)
 
 
+def _log_likelihood(correct: list[int], counts: list[int], alpha: float, beta: float) -> float:
+    def log_beta(a: float, b: float) -> float:
+        return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+    return sum(
+        log_beta(alpha + n - c, beta + c) - log_beta(alpha, beta)
+        for c, n in zip(correct, counts, strict=True)
+    )
+
+
 def test_beta_prior_fit_is_the_maximum_of_the_likelihood() -> None:
-    correct = torch.tensor([0, 0, 1, 5, 8, 2, 0, 3, 7, 1])
-    counts = torch.tensor([8, 8, 8, 8, 8, 4, 16, 8, 8, 2])
-    fitted = BetaPrior.fit(correct, counts)
+    correct, counts = [0, 0, 1, 5, 8, 2, 0, 3, 7, 1], [8, 8, 8, 8, 8, 4, 16, 8, 8, 2]
+    fitted = BetaPrior.fit(torch.tensor(correct), torch.tensor(counts))
+    best = _log_likelihood(correct, counts, fitted.alpha, fitted.beta)
+    for up, down in itertools.product([0.5, 0.9, 0.99, 0.9999, 1.0, 1.0001, 1.01, 1.1, 2.0], repeat=2):
+        assert _log_likelihood(correct, counts, fitted.alpha * up, fitted.beta * down) <= best + 1e-12
 
-    def likelihood(alpha: float, beta: float) -> float:
-        def log_beta(a: float, b: float) -> float:
-            return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
-        return sum(
-            log_beta(alpha + n - c, beta + c) - log_beta(alpha, beta)
-            for c, n in zip(correct.tolist(), counts.tolist(), strict=True)
-        )
+def test_beta_prior_fits_of_resamples_are_no_worse_than_any_of_a_grid() -> None:
+    """All counts of three prompts, among them those whose best parameters are at the bounds or far along a ridge."""
+    counts = torch.tensor([4, 4, 7])
+    cells = torch.tensor(list(itertools.product(range(5), range(5), range(8))))
+    grid = torch.cartesian_prod(*[torch.logspace(-3, 4, 36, dtype=torch.float64)] * 2)
+    shares = torch.tensor([[1.0, 1.0, 1.0], [3.0, 0.0, 1.0], [0.0, 0.0, 2.0]])
 
-    best = likelihood(fitted.alpha, fitted.beta)
-    for up, down in itertools.product([0.5, 0.9, 0.99, 1.0, 1.01, 1.1, 2.0], repeat=2):
-        assert likelihood(fitted.alpha * up, fitted.beta * down) <= best + 1e-9
+    def log_likelihood(right: torch.Tensor, pairs: torch.Tensor) -> torch.Tensor:
+        """[K, P] of pairs [K, 2]."""
+        a, b = pairs.unsqueeze(-1).unbind(1)
+        top = torch.lgamma(a + counts - right) + torch.lgamma(b + right) - torch.lgamma(a + b + counts)
+        return top - torch.lgamma(a) - torch.lgamma(b) + torch.lgamma(a + b)
+
+    for right in cells[::3]:
+        fitted = BetaPrior.fits(right, counts, shares)
+        own = log_likelihood(right, torch.tensor([[f.alpha, f.beta] for f in fitted], dtype=torch.float64))
+        best = (log_likelihood(right, grid) @ shares.double().T).max(0).values
+        assert ((own * shares).sum(-1) >= best - 1e-9).all()
+        assert all(1e-3 <= value <= 1e4 for f in fitted for value in (f.alpha, f.beta))
+
+
+def test_beta_prior_fits_are_those_of_each_resample_alone() -> None:
+    correct, counts = torch.tensor([0, 1, 3, 5]), torch.tensor([8, 8, 6, 8])
+    prompts = torch.tensor([[1, 1, 1, 1], [4, 0, 0, 0], [5, 3, 2, 1]])
+    for found, times in zip(BetaPrior.fits(correct, counts, prompts), prompts, strict=True):
+        some = times > 0
+        alone = BetaPrior.fit(correct[some], counts[some], times[some])
+        assert (found.alpha, found.beta) == pytest.approx((alone.alpha, alone.beta), rel=1e-6)
 
 
 def test_beta_prior_fit_of_prompts_that_are_all_alike() -> None:
@@ -753,6 +782,8 @@ def test_beta_prior_refuses_bad_input() -> None:
             BetaPrior(1.0, bad)
     with pytest.raises(ValueError, match="correct"):
         BetaPrior.fit(torch.tensor([3]), torch.tensor([2]))
+    with pytest.raises(ValueError, match="whole numbers"):
+        BetaPrior.fit(torch.tensor([0.5]), torch.tensor([2]))
     with pytest.raises(ValueError, match="rewards"):
         BetaPrior(1.0, 1.0).value(Scored(torch.tensor([[0.5]])), 2)
     for budget in (0, -1):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import math
 import os
-import subprocess
-import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import paired
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from models import FAMILIES, tiny_model, word_tokenizer
 from torch import Tensor
@@ -438,28 +437,20 @@ def test_a_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     assert update(taught, groups, some_weights(groups)).applied
 
 
-_TWO = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-from dataclasses import replace
-from test_update import Finite, run_of, tiny_model, train
-from bontune.objectives import RLOO
-
-model = tiny_model().double()
-seen = []
-run = run_of(model, prompts_per_step=4, group_size=6, steps=2)
-run = replace(run, after_step=lambda step, graded: seen.append([g.group.prompt.id for g in graded]))
-import os
-from bontune.store import open_store
-with open_store({out!r} + ".sqlite", write=True, alone=os.environ["RANK"] == "0") as store:
-    history = train(replace(run, store=store))
-from accelerate import PartialState
-state = PartialState()
-torch.save((model.state_dict(), seen, history[-1]["responses"], state.num_processes), {out!r} + str(state.process_index))
-if torch.distributed.is_initialized():
-    torch.distributed.destroy_process_group()
-"""
+def trained(out: str) -> None:
+    """Two steps of this process, or its half of them: files that begin with `out`."""
+    model = tiny_model().double()
+    seen: list[list[str]] = []
+    run = run_of(model, prompts_per_step=4, group_size=6, steps=2)
+    run = replace(run, after_step=lambda step, graded: seen.append([g.group.prompt.id for g in graded]))
+    alone = os.environ.get("RANK", "0") == "0"
+    with open_store(Path(f"{out}.sqlite"), write=True, alone=alone) as store:
+        history = train(replace(run, store=store))
+    here = PartialState()
+    found = model.state_dict(), seen, history[-1]["responses"], here.num_processes
+    torch.save(found, f"{out}{here.process_index}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def kept_by(path: Path) -> dict[tuple[int, str], list[str]]:
@@ -476,22 +467,13 @@ def kept_by(path: Path) -> dict[tuple[int, str], list[str]]:
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     """Groups are never split, every prompt is drawn once, and the weights agree in float64."""
-    results = {}
-    for count in (1, 2):
-        script = tmp_path / f"run{count}.py"
-        out = str(tmp_path / f"out{count}-")
-        script.write_text(_TWO.format(tests=str(Path(__file__).parent), out=out))
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(count), "--master_port", "29517"]
-        environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, *launch, str(script)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        results[count] = [torch.load(f"{out}{rank}", weights_only=False) for rank in range(count)]
+    outs = {count: str(tmp_path / f"out{count}-") for count in (1, 2)}
+    trained(outs[1])
+    paired.call("test_update:trained", outs[2])
+    results = {
+        count: [torch.load(f"{out}{rank}", weights_only=False) for rank in range(count)]
+        for count, out in outs.items()
+    }
     (one, seen, responses, _), two = results[1][0], results[2]
     assert [r[3] for r in two] == [2, 2]
     for step in range(2):

@@ -305,17 +305,18 @@ def test_forgetting_loses_no_verdict(verifier: MathVerifier, monkeypatch: pytest
 
 
 @pytest.mark.slow
-def test_hostile_strings_end_in_time_and_harm_nothing(verifier: MathVerifier) -> None:
+def test_hostile_strings_end_in_time_and_harm_nothing() -> None:
     assert len(HOSTILE) >= 50
     items = []
     for i, text in enumerate(HOSTILE):
         items += [{"response": "\\boxed{" + text + "}", "reference": "17x+\\sqrt{5}"}]
         items += [{"response": f"\\boxed{{\\sqrt{{5}}+{i}x}}", "reference": f"{i}x + \\sqrt{{5}}"}]
-    found = verifier.verify(items)
+    with MathVerifier(workers=2, cpu_seconds=1.0) as verifier:
+        found = verifier.verify(items)
     assert all(verdict.reward in (0.0, None) for verdict in found[::2])
     assert all(verdict.reward == 1.0 for verdict in found[1::2])
     assert all(verdict.reason for verdict in found if verdict.reward is None)
-    assert all(verdict.cpu_seconds < 4 for verdict in found)
+    assert all(verdict.cpu_seconds < 2 for verdict in found)
 
 
 def test_caps() -> None:

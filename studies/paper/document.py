@@ -33,6 +33,15 @@ def write_document(
     Cells that `folder` knows from earlier and that are not among `results` are kept, so that a study run in pieces, or
     on several machines, adds up.
     """
+    path, everything = write_pages(study, results, folder, coscale)
+    write_archive(folder / STORE, everything)
+    return path
+
+
+def write_pages(
+    study: Study, results: Results, folder: Path, coscale: Mapping[str, Path] | None = None
+) -> tuple[Path, dict[str, Any]]:
+    """`write_document` without its archive: the path of reproduction.md, and what the archive is to hold."""
     before = read_document(folder)
     results, scaled = {**before.get("cells", {}), **results}, before.get("coscale", {})
     scaled |= {task: without_paths(json.loads(path.read_text())) for task, path in (coscale or {}).items()}
@@ -51,18 +60,15 @@ def write_document(
     parts.append(_estimators(study, results, outcomes))
     parts.insert(1, _answers(outcomes))
     text = "\n\n".join(part for part in parts if part).replace(COMMAND_END, _options(study)) + "\n"
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     for name, svg in figures.items():
         path = folder / FOLDER / f"{name}.svg"
-        path.parent.mkdir(parents=True, exist_ok=True)
         head, rest = svg[svg.index("<svg") :].split(">", 1)
         path.write_text(f"{head}>{_WHITE}{rest}", encoding="utf-8")
-    everything = {"study": _sizes(study), "outcomes": outcomes, "coscale": scaled}
-    (folder / STORE).parent.mkdir(parents=True, exist_ok=True)
-    write_archive(folder / STORE, everything | {"cells": results})
     (folder / "paper-map.md").write_text(_paper_map(outcomes), encoding="utf-8")
     path = folder / "reproduction.md"
     path.write_text(text, encoding="utf-8")
-    return path
+    return path, {"study": _sizes(study), "outcomes": outcomes, "coscale": scaled, "cells": results}
 
 
 def read_document(folder: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -51,10 +52,10 @@ def summary(samples: SampleSet) -> dict[str, Any]:
 
 def pass_at(right: Tensor, decided: Tensor, budgets: tuple[int, ...]) -> Tensor:
     """float64 [P, B]: unbiased pass@N of every prompt from its counts; NaN where fewer than N are decided."""
+    pairs, index = torch.stack([right, decided], -1).unique(dim=0, return_inverse=True)
     place = torch.arange(int(decided.max()))
-    rewards = (place < right.unsqueeze(-1)).double()
-    scored = Scored(rewards, decided=place < decided.unsqueeze(-1))
-    return curve(PassAtK(1), scored, budgets)
+    rewards, known = (place < count.unsqueeze(-1) for count in pairs.T)
+    return curve(PassAtK(1), Scored(rewards.double(), decided=known), budgets)[index]
 
 
 def per_prompt(result: dict[str, Any], kind: str, budgets: tuple[int, ...]) -> Tensor:
@@ -62,8 +63,14 @@ def per_prompt(result: dict[str, Any], kind: str, budgets: tuple[int, ...]) -> T
     if kind == "best_of":
         rows = [_numbers(result["best_of_rows"][str(n)]).double() / SCALE for n in budgets]
         return torch.stack(rows, -1).masked_fill(torch.stack(rows, -1) < 0, torch.nan)
-    right, decided = _numbers(result["right"]), _numbers(result["decided"])
-    return pass_at(right, decided.expand(len(right)), budgets)
+    return _pass_at_of(result["right"], result["decided"], budgets)
+
+
+@lru_cache(maxsize=1024)
+def _pass_at_of(right: str, decided: str, budgets: tuple[int, ...]) -> Tensor:
+    """Tables ask for the same cells again and again."""
+    counts = _numbers(right)
+    return pass_at(counts, _numbers(decided).expand(len(counts)), budgets)
 
 
 def entries(found: Curve) -> dict[str, dict[str, float]]:

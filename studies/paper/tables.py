@@ -53,20 +53,26 @@ def combine(shares: Rows, reference: Rows, bases: Sequence[str]) -> Gap:
     rows = np.array(shares) - other
     known = ~np.isnan(rows).any(0)
     rows, other = rows[:, known], other[:, known]
-    gap, beyond = _gap(rows, float(other.mean()), bases)
+    sides = _sides(rows)
+    gap, beyond = _gap(rows, float(other.mean()), bases, sides)
     names = list(dict.fromkeys(bases))
     if len(names) < 2:
         return gap
     chosen = [[i for i, base in enumerate(bases) if base == name] for name in names]
-    each = [_gap(rows[i], float(other[i].mean()), ["one"] * len(i))[0] for i in chosen]
+    each = [_gap(rows[i], float(other[i].mean()), ["one"] * len(i), sides[i])[0] for i in chosen]
     signs = {item.sign for item in each}
     disagree = {1, -1} <= signs or (gap.sign == 0 and 0 not in signs)
     return replace(gap, by_base=tuple(each)) if beyond or disagree else gap
 
 
-def _gap(rows: np.ndarray, reference: float, bases: Sequence[str]) -> tuple[Gap, bool]:
-    """Of differences [R, P] to a share, and whether the interval reached beyond what is possible."""
+def _sides(rows: np.ndarray) -> np.ndarray:
+    """[R]: 1 and -1 for runs whose own interval over prompts lies above and below zero, else 0; rows [R, P]."""
     low, high = bootstrap(rows.T)
+    return (low > 0).astype(int) - (high < 0)
+
+
+def _gap(rows: np.ndarray, reference: float, bases: Sequence[str], sides: np.ndarray) -> tuple[Gap, bool]:
+    """Of differences [R, P] to a share, and whether the interval reached beyond what is possible."""
     width = crossed_interval(rows, bases)
     value = float(rows.mean())
     least, most = -reference, 1 - reference
@@ -76,8 +82,8 @@ def _gap(rows: np.ndarray, reference: float, bases: Sequence[str]) -> tuple[Gap,
         high=min(value + width, most),
         deviation=float(rows.mean(1).std(ddof=1)) if len(rows) > 1 else None,
         runs=len(rows),
-        above=int((low > 0).sum()),
-        below=int((high < 0).sum()),
+        above=int((sides > 0).sum()),
+        below=int((sides < 0).sum()),
     )
     slack = 1e-9  # of rounding
     return gap, value - width < least - slack or value + width > most + slack

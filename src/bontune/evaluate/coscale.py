@@ -26,8 +26,8 @@ BINS = ("hard", "middle", "easy")
 
 Predict = Callable[[int], float]
 """N -> predicted mean pass@N."""
-BetaFit = Callable[[Tensor, Tensor, Tensor], Predict]
-"""(right [K], decided [K], prompts that have these counts [K]) -> the beta-binomial's prediction."""
+BetaFit = Callable[[Tensor, Tensor, Tensor], Sequence[Predict]]
+"""(right [K], decided [K], prompts that have these counts [R, K]) -> the beta-binomial's prediction in each resample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -192,25 +192,25 @@ class PowerLaw:
         return cls(a=-math.exp(float(y_mean) - slope * float(x_mean)), b=slope)
 
 
-def _fit(
+def _fits(
     scored: Scored,
     values: np.ndarray,
     budgets: Sequence[int],
     fit_beta: BetaFit,
     weights: np.ndarray,
-) -> dict[str, Predict]:
-    """Both fits to prompts that count `weights` [P] times; values [P, B] of pass@N at `budgets`."""
-    mean = means(values[None], weights[None])[0, 0]
-    fits: dict[str, Predict] = {}
-    power = PowerLaw.fit(budgets, mean.tolist())
-    if power is not None:
-        fits["power"] = power
+) -> list[dict[str, Predict]]:
+    """Both fits to prompts that count `weights` [R, P] times, R of each; values [P, B] of pass@N at `budgets`."""
+    powers = [PowerLaw.fit(budgets, mean) for mean in means(values[None], weights)[:, 0].tolist()]
     right = torch.where(scored.decided, scored.rewards, 0.0).sum(-1).long()
     pairs, index = torch.stack([right, scored.counts], -1).unique(dim=0, return_inverse=True)
-    amount = torch.zeros(len(pairs), dtype=torch.float64).index_add_(0, index, torch.as_tensor(weights))
-    some = (pairs[:, 1] > 0) & (amount > 0)
-    fits["beta"] = fit_beta(pairs[some, 0], pairs[some, 1], amount[some])
-    return fits
+    amount = torch.zeros(len(weights), len(pairs), dtype=torch.float64)
+    amount.index_add_(1, index, torch.as_tensor(weights))
+    some = pairs[:, 1] > 0
+    betas = fit_beta(pairs[some, 0], pairs[some, 1], amount[:, some])
+    return [
+        ({} if power is None else {"power": power}) | {"beta": beta}
+        for power, beta in zip(powers, betas, strict=True)
+    ]
 
 
 def held_out(
@@ -240,12 +240,15 @@ def held_out(
     large = tuple(n for n in doubling_budgets(rest.group_size) if n > cut)
     seen_values, rest_values = estimate(seen, small).numpy(), estimate(rest, large).numpy()
 
-    def compare(weights: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        fits = _fit(seen, seen_values, small, fit_beta, weights)
-        observed = means(rest_values[None], weights[None])[0, 0]
-        return observed, {name: np.array([fit(n) for n in large]) for name, fit in fits.items()}
+    def compare(weights: np.ndarray) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        fits = _fits(seen, seen_values, small, fit_beta, weights)
+        observed = means(rest_values[None], weights)[:, 0]
+        return [
+            (truth, {name: np.array([fit(n) for n in large]) for name, fit in both.items()})
+            for truth, both in zip(observed, fits, strict=True)
+        ]
 
-    observed, predicted = compare(np.ones(scored.prompts))
+    ((observed, predicted),) = compare(np.ones((1, scored.prompts)))
     error = {name: float(np.nanmean(abs(values - observed))) for name, values in predicted.items()}
     found: dict[str, Any] = {
         "cut": cut,
@@ -257,8 +260,7 @@ def held_out(
     }
     if len(error) == 2:
         gaps = []
-        for weights in resampled(scored.prompts, seed, resamples):
-            truth, other = compare(weights)
+        for truth, other in compare(resampled(scored.prompts, seed, resamples)):
             if len(other) == 2:
                 gaps.append(np.nanmean(abs(other["power"] - truth)) - np.nanmean(abs(other["beta"] - truth)))
         low, high = np.quantile(gaps, TAILS)
@@ -283,10 +285,10 @@ def extrapolate(
     values = estimate(scored, sampled).numpy()
     beyond = tuple(sampled[-1] * 2**i for i in range(1, doublings + 1))
     wanted = (*sampled, *beyond)
-    fits = _fit(scored, values, sampled, fit_beta, np.ones(scored.prompts))
+    (fits,) = _fits(scored, values, sampled, fit_beta, np.ones((1, scored.prompts)))
     drawn: dict[str, list[list[float]]] = {name: [] for name in fits}
-    for weights in resampled(scored.prompts, seed, resamples):
-        for name, fit in _fit(scored, values, sampled, fit_beta, weights).items():
+    for both in _fits(scored, values, sampled, fit_beta, resampled(scored.prompts, seed, resamples)):
+        for name, fit in both.items():
             if name in drawn:
                 drawn[name].append([fit(n) for n in wanted])
     found: dict[str, Any] = {}

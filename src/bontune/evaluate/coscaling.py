@@ -147,8 +147,8 @@ def _fits(scored: Scored, cut: int | None, seed: int) -> dict[str, Any]:
     return found
 
 
-def _fit_beta(right: torch.Tensor, decided: torch.Tensor, prompts: torch.Tensor) -> coscale.Predict:
-    return BetaPrior.fit(right, decided, prompts).expected
+def _fit_beta(right: torch.Tensor, decided: torch.Tensor, prompts: torch.Tensor) -> list[coscale.Predict]:
+    return [prior.expected for prior in BetaPrior.fits(right, decided, prompts)]
 
 
 def _best(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bontune.records import Scored
+from bontune.strategies.beta_binomial import most_likely
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,31 +35,28 @@ class BetaPrior:
 
         prompts: [P], how many prompts each entry stands for; 1 where None.
         Both parameters stay within [1e-3, 1e4]: prompts that are all alike have no finite maximum.
+        Raises ValueError for counts that are not whole, not [P], or where correct is not within counts.
         """
+        share = torch.ones(len(correct)) if prompts is None else torch.as_tensor(prompts)
+        return cls.fits(correct, counts, share.unsqueeze(0))[0]
+
+    @classmethod
+    def fits(cls, correct: Tensor, counts: Tensor, prompts: Tensor) -> tuple[BetaPrior, ...]:
+        """`fit` of each of R resamples at once: prompts [R, P], how many prompts each entry stands for in each."""
         right = torch.as_tensor(correct, dtype=torch.float64).cpu()
         n = torch.as_tensor(counts, dtype=torch.float64).cpu()
         if right.shape != n.shape or right.ndim != 1 or len(right) == 0:
             raise ValueError(f"correct and counts must be [P], got {list(right.shape)} and {list(n.shape)}")
         if bool(((right < 0) | (right > n)).any()):
             raise ValueError("correct must lie between 0 and counts")
-        share = torch.ones_like(n) if prompts is None else torch.as_tensor(prompts, dtype=torch.float64).cpu()
-        if share.shape != n.shape or bool((share < 0).any()) or not bool((share > 0).any()):
+        if bool((right != right.round()).any()) or bool((n != n.round()).any()):
+            raise ValueError("correct and counts must be whole numbers of responses")
+        share = torch.as_tensor(prompts, dtype=torch.float64).cpu()
+        if share.shape[1:] != n.shape or bool((share < 0).any()) or not bool((share > 0).any(-1).all()):
             raise ValueError(f"prompts must be [P] counts of at least 0, not all 0; got {share.tolist()}")
-        share = share / share.sum()
-        logs = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS([logs], max_iter=200, line_search_fn="strong_wolfe")
-
-        def loss() -> Tensor:
-            optimizer.zero_grad()
-            a, b = logs.clamp(math.log(1e-3), math.log(1e4)).exp()
-            likelihood = _log_beta(a + n - right, b + right) - _log_beta(a, b)
-            negative = -(share * likelihood).sum()
-            negative.backward()
-            return negative
-
-        optimizer.step(loss)  # pyright: ignore[reportArgumentType]
-        alpha, beta = logs.detach().clamp(math.log(1e-3), math.log(1e4)).exp().tolist()
-        return cls(alpha, beta)
+        return tuple(
+            cls(a, b) for a, b in most_likely(n - right, n, share / share.sum(-1, keepdim=True)).tolist()
+        )
 
     def expected(self, budget: int) -> float:
         """pass@budget of a prompt nothing is known of: 1 - E[p^N]."""
