@@ -403,6 +403,11 @@ def test_quality_of_estimators_against_enumeration() -> None:
 # Running
 
 
+@pytest.fixture(autouse=True)
+def judged_on_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "JUDGED", (12, 16))
+
+
 def tiny() -> Study:
     return replace(
         quick(STUDY),

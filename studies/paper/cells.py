@@ -34,6 +34,7 @@ from studies.paper.summary import summary
 
 PROMPTS_SEED = 2412  # of the prompts measured on and of the responses to them: the same for every policy
 LESSON_SEED = 7919  # a verifier is taught on prompts of its own
+JUDGED = (200, 64)  # tune prompts, and responses to each, that a verifier is judged on
 CHECKPOINT_EVERY = 16
 SUMMARY_VERSION = 2  # of what a cell's file holds: older ones are written again from the stored responses
 
@@ -309,8 +310,9 @@ def _verifier(shop: Workshop, policy: Policy) -> LearnedVerifier:
         fit = FitConfig(steps=steps, learning_rate=5e-4, seed=0)
         verifier = teach(lesson, policy.base, fit, shop.stage)
         verifier.save(folder / "verifier")
-        judge = replace(lesson, prompts=task.prompts("tune", 200, LESSON_SEED), group_size=64)
-        graded = judge.draw(shop.stage("judging the verifier", 64 * len(judge.prompts)), verifier)
+        prompts, responses = JUDGED
+        judge = replace(lesson, prompts=task.prompts("tune", prompts, LESSON_SEED), group_size=responses)
+        graded = judge.draw(shop.stage("judging the verifier", responses * len(judge.prompts)), verifier)
         seconds = round(time.process_time() - started, 1)
         write_json(folder / "verifier.json", {**assess(graded), "cpu_seconds": seconds})
     return LearnedVerifier.load(folder / "verifier")
