@@ -46,7 +46,15 @@ def _of_dial(sizes: Sizes, dial: float, results: Results) -> str:
         runs = reported(sizes, dial, method, results)
         if runs:
             means = [f"{np.mean([passed(run['test'], n).mean() for run in runs]):.3f}" for n in BUDGETS]
-            rows.append((method, f"{runs[0]['rate']:g}", runs_text_of(runs), *means, *map(str, _last(runs))))
+            rows.append(
+                (
+                    method,
+                    f"{runs[0]['rate']:g}",
+                    runs_text_of([run["seed"] for run in runs]),
+                    *means,
+                    *map(str, _last(runs)),
+                )
+            )
     head = (
         "trained for",
         "rate",
@@ -100,9 +108,9 @@ def _last(runs: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def runs_text_of(runs: Sequence[Mapping[str, Any]]) -> str:
+def runs_text_of(seeds: Sequence[int]) -> str:
     """Which seeds."""
-    return f"seed{'s' if len(runs) > 1 else ''} {', '.join(str(run['seed']) for run in runs)}"
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _sizes_text(sizes: Sizes) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.summary import per_prompt
 from studies.paper.tables import Gap, combine
+from studies.pays.dial_page import runs_text_of
 from studies.pays.real import OBJECTIVES, RIVAL, TITLES, Results, Sizes, cell_id
 
 FIGURE, NUMBERS = "pays-real.svg", Path("pays") / "real.json"
@@ -24,7 +25,7 @@ BASE = "SmolLM2-135M-Instruct"
 def section(sizes: Sizes, results: Results) -> str:
     """Everything measured, and the figure."""
     budgets = tuple(n for n in BUDGETS if n <= sizes.responses)
-    names = [name for name in OBJECTIVES if _seeds(name, results)]
+    names = [name for name in OBJECTIVES if seeds_of(name, results)]
     head = ("trained for", "runs", *(f"pass@{n}, %" for n in budgets), "different answers", "CPU minutes")
     parts = [
         f"{sizes.steps} steps of 32 problems × 64 responses; measured on {sizes.problems} test problems × "
@@ -45,7 +46,8 @@ def section(sizes: Sizes, results: Results) -> str:
     return "\n\n".join([*parts, f"![points above the base over N]({FIGURE})"])
 
 
-def _seeds(name: str, results: Results) -> list[int]:
+def seeds_of(name: str, results: Results) -> list[int]:
+    """Of the runs of a method, which are called "NAME seed-N"."""
     return sorted(int(key.rsplit("-", 1)[1]) for key in results if key.startswith(f"{name} seed-"))
 
 
@@ -54,25 +56,17 @@ def _runs(name: str, seeds: Sequence[int], results: Results) -> list[Mapping[str
 
 
 def _row(name: str, results: Results, budgets: tuple[int, ...]) -> tuple[str, ...]:
-    seeds = _seeds(name, results)
+    seeds = seeds_of(name, results)
     runs = [results["base"]] if name == "base" else _runs(name, seeds, results)
     means = [f"{100 * np.mean([run['pass_at'][str(n)]['value'] for run in runs]):.1f}" for n in budgets]
     spent = ", ".join(f"{run['cpu_seconds'] / 60:.0f}" for run in runs)
     distinct = f"{np.mean([run['distinct'] for run in runs]):.1f}"
-    return (TITLES[name], "" if name == "base" else _seeds_text(seeds), *means, distinct, spent)
-
-
-def _seeds_text(seeds: Sequence[int]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return (TITLES[name], "" if name == "base" else runs_text_of(seeds), *means, distinct, spent)
 
 
 def gaps(name: str, reference: str, results: Results, budgets: tuple[int, ...]) -> list[Gap]:
     """Differences at each N over the seeds that both have; none where they share none."""
-    seeds = [
-        seed
-        for seed in _seeds(name, results)
-        if cell_id(reference, seed if reference != "base" else 0) in results
-    ]
+    seeds = [seed for seed in seeds_of(name, results) if cell_id(reference, seed) in results]
     if not seeds:
         return []
     ours = [per_prompt(dict(run), "pass_at", budgets).numpy() for run in _runs(name, seeds, results)]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bontune.evaluate import SampleSet, read_samples, write_json
+from bontune.evaluate import SampleSet, read_samples
 from bontune.records import Scored
 from bontune.strategies import MajorityVote, curve
 from studies.paper.cells import Workshop, read_results, run_cell
@@ -47,7 +47,7 @@ def policy_of(method: str, seed: int = 0) -> Policy:
 
 
 def plan(seeds: Sequence[int]) -> list[tuple[str, Policy]]:
-    """{name: policy}, the base first, then seed by seed."""
+    """(name, policy), the base first, then seed by seed."""
     runs = [(f"{m.name} seed-{seed}", policy_of(m.name, seed)) for seed in seeds for m in METHODS]
     return [(BASE, policy_of(BASE)), *runs]
 
@@ -57,18 +57,16 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Train and measure what is missing; a killed run goes on where it stopped."""
     shop = Workshop(study=STUDY, output=output, should_stop=should_stop)
-    results: dict[str, dict[str, Any]] = {}
+    done, results = read_results(output), {}
     for name, policy in plan(seeds):
-        path = output / "votes" / f"{name.replace(' ', '_')}.json"
         cell = Cell(section="votes", policy=policy, place=PLACE)
-        known = read_results(output).get(cell.id) or run_cell(shop, cell)
+        known = done.get(cell.id) or run_cell(shop, cell)
         found = measured(
             read_samples(shop.samples_path(policy, PLACE), skip_torn_tail=True), halves=name == BASE
         )
         trained = known["train"] or {"cpu_seconds": 0.0}
         seconds = round(known["cpu_seconds"] + trained["cpu_seconds"], 1)
         results[name] = {**found, "entropy": known["entropy"], "cpu_seconds": seconds}
-        write_json(path, results[name])
         say(f"{name}: {seconds:.0f} CPU seconds")
     return results
 

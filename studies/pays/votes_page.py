@@ -12,6 +12,7 @@ import numpy as np
 from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.plan import BASE
 from studies.paper.tables import Gap, combine
+from studies.pays.real_page import seeds_of
 from studies.pays.votes import BUDGETS, METHODS, PLACE, RATE, STUDY, Results, values
 
 NUMBERS = Path("pays") / "votes.json"
@@ -21,7 +22,7 @@ KINDS = {"the vote is lost": (-1.0, 0.1), "it is close": (0.1, 0.9), "it is won"
 
 def section(results: Results) -> str:
     """Everything measured."""
-    names = [method.name for method in METHODS if _seeds(method.name, results)]
+    names = [method.name for method in METHODS if seeds_of(method.name, results)]
     head = ("trained for", "runs", "one response", *(f"vote of {n}" for n in BUDGETS[1:]))
     parts = [
         f"{STUDY.steps} steps of {STUDY.prompts_per_step} prompts × {STUDY.group_size} responses, rate {RATE:g}, one "
@@ -37,7 +38,7 @@ def section(results: Results) -> str:
                 for name in names
                 if name not in RIVALS
                 for rival in RIVALS
-                if set(_seeds(rival, results)) & set(_seeds(name, results))
+                if set(seeds_of(rival, results)) & set(seeds_of(name, results))
             ],
         ),
         "The vote of 32 by how it went with the base. Prompts are sorted by one half of the base's responses; what they "
@@ -48,16 +49,12 @@ def section(results: Results) -> str:
     return "\n\n".join([*parts, f"{minutes:.0f} CPU minutes."])
 
 
-def _seeds(name: str, results: Results) -> list[int]:
-    return sorted(int(key.rsplit("-", 1)[1]) for key in results if key.startswith(f"{name} seed-"))
-
-
 def _votes(name: str, seed: int, results: Results, budget: int) -> np.ndarray:
     return values(results[BASE if name == BASE else f"{name} seed-{seed}"]["vote"][str(budget)]).numpy()
 
 
 def _row(name: str, results: Results) -> tuple[str, ...]:
-    seeds = [0] if name == BASE else _seeds(name, results)
+    seeds = [0] if name == BASE else seeds_of(name, results)
     means = (f"{100 * np.mean([_votes(name, s, results, n) for s in seeds]):.1f}" for n in BUDGETS)
     runs = [results[BASE if name == BASE else f"{name} seed-{seed}"] for seed in seeds]
     return (
@@ -73,7 +70,7 @@ def _count(runs: int) -> str:
 
 
 def _gaps(name: str, reference: str, results: Results) -> tuple[str, ...]:
-    seeds = [s for s in _seeds(name, results) if reference == BASE or s in _seeds(reference, results)]
+    seeds = [s for s in seeds_of(name, results) if reference == BASE or s in seeds_of(reference, results)]
     bases = ["one"] * len(seeds)
     found = []
     for n in BUDGETS:
@@ -94,7 +91,7 @@ def _kinds(results: Results) -> list[str]:
 
 def _by_kind(name: str, results: Results) -> tuple[str, ...]:
     other = values(results[BASE]["half"][1]).numpy()
-    seeds = _seeds(name, results)
+    seeds = seeds_of(name, results)
     cells: list[Gap | None] = []
     for chosen in _sorted_by(results).values():
         ours = [_votes(name, seed, results, 32)[chosen] for seed in seeds]
