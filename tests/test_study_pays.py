@@ -240,7 +240,7 @@ def test_few_prompts_are_seen_many_times_and_tuning_is_as_before() -> None:
         assert [(p.text, p.answer) for p in ours] == [(p.text, p.answer) for p in theirs]
     assert few.name != all_of_them.name
     sizes = Sizes(rates=(1e-4,), seeds=(0, 1))
-    results = {
+    results: dict[str, Any] = {
         Cell(dial=1.0, method="MaxRL", rate=1e-4, seed=seed).id: {"tune": {"32": 0.5}} for seed in (0, 1)
     }
     found = []
