@@ -9,7 +9,7 @@ from typing import Any
 
 from bontune.config import Prompting, TrainConfig
 from bontune.models.loading import load_policy
-from bontune.objectives import SFT, BoNSFT, Objective
+from bontune.objectives import SFT, BoNSFT
 from bontune.records import Group
 from bontune.tasks import load_task
 from bontune.train.hard import Hardest
@@ -22,7 +22,7 @@ from studies.cheaper.steps import judged
 TASKS = ("countdown", "programs")
 SHARES = (1.0, 0.5, 0.25)
 CONFIG = TrainConfig(steps=60, prompts_per_step=64, group_size=32, learning_rate=3e-4, sampling=SAMPLING)
-RATES = (3e-5, 1e-4, 3e-4)  # of DPO, one of which is chosen by pass@1 on tune prompts
+RATES = (1e-5, 3e-5, 1e-4)  # of DPO, one of which is chosen by pass@1 on tune prompts
 ALL, BASE = "all prompts", "base"
 
 
@@ -69,7 +69,7 @@ def _supervised(task: str) -> Any:
     return _trained(task, 1.0, SFT())
 
 
-def _trained(task_name: str, share: float, objective: Objective) -> Any:
+def _trained(task_name: str, share: float, objective: Any) -> Any:
     task, (model, tokenizer) = load_task(task_name), load_policy(f"{task_name}-base")
     chosen = Hardest.of(task, model, tokenizer, CONFIG, Prompting(), share)
     train(
@@ -91,6 +91,7 @@ def _pairs(task: str) -> Any:
     return pairs(load_task(task), CONFIG.steps * CONFIG.prompts_per_step, CONFIG.seed)
 
 
+@cache
 def _by_dpo(task: str, first: str, rate: float) -> tuple[Any, dict[str, float]]:
     model = start(task, first).requires_grad_(True)
     return model, prefer(

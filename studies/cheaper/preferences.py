@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import tempfile
 from collections import Counter
@@ -36,8 +37,7 @@ def pairs(task: Task, count: int, seed: int) -> tuple[list[Pair], dict[str, int]
         pair = None
         if references:
             rng = random.Random(f"pairs {seed} {prompt.id}")
-            tried = _tried(task, prompt, references[0], rng, counts)
-            pair = next((pair for pair in tried if pair is not None), None)
+            pair = next(_tried(task, prompt, references[0], rng, counts), None)
         counts["without" if pair is None else pair.kind] += 1
         if pair is not None:
             found.append(pair)
@@ -48,14 +48,14 @@ def pairs(task: Task, count: int, seed: int) -> tuple[list[Pair], dict[str, int]
 
 def _tried(
     task: Task, prompt: Any, reference: str, rng: random.Random, counts: Counter[str]
-) -> Iterator[Pair | None]:
-    """What each try makes; what cannot be decided is no pair."""
+) -> Iterator[Pair]:
+    """The pairs that the tries make; what cannot be decided makes none."""
     for _ in range(TRIES):
         made = alter(reference, prompt.text, rng)
         reward = None if made is None else task.verify(prompt, made[1]).reward
         counts["still right"] += reward == 1
-        is_pair = made is not None and reward == 0
-        yield Pair(prompt=prompt.text, right=reference, wrong=made[1], kind=made[0]) if is_pair else None
+        if made is not None and reward == 0:
+            yield Pair(prompt=prompt.text, right=reference, wrong=made[1], kind=made[0])
 
 
 def prefer(model: Any, tokenizer: Any, some: list[Pair], rate: float, batch: int) -> dict[str, float]:
@@ -90,7 +90,11 @@ def prefer(model: Any, tokenizer: Any, some: list[Pair], rate: float, batch: int
             seed=0,
         )
         trainer = DPOTrainer(
-            model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+            model=model,
+            ref_model=copy.deepcopy(model),  # TRL would load the folder that the model once came from
+            args=config,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=tokenizer,
         )
         trainer.train()
     model.eval()

@@ -55,16 +55,15 @@ def reaches(stack: tuple[Fraction, ...], unused: tuple[int, ...], target: int) -
     numbers of which each may be used once. What is written above the top value becomes one value before it meets it."""
     if stack == (target,):
         return True
-    if len(stack) > 1 and any(
-        reaches((*stack[:-2], value), unused, target) for value in _combined(*stack[-2:])
-    ):
+    *below, top = stack
+    if below and any(reaches((*below[:-1], value), unused, target) for value in _combined(below[-1], top)):
         return True
     return any(
-        reaches((*stack[:-1], value), _without(unused, chosen), target)
+        reaches((*below, value), _without(unused, chosen), target)
         for size in range(1, len(unused) + 1)
         for chosen in sorted(set(combinations(unused, size)))
         for above in values(chosen)
-        for value in _combined(stack[-1], above)
+        for value in _combined(top, above)
     )
 
 
