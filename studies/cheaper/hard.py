@@ -4,6 +4,7 @@ and right responses preferred to corrupted ones by DPO."""
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -34,7 +35,7 @@ def run(cells: Cells) -> None:
         for share in SHARES:
             cells.fill("hard", task, _label(share), lambda t=task, s=share: told(_trained(t, s, SFT()), t))
         for first, name in ((BASE, "DPO"), (ALL, f"DPO after {ALL}")):
-            for rate in RATES:
+            for rate in (0.0, *RATES):
                 cells.fill(
                     "tuning", task, f"{name} {rate:g}", lambda t=task, f=first, r=rate: _tuned(t, f, r)
                 )
@@ -100,13 +101,18 @@ def _by_dpo(task: str, first: str, rate: float) -> tuple[Any, dict[str, float]]:
 
 
 def _tuned(task: str, first: str, rate: float) -> dict[str, Any]:
-    model, end = _by_dpo(task, first, rate)
+    model, end = _by_dpo(task, first, rate) if rate else (start(task, first), {})
     return measured(model, task, "tune") | {"rate": rate} | end
+
+
+def named(cell: Mapping[str, Any]) -> str:
+    """The policy of a cell of "tuning", whose name has its rate behind."""
+    return cell["name"].rpartition(" ")[0]
 
 
 def _preferred(cells: Cells, task: str, first: str, name: str) -> dict[str, Any]:
     """The policy of the rate with the highest pass@1 on tune prompts, on test prompts."""
-    own = [c for c in cells.of("tuning") if c["task"] == task and c["name"].rpartition(" ")[0] == name]
+    own = [c for c in cells.of("tuning") if c["task"] == task and named(c) == name and c["rate"]]
     rate = max(own, key=lambda cell: float(pass_at(cell["right"], 1).mean()))["rate"]
     model, end = _by_dpo(task, first, rate)
     return told(model, task) | {"rate": rate, "pairs": _pairs(task)[1]} | end

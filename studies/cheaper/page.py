@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from bontune.models.compress.squarehead import LOSSES
 from studies.cheaper.bench import BUDGETS, RESPONSES, Cells, interval, pass_at
-from studies.cheaper.hard import ALL
+from studies.cheaper.hard import ALL, named
 from studies.cheaper.pretrained import ARMS
 from studies.cheaper.pretrained import DENSE as PRETRAINED_DENSE
 from studies.cheaper.pruned import DENSE, TEACHER
@@ -32,7 +32,7 @@ PAGES = {
 }
 PARTS = {
     "owq": ("owq", "adapters", "pretrained", "responses"),
-    "sparse": ("sparse",),
+    "sparse": ("sparse", "sparse for N"),
     "sampler": ("sampler", "products"),
     "hard": ("hard", "tuning"),
 }
@@ -175,7 +175,29 @@ def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
             "SquareHead less cross-entropy",
         ]
         parts.append(table(head, rows))
-    return [*parts, _breakeven_table(own, labels)]
+    return [*parts, _breakeven_table(own, labels), *_for_many(found["sparse for N"])]
+
+
+def _for_many(cells: Sequence[Cell]) -> list[str]:
+    """Policies trained for pass@32, with zeros beside the dense one: in points, and the speed-up that is needed."""
+    if not cells:
+        return []
+    own = {cell["name"]: cell for cell in cells}
+    dense = "0 %"
+    rows = []
+    for name in own:
+        levels = [_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS]
+        needed = [breakeven(curve(own[dense]), curve(own[name]), n) for n in SHOWN]
+        told = ["?" if s is None else f"{s:.2f}" for s in needed]
+        rows.append([name, *(levels if name == dense else _gaps(own, name, dense)), *told])
+    head = [
+        "zeros; trained for pass@32",
+        *(f"pass@{n}" for n in BUDGETS),
+        *(f"speed-up, N = {n}" for n in SHOWN),
+    ]
+    return [
+        f"Dense in %, the others less it in points, and the speed-up that they need:\n\n{table(head, rows)}"
+    ]
 
 
 SAMPLED = 0.5  # of a step's time, assumed
@@ -238,21 +260,17 @@ def _wrong_steps(cells: Sequence[Cell]) -> str:
 
 
 def _tuning(found: Mapping[str, Sequence[Cell]]) -> list[str]:
-    """The rates of DPO on tune prompts, and those chosen."""
+    """The rates of DPO on tune prompts, 0 for the policy that it starts from, and those chosen."""
     chosen = {(cell["task"], cell["name"]): cell["rate"] for cell in found["hard"] if "rate" in cell}
     rows = []
-    for cell in found["tuning"]:
-        name, _, rate = cell["name"].rpartition(" ")
-        mark = " (chosen)" if chosen.get((cell["task"], name)) == cell["rate"] else ""
+    for cell in sorted(found["tuning"], key=lambda cell: (cell["task"], named(cell), cell["rate"])):
+        mark = " (chosen)" if chosen.get((cell["task"], named(cell))) == cell["rate"] else ""
         levels = [_text(interval(pass_at(cell["right"], n))) for n in BUDGETS]
-        told = f"{100 * cell['told_apart']:.0f}"
-        rows.append([cell["task"], name, rate + mark, *levels, told])
+        told = f"{100 * cell['told_apart']:.0f}" if "told_apart" in cell else ""
+        rows.append([cell["task"], named(cell), f"{cell['rate']:g}{mark}", *levels, told])
     head = ["task", "policy", "learning rate", *(f"pass@{n}" for n in BUDGETS), "pairs told apart, %"]
-    return (
-        [f"DPO on tune prompts, from which its rate was chosen by pass@1:\n\n{table(head, rows)}"]
-        if rows
-        else []
-    )
+    title = "DPO on tune prompts, by which its rate was chosen (pass@1); 0 is the policy it starts from:"
+    return [f"{title}\n\n{table(head, rows)}"] if rows else []
 
 
 TABLES = {"owq": _owq, "sparse": _sparse, "sampler": _sampler, "hard": _hard}
