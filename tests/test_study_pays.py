@@ -22,7 +22,7 @@ from bontune.tasks.rules import Rules, half
 from studies.lines import Lines
 from studies.paper.markdown import with_section
 from studies.pays import __main__ as program
-from studies.pays import dial, real, real_page, votes, votes_page
+from studies.pays import dial, dial_page, real, real_page, votes, votes_page
 from studies.pays.dial import (
     METHODS,
     Cell,
@@ -114,7 +114,7 @@ def test_a_tiny_run_becomes_a_page(tmp_path: Path) -> None:
 
 
 def test_the_page_is_made_of_the_results_beside_it() -> None:
-    page, kept = (DOCS / "pays.md").read_text(), DOCS / program.RESULTS
+    page, kept = (DOCS / "pays.md").read_text(), DOCS / dial_page.NUMBERS
     if not kept.exists():
         pytest.skip("the study has not been run")
     found = json.loads(kept.read_text())

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from studies.newer.plan import METHODS, PLACE, RATE, RIVALS, STUDY, policy_of
+from studies.paper.markdown import gap_text
 from studies.paper.plan import BASE, Results
 from studies.paper.summary import per_prompt
-from studies.paper.tables import Gap, combine
+from studies.paper.tables import combine
 
 FILE, PAGE = "newer.json", "newer.md"
 BUDGETS = (1, 8, 32, 64, 128)
@@ -93,13 +94,7 @@ def _line(name: str, rows: Mapping[int, np.ndarray], reference: Mapping[int, np.
         combine([rows[s][:, i] for s in rows], [reference[s][:, i] for s in rows], ["one"] * len(rows))
         for i in range(len(BUDGETS))
     ]
-    return f"| {name} | {len(rows)} | " + " | ".join(_shown(gap) for gap in gaps) + " |"
-
-
-def _shown(gap: Gap) -> str:
-    mark = {1: "▲", -1: "▼", 0: "○"}[gap.sign]
-    value, low, high = (f"{100 * x:+.1f}".replace("-", "−") for x in (gap.value, gap.low, gap.high))
-    return f"{mark} {value} [{low}, {high}]"
+    return f"| {name} | {len(rows)} | " + " | ".join(gap_text(gap) for gap in gaps) + " |"
 
 
 def _entropy(found: Results, known: Results, method: str) -> str:

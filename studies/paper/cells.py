@@ -28,6 +28,7 @@ from bontune.train.loop import train
 from bontune.train.prompts import step_prompts, training_prompts
 from bontune.train.run import Metrics, Run
 from bontune.train.teach import Lesson, assess, teach
+from bontune.verifiers.grading import Score
 from bontune.verifiers.learned import LearnedVerifier, Refreshed
 from studies.paper.plan import BASE, Cell, Method, Place, Policy, Results, Study, TaskPlan, can_run, plan
 from studies.paper.summary import summary
@@ -44,10 +45,14 @@ Stage = Callable[[str, int], Callable[[int], None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workshop:
-    """Where a study keeps its files, and how it shows progress and is asked to stop."""
+    """Where a study keeps its files, and how it shows progress and is asked to stop.
+
+    guide: what a method trained with a verifier is guided by, made of the one that its base was taught.
+    """
 
     study: Study
     output: Path
+    guide: Callable[[Policy, LearnedVerifier], Score] = lambda policy, verifier: verifier
     stage: Stage = lambda title, total: lambda count: None
     should_stop: Callable[[], bool] = lambda: False
 
@@ -109,22 +114,22 @@ def is_done(cell: Cell, results: Results) -> bool:
 
 def run_cell(shop: Workshop, cell: Cell) -> dict[str, Any]:
     """Carry out one cell and write its file; returns what that holds."""
-    trained = _trained(shop, cell.policy)
+    record = trained(shop, cell.policy)
     started = time.process_time()
     task = load_task(cell.place.task)
     prompts = _prompts(shop.study, task, cell.place)
-    samples = _drawn(shop, cell, task, prompts)
+    samples = drawn(shop, cell, task, prompts)
     meta = _meta(shop, cell, samples)
-    verifier = _verifier(shop, cell.policy) if cell.scored else None
+    verifier = verifier_of(shop, cell.policy) if cell.scored else None
     if verifier is not None:
-        samples = _chosen_by(verifier, samples, prompts)
+        samples = chosen_by(verifier, samples, prompts)
     found = {
         "summary": SUMMARY_VERSION,
         "section": cell.section,
         "policy": asdict(cell.policy),
         "place": asdict(cell.place),
-        "objective": None if trained is None else shop.method(cell.policy).objective,
-        "train": trained,
+        "objective": None if record is None else shop.method(cell.policy).objective,
+        "train": record,
         **summary(samples),
         "meta": meta,
         "cpu_seconds": round(time.process_time() - started, 1),
@@ -140,7 +145,7 @@ def _prompts(study: Study, task: Task, place: Place) -> list[Prompt]:
     return [prompt for batch in step_prompts(training_prompts(task, config), config) for prompt in batch]
 
 
-def _drawn(shop: Workshop, cell: Cell, task: Task, prompts: Sequence[Prompt]) -> SampleSet:
+def drawn(shop: Workshop, cell: Cell, task: Task, prompts: Sequence[Prompt]) -> SampleSet:
     """The responses of a cell, drawn as far as they are missing."""
     policy, place = cell.policy, cell.place
     where = policy.base if policy.method == BASE else shop.policy_folder(policy) / "model"
@@ -186,7 +191,7 @@ def _meta(shop: Workshop, cell: Cell, samples: SampleSet) -> dict[str, Any] | No
     return meta_strategy(names, "base")["policies"]["policy"]
 
 
-def _chosen_by(verifier: LearnedVerifier, samples: SampleSet, prompts: Sequence[Prompt]) -> SampleSet:
+def chosen_by(verifier: LearnedVerifier, samples: SampleSet, prompts: Sequence[Prompt]) -> SampleSet:
     """The same responses with the verifier's scores."""
     by_id = {prompt.id: prompt for prompt in prompts}
     groups = []
@@ -212,7 +217,7 @@ def train_config(shop: Workshop, policy: Policy) -> TrainConfig:
     )
 
 
-def _trained(shop: Workshop, policy: Policy) -> dict[str, Any] | None:
+def trained(shop: Workshop, policy: Policy) -> dict[str, Any] | None:
     """Train a policy unless that is done; returns its record, None for a base.
 
     Raises ValueError where the folder holds a run with other settings.
@@ -234,12 +239,12 @@ def _trained(shop: Workshop, policy: Policy) -> dict[str, Any] | None:
     task = load_task(policy.task)
     verifier = None
     if method.by == "verifier":
-        verifier = _verifier(shop, policy)
+        verifier = verifier_of(shop, policy)
         task = _Half(task, 1) if shop.plan_of(policy).halves else task
     if method.experts == "best-of-n":
         assert verifier is not None
         task = _distilled(shop, policy, task, verifier, config)
-    score = verifier
+    score: Score | None = None if verifier is None else shop.guide(policy, verifier)
     more: dict[str, Any] = {}
     if method.refresh_every is not None:
         assert verifier is not None
@@ -289,7 +294,7 @@ def _record(history: Sequence[Metrics]) -> dict[str, Any]:
     }
 
 
-def _verifier(shop: Workshop, policy: Policy) -> LearnedVerifier:
+def verifier_of(shop: Workshop, policy: Policy) -> LearnedVerifier:
     """The verifier of a base, taught on first use from the base's own responses to prompts nobody trains on."""
     base = Policy(task=policy.task, base=policy.base)
     folder = shop.verifier_folder(policy)
@@ -435,11 +440,11 @@ def coscale_base(shop: Workshop, task: TaskPlan, results: Results) -> dict[str, 
     made = json.loads((output / "results.json").read_text()) if (output / "results.json").exists() else None
     if made is not None and _made_from(made, places, taught):
         return made
-    source, verifier, sets = load_task(task.task), _verifier(shop, policy) if taught else None, []
+    source, verifier, sets = load_task(task.task), verifier_of(shop, policy) if taught else None, []
     for place in places:
         prompts = _prompts(shop.study, source, place)
         samples = _stored(shop.samples_path(policy, place), prompts, place.responses)
-        sets.append(samples if verifier is None else _chosen_by(verifier, samples, prompts))
+        sets.append(samples if verifier is None else chosen_by(verifier, samples, prompts))
     found = co_scale(sets, output, seed=PROMPTS_SEED)
     write_coscale(output)
     return found

@@ -27,9 +27,9 @@ def gap_text(gap: Gap) -> str:
     return f"{sign} {points(gap.value)} [{points(gap.low)}, {points(gap.high)}]"
 
 
-def runs_text(gap: Gap) -> str:
-    """How many runs it is over."""
-    return "one run" if gap.runs == 1 else f"{gap.runs} runs"
+def runs_text(runs: int) -> str:
+    """How many runs something is over."""
+    return "one run" if runs == 1 else f"{runs} runs"
 
 
 def points(value: float) -> str:

@@ -136,7 +136,7 @@ def _claims(page: Page) -> str:
     for item in found:
         if 32 in item.gaps:
             gap = item.gaps[32]
-            page.outcomes[item.method] += f"{page.name}, pass@32: {gap_text(gap)}, {runs_text(gap)}. "
+            page.outcomes[item.method] += f"{page.name}, pass@32: {gap_text(gap)}, {runs_text(gap.runs)}. "
     page.figures[f"{page.name}-claims"] = difference_plot([_line(item) for item in found], reference=BASE)
     text = _section_text(f"## {page.name}: against the base", "claims", _rows(found), _head(found))
     return f"{text}\n\n![Difference to the base over N]({FOLDER}/{page.name}-claims.svg)"
@@ -402,7 +402,7 @@ def _verifier(page: Page) -> str:
                 for n in sorted({8, max(item.gaps)} & item.gaps.keys())
             )
             page.outcomes[item.method] += (
-                f"{page.name}: {said}, {runs_text(next(iter(item.gaps.values())))}. "
+                f"{page.name}: {said}, {runs_text(next(iter(item.gaps.values())).runs)}. "
             )
     more = [
         (cell_text(wide.gaps.get(32)), "" if item.auc is None else f"{item.auc:.3f}")
@@ -492,7 +492,7 @@ def _forms(page: Page) -> str:
                 f"{gap_text(gaps[n])} at N = {n}" for n in (1, METHODS[exact].budget) if n in gaps
             )
             page.outcomes["forms"] += (
-                f"{page.name}, {variational} minus {exact}, {what}: {said}, {runs_text(gaps[1])}. "
+                f"{page.name}, {variational} minus {exact}, {what}: {said}, {runs_text(gaps[1].runs)}. "
             )
     head = ("pair", "measured", "runs", *(f"N = {n}" for n in _FEWER))
     return _section_text(

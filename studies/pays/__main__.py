@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,26 @@ from pathlib import Path
 from bontune.cli.commands.train import asked_to_stop, locked
 from bontune.demo.fetching import SMOLLM2, cache_folder, cached, fetch
 from bontune.models.loading import load_policy
+from studies.paper.cells import adopt, read_results
 from studies.paper.markdown import with_section
-from studies.pays import dial, dial_page, page, real, real_page, theory, votes, votes_page
+from studies.pays import (
+    checks,
+    checks_page,
+    dial,
+    dial_page,
+    page,
+    real,
+    real_page,
+    theory,
+    votes,
+    votes_page,
+)
 
 BEGIN, END = "<!-- theory:begin -->", "<!-- theory:end -->"
 DIAL_BEGIN, DIAL_END = "<!-- dial:begin -->", "<!-- dial:end -->"
 VOTES_BEGIN, VOTES_END = "<!-- votes:begin -->", "<!-- votes:end -->"
 REAL_BEGIN, REAL_END = "<!-- real:begin -->", "<!-- real:end -->"
-RESULTS = Path("pays") / "dial.json"
+CHECKS_BEGIN, CHECKS_END = "<!-- checks:begin -->", "<!-- checks:end -->"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=sys.modules["studies.pays"].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=["theory", "dial", "real", "votes"])
+    parser.add_argument("stage", choices=["theory", "dial", "real", "votes", "checks"])
     parser.add_argument("--docs", type=Path, help="folder of pays.md; printed where left out")
     parser.add_argument("--steps", type=int, help="of the softmax that is trained, or of each training run")
     parser.add_argument("--output", type=Path, help="what is done is kept here; runs/pays-STAGE by default")
@@ -40,6 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--methods", nargs="*", help=f"dial: {', '.join(dial.METHODS)}; real: {', '.join(real.OBJECTIVES)}"
+    )
+    parser.add_argument(
+        "--extend", action="store_true", help="dial, real, checks: count what the docs hold as done"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what there is to do, and stop")
     of_dial = parser.add_argument_group("dial")
@@ -56,25 +72,22 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps must be at least 1, got {options.steps}")
+    if options.extend and options.docs is None:
+        parser.error("--extend needs --docs")
     known = {"dial": dial.METHODS, "real": real.OBJECTIVES}.get(options.stage, {})
     if unknown := [name for name in options.methods or () if name not in known]:
         parser.error(
             f"--methods of {options.stage} must be of {', '.join(known) or 'none'}; got {', '.join(unknown)}"
         )
     options.methods = options.methods or list(known)
-    stages = {"theory": _theory, "dial": _dial, "real": _real, "votes": _votes}
+    stages = {"theory": _theory, "dial": _dial, "real": _real, "votes": _votes, "checks": _checks}
     return stages[options.stage](options)
 
 
 def _theory(options: argparse.Namespace) -> int:
     simulated = theory.simulated(theory.Course(steps=options.steps or theory.Course().steps))
-    text = page.theory_tables(simulated)
-    if options.docs is None:
-        print(text)
-        return 0
-    _write(options.docs, BEGIN, END, text)
-    page.figure(options.docs / page.FIGURE, simulated)
-    return 0
+    publish = partial(page.publish, simulated=simulated)
+    return _tell(options.docs, (BEGIN, END), page.theory_tables(simulated), publish)
 
 
 def _dial(options: argparse.Namespace) -> int:
@@ -86,6 +99,10 @@ def _dial(options: argparse.Namespace) -> int:
         rates=options.rates or sizes.rates,
     )
     output = options.output or Path("runs/pays-dial")
+    if options.extend:
+        known = json.loads((options.docs / dial_page.NUMBERS).read_text(encoding="utf-8"))
+        dial.read_results(output, dial.sizes_of(known))  # refuses a folder with others
+        adopt(output, known["cells"])
     results = dial.read_results(output, sizes)
     print(dial.cost_text(sizes, options.dials, options.methods, results), flush=True)
     if not options.dry_run:
@@ -106,6 +123,8 @@ def _real(options: argparse.Namespace) -> int:
     output, sizes = options.output or Path("runs/pays-real"), real.Sizes()
     asked = {name: getattr(options, name) for name in ("steps", "problems", "responses", "seeds")}
     sizes = replace(sizes, **{name: value for name, value in asked.items() if value})
+    if options.extend:
+        real.adopt(output, *real_page.kept(options.docs))
     results = real.read_results(output, sizes)
     print(real.cost_text(options.methods, sizes, results), flush=True)
     if not options.dry_run:
@@ -119,13 +138,8 @@ def _real(options: argparse.Namespace) -> int:
                 on_cell=partial(print, flush=True),
                 should_stop=should_stop,
             )
-    text = real_page.section(sizes, results)
-    if options.docs is None:
-        print(text)
-        return 0
-    real_page.publish(options.docs, sizes, results)
-    _write(options.docs, REAL_BEGIN, REAL_END, text)
-    return 0
+    publish = partial(real_page.publish, sizes=sizes, results=results)
+    return _tell(options.docs, (REAL_BEGIN, REAL_END), real_page.section(sizes, results), publish)
 
 
 def _votes(options: argparse.Namespace) -> int:
@@ -135,24 +149,35 @@ def _votes(options: argparse.Namespace) -> int:
         return 0
     with locked(output), asked_to_stop() as should_stop:
         results = votes.run(output, seeds, partial(print, flush=True), should_stop)
-    text = votes_page.section(results)
-    if options.docs is None:
-        print(text)
+    publish = partial(votes_page.publish, results=results)
+    return _tell(options.docs, (VOTES_BEGIN, VOTES_END), votes_page.section(results), publish)
+
+
+def _checks(options: argparse.Namespace) -> int:
+    output, sizes = options.output or Path("runs/pays-checks"), checks.Sizes()
+    if options.extend:
+        adopt(output, checks_page.kept(options.docs))
+    print(checks.cost_text(sizes, read_results(output)), flush=True)
+    if options.dry_run:
         return 0
-    votes_page.publish(options.docs, results)
-    _write(options.docs, VOTES_BEGIN, VOTES_END, text)
-    return 0
+    with locked(output), asked_to_stop() as should_stop:
+        results = checks.run(output, sizes, checks.STUDY, partial(print, flush=True), should_stop)
+    publish = partial(checks_page.publish, results=results)
+    return _tell(options.docs, (CHECKS_BEGIN, CHECKS_END), checks_page.section(results), publish)
 
 
 def _publish(docs: Path | None, sizes: dial.Sizes, results: dial.Results) -> int:
-    """The page, its figure and the numbers they are made of."""
+    publish = partial(dial_page.publish, sizes=sizes, results=results)
+    return _tell(docs, (DIAL_BEGIN, DIAL_END), dial_page.section(sizes, results), publish)
+
+
+def _tell(docs: Path | None, marks: tuple[str, str], text: str, publish: Callable[[Path], None]) -> int:
+    """Print the text, or publish figure and numbers and write it between the marks of the page."""
     if docs is None:
-        print(dial_page.section(sizes, results))
+        print(text)
         return 0
-    (docs / RESULTS).parent.mkdir(exist_ok=True)
-    (docs / RESULTS).write_text(json.dumps(dial.document(sizes, results), indent=0) + "\n", encoding="utf-8")
-    _write(docs, DIAL_BEGIN, DIAL_END, dial_page.section(sizes, results))
-    dial_page.figure(docs / dial_page.FIGURE, sizes, results)
+    publish(docs)
+    _write(docs, *marks, text)
     return 0
 
 

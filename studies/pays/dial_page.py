@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,20 @@ from torch import Tensor
 from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.tables import combine
 from studies.pays import theory
-from studies.pays.dial import BASE, DIALS, METHODS, Results, Sizes, base_id, passed, posteriors, reported
+from studies.pays.dial import (
+    BASE,
+    DIALS,
+    METHODS,
+    Results,
+    Sizes,
+    base_id,
+    document,
+    passed,
+    posteriors,
+    reported,
+)
 
-FIGURE = "pays-dial.svg"
+FIGURE, NUMBERS = "pays-dial.svg", Path("pays") / "dial.json"
 BUDGETS = (1, 8, 32, 128)
 RIVAL = "MaxRL"
 _NS = tuple(2**i for i in range(8))
@@ -95,7 +107,7 @@ def _differences(sizes: Sizes, dial: float, results: Results) -> str:
         for n in BUDGETS:
             ours, theirs = ([passed(of[s]["test"], n).numpy() for s in seeds] for of in (runs, rival))
             gaps.append(combine(ours, theirs, [BASE] * len(seeds)))
-        rows.append((method, runs_text(gaps[0]), *map(gap_text, gaps)))
+        rows.append((method, runs_text(gaps[0].runs), *map(gap_text, gaps)))
     return table(("trained for", "runs", *(f"@{n}" for n in BUDGETS)), rows) if rows else ""
 
 
@@ -129,6 +141,13 @@ def _sizes_text(sizes: Sizes) -> str:
 
 def _listed(dials: Sequence[float]) -> str:
     return " and ".join(f"{dial:g}" for dial in sorted(dials))
+
+
+def publish(docs: Path, sizes: Sizes, results: Results) -> None:
+    """The figure and the numbers that everything is made of."""
+    (docs / NUMBERS).parent.mkdir(exist_ok=True)
+    (docs / NUMBERS).write_text(json.dumps(document(sizes, results), indent=0) + "\n", encoding="utf-8")
+    figure(docs / FIGURE, sizes, results)
 
 
 def figure(path: Path, sizes: Sizes, results: Results) -> None:

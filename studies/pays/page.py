@@ -55,6 +55,11 @@ def theory_tables(simulated: Mapping[str, Sequence[float]]) -> str:
     )
 
 
+def publish(docs: Path, simulated: Mapping[str, Sequence[float]]) -> None:
+    """The figure."""
+    figure(docs / FIGURE, simulated)
+
+
 def figure(path: Path, simulated: Mapping[str, Sequence[float]]) -> None:
     """pass@N over N for the first prior: the curves of theory, and the trained softmax as marks."""
     mpl.use("svg")

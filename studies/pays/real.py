@@ -95,9 +95,21 @@ def run(
         if key not in results:
             found = _policy(output / f"seed-{seed}", model, name, seed, sizes, on_cell, should_stop)
             results[key] = found
-            write_json(output / "cells" / f"{key.replace(' ', '_')}.json", {"id": key, **found})
+            _keep(output, key, found)
             on_cell(f"{key} measured: {found['cpu_seconds'] / 60:.0f} CPU minutes in all")
     return results
+
+
+def _keep(output: Path, key: str, found: Mapping[str, Any]) -> None:
+    write_json(output / "cells" / f"{key.replace(' ', '_')}.json", {"id": key, **found})
+
+
+def adopt(output: Path, sizes: Sizes, results: Results) -> None:
+    """Count policies that were measured elsewhere as measured in `output`. Raises ValueError as `read_results` does."""
+    known = read_results(output, sizes)
+    for key, found in results.items():
+        if key not in known:
+            _keep(output, key, found)
 
 
 def _policy(

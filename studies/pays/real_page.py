@@ -79,7 +79,7 @@ def gaps(name: str, reference: str, results: Results, budgets: tuple[int, ...]) 
 
 def _gaps_row(name: str, reference: str, results: Results, budgets: tuple[int, ...]) -> tuple[str, ...]:
     found = gaps(name, reference, results, budgets)
-    return (TITLES[name], runs_text(found[0]), *map(gap_text, found)) if found else ()
+    return (TITLES[name], runs_text(found[0].runs), *map(gap_text, found)) if found else ()
 
 
 def publish(docs: Path, sizes: Sizes, results: Results) -> None:

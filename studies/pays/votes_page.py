@@ -59,14 +59,10 @@ def _row(name: str, results: Results) -> tuple[str, ...]:
     runs = [results[BASE if name == BASE else f"{name} seed-{seed}"] for seed in seeds]
     return (
         name,
-        "" if name == BASE else _count(len(seeds)),
+        "" if name == BASE else runs_text(len(seeds)),
         *means,
         f"{np.mean([run['entropy'] for run in runs]):.2f}",
     )
-
-
-def _count(runs: int) -> str:
-    return "one run" if runs == 1 else f"{runs} runs"
 
 
 def _gaps(name: str, reference: str, results: Results) -> tuple[str, ...]:
@@ -76,7 +72,7 @@ def _gaps(name: str, reference: str, results: Results) -> tuple[str, ...]:
     for n in BUDGETS:
         ours, theirs = ([_votes(of, s, results, n) for s in seeds] for of in (name, reference))
         found.append(combine(ours, theirs, bases))
-    return (name, runs_text(found[0]), *map(gap_text, found))
+    return (name, runs_text(found[0].runs), *map(gap_text, found))
 
 
 def _sorted_by(results: Results) -> dict[str, np.ndarray]:

@@ -159,8 +159,8 @@ def _differences(methods: Sequence[Method], trained: Sequence[Method]) -> str:
     for first, second in _pairs(methods, trained):
         gaps = [difference(first, second, by_draws(draws)) for draws in DRAWS]
         if any(gaps):
-            runs = next(gap for gap in gaps if gap)
-            rows.append((f"{first.name} minus {second.name}", runs_text(runs), *map(cell_text, gaps)))
+            known = next(gap for gap in gaps if gap)
+            rows.append((f"{first.name} minus {second.name}", runs_text(known.runs), *map(cell_text, gaps)))
     return table(("difference", "runs", *(f"{d:g} draws" for d in DRAWS)), rows)
 
 

@@ -1,0 +1,232 @@
+"""Training for best-of-8 by a check that errs, beside training by the truth: which is served better by that check?
+
+The check is a verifier taught from the base's own responses that also sees something of the truth: `evidence` is added to
+its log-odds where a response is right. Without evidence it is the taught verifier; with more it orders responses better
+(its AUC within prompts), and the errors left are those of the taught one. So one number, found on tune prompts, makes
+checks of any AUC. Every policy is served by the check at each temperature; the best one for each N is chosen on one half
+of the prompts and valued on the other, both ways round.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bontune.evaluate import auc_within, write_json
+from bontune.records import Prompt, Scored, Verdict
+from bontune.strategies import BestOfN, curve
+from bontune.tasks import load_task
+from bontune.verifiers.grading import Score, version_of
+from bontune.verifiers.learned import LearnedVerifier
+from studies.paper.cells import PROMPTS_SEED, Workshop, chosen_by, drawn, read_results, trained, verifier_of
+from studies.paper.plan import BASE, TASK_PLANS, Cell, Method, Place, Policy, Study
+
+TASK = TASK_PLANS["countdown"]
+TAUGHT = "as taught"
+LEVELS: Mapping[str, float] = {TAUGHT: 0.0, "0.7": 0.7, "0.8": 0.8, "0.9": 0.9}
+"""{name: the AUC it is made to have on tune prompts, where teaching alone falls short of it}."""
+RATE = 1e-4  # what the paper's study chose for GRPO and MaxRL; BoN-RL-V did as well with it as with less
+BUDGET = 8
+OBJECTIVE = f"BoNRL(budget={BUDGET}, form='exact', baseline='centred')"
+RIVALS = (Method(name="grpo", objective="GRPO()"), Method(name="maxrl", objective="MaxRL()"))
+OWN = {f"bon-rl-v-{level.replace(' ', '-')}": level for level in LEVELS}
+"""{method trained with a check: which}."""
+METHODS = (*RIVALS, *(Method(name=name, objective=OBJECTIVE, budget=BUDGET, by="verifier") for name in OWN))
+STEPS = 192  # three times those of the paper's study with a verifier
+STUDY = Study(methods=METHODS, steps=STEPS, verifier_steps=STEPS)
+BUDGETS = (1, BUDGET, 32)
+TEMPERATURES = (0.1, 0.3, 0.6, 1.0)
+SCALE = 1000  # values are kept as whole numbers of this fraction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """prompts, responses: drawn at each temperature.  runs: (base, seed) in the order they are done."""
+
+    prompts: int = 1000
+    responses: int = 64
+    runs: tuple[tuple[str, int], ...] = (*((base, 1) for base in TASK.bases), (TASK.bases[0], 2))
+
+
+Results = Mapping[str, Mapping[str, Any]]
+"""{"countdown-base base" or "countdown-base grpo seed-1": {level of a check: see `served`, "cpu_seconds": ...}}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Helped:
+    """A scorer: the log-odds of a taught verifier, with `evidence` added where the response is right."""
+
+    taught: LearnedVerifier
+    verify: Callable[[Prompt, str], Verdict]
+    evidence: float
+
+    @property
+    def version(self) -> str:
+        """Of the taught one, with the evidence."""
+        return f"{version_of(self.taught)} helped by {self.evidence}"
+
+    def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
+        """One score per text: None where the taught verifier has none or the truth cannot be told."""
+        chances = self.taught(prompt, texts)
+        truths = [self.verify(prompt, text).reward for text in texts]
+        return [
+            None if chance is None or truth is None else log_odds(chance) + self.evidence * truth
+            for chance, truth in zip(chances, truths, strict=True)
+        ]
+
+
+def log_odds(chance: float) -> float:
+    """Cut off at ±50: a chance of exactly 0 or 1 has none."""
+    return float(torch.tensor(chance, dtype=torch.float64).logit().clamp(-50, 50))
+
+
+def helped(scored: Scored, evidence: float) -> Scored:
+    """The same responses, scored in log-odds, as `Helped` would score them."""
+    return Scored(scored.rewards, scored.scores + evidence * scored.rewards, decided=scored.decided)
+
+
+def evidence_for(auc: float, scored: Scored) -> float:
+    """What raises the AUC within prompts of scores in log-odds to `auc`; 0 where it is that high already.
+
+    Raises ValueError where no prompt has a right and a wrong response.
+    """
+    found, prompts = auc_within(scored)
+    if not prompts:
+        raise ValueError("no prompt has a right and a wrong response: there is no AUC to raise")
+    low, high = 0.0, 128.0
+    if found >= auc:
+        return low
+    for _ in range(30):
+        middle = (low + high) / 2
+        low, high = (middle, high) if auc_within(helped(scored, middle))[0] < auc else (low, middle)
+    return round(high, 6)
+
+
+def best_by_halves(values: Tensor) -> tuple[Tensor, list[list[int]]]:
+    """([P, B] values at the best temperature, [[its index by each half] by B]) of values [T, P, B].
+
+    Prompts at even places are valued at the temperature that is best on those at odd places, and the other way round, so
+    that no prompt takes part in its own choice.
+    """
+    best = torch.empty(values.shape[1:], dtype=values.dtype)
+    chosen = [values[:, half::2].mean(1).argmax(0) for half in (0, 1)]  # [B] each
+    for half in (0, 1):
+        for budget, index in enumerate(chosen[1 - half].tolist()):
+            best[half::2, budget] = values[index, half::2, budget]
+    return best, [[int(half[i]) for half in chosen] for i in range(values.shape[2])]
+
+
+def served(scored: Sequence[Scored], evidence: float) -> dict[str, Any]:
+    """What a policy is worth by one check; `scored` by temperature, its scores those of the taught verifier.
+
+    rows: {N: value of every prompt at the best temperature}.  means: {N: value at each temperature}.
+    temperatures: {N: the one that each half of the prompts chose}.  auc: within prompts, at the highest temperature.
+    """
+    checked = [helped(item, evidence) for item in scored]
+    values = torch.stack([curve(BestOfN(1), item, BUDGETS) for item in checked])  # [T, P, B]
+    best, chosen = best_by_halves(values)
+    return {
+        "rows": {str(n): _joined(column) for n, column in zip(BUDGETS, best.T, strict=True)},
+        "means": {
+            str(n): [round(v, 4) for v in values[:, :, i].mean(1).tolist()] for i, n in enumerate(BUDGETS)
+        },
+        "temperatures": {
+            str(n): [TEMPERATURES[t] for t in picked] for n, picked in zip(BUDGETS, chosen, strict=True)
+        },
+        "auc": round(auc_within(checked[-1])[0], 4),
+    }
+
+
+def _joined(values: Tensor) -> str:
+    return " ".join(map(str, (values * SCALE).round().long().tolist()))
+
+
+def values(kept: str) -> Tensor:
+    """float64 [P]: a row of `served`."""
+    return torch.tensor([int(word) for word in kept.split()], dtype=torch.float64) / SCALE
+
+
+def name_of(policy: Policy) -> str:
+    """A key of the results."""
+    base = Path(policy.base).name
+    return f"{base} {BASE}" if policy.method == BASE else f"{base} {policy.method} seed-{policy.seed}"
+
+
+def plan(sizes: Sizes) -> list[Policy]:
+    """Run by run, the base before the first run on it."""
+    found: dict[Policy, None] = {}
+    for base, seed in sizes.runs:
+        found[Policy(task=TASK.task, base=base)] = None
+        for method in METHODS:
+            found[Policy(task=TASK.task, base=base, method=method.name, learning_rate=RATE, seed=seed)] = None
+    return list(found)
+
+
+def cost_text(sizes: Sizes, results: Results) -> str:
+    """What there is to do, and, by what is done, its CPU minutes."""
+    names = [name_of(policy) for policy in plan(sizes)]
+    done = [results[name]["cpu_seconds"] for name in names if name in results]
+    if not done:
+        return f"{len(names)} policies to go; what one costs is known after the first"
+    minutes = (len(names) - len(done)) * sum(done) / len(done) / 60
+    return f"{len(done)} of {len(names)} policies done, about {minutes:.0f} CPU minutes to go"
+
+
+def run(
+    output: Path, sizes: Sizes, study: Study, say: Callable[[str], None], should_stop: Callable[[], bool]
+) -> dict[str, dict[str, Any]]:
+    """Train and measure what is missing; a killed run goes on where it stopped."""
+    results = read_results(output)
+    shop = Workshop(
+        study=study,
+        output=output,
+        guide=lambda policy, verifier: _check(output, policy, verifier),
+        should_stop=should_stop,
+    )
+    for policy in plan(sizes):
+        name = name_of(policy)
+        if name not in results:
+            results[name] = _measured(shop, policy, sizes)
+            write_json(output / "cells" / f"{name}.json", results[name])
+            say(f"{name}: {results[name]['cpu_seconds']:.0f} CPU seconds. {cost_text(sizes, results)}")
+    return results
+
+
+def _check(output: Path, policy: Policy, verifier: LearnedVerifier) -> Score:
+    base = read_results(output)[name_of(Policy(task=policy.task, base=policy.base))]
+    return Helped(verifier, load_task(policy.task).verify, base["evidence"][OWN[policy.method]])
+
+
+def _measured(shop: Workshop, policy: Policy, sizes: Sizes) -> dict[str, Any]:
+    record, started = trained(shop, policy), time.process_time()
+    verifier = verifier_of(shop, policy)
+    place = partial(Place, task=policy.task, prompts=sizes.prompts, responses=sizes.responses)
+    scored = [_scored(shop, verifier, policy, place(split="test", temperature=t)) for t in TEMPERATURES]
+    if policy.method == BASE:
+        tune = _scored(shop, verifier, policy, replace(place(split="tune"), prompts=shop.study.tune[0]))
+        evidence = {level: evidence_for(auc, tune) for level, auc in LEVELS.items()}
+    else:
+        evidence = read_results(shop.output)[name_of(Policy(task=policy.task, base=policy.base))]["evidence"]
+    own = OWN.get(policy.method)
+    spent = time.process_time() - started + (record["cpu_seconds"] if record else 0.0)
+    return {
+        "checks": {level: served(scored, found) for level, found in evidence.items() if own in (None, level)},
+        **({"evidence": evidence} if policy.method == BASE else {}),
+        "cpu_seconds": round(spent, 1),
+    }
+
+
+def _scored(shop: Workshop, verifier: LearnedVerifier, policy: Policy, place: Place) -> Scored:
+    """Responses drawn, judged, and scored by the taught verifier in log-odds."""
+    task = load_task(place.task)
+    prompts = task.prompts(place.split, place.prompts, PROMPTS_SEED)
+    samples = drawn(shop, Cell(section="checks", policy=policy, place=place), task, prompts)
+    found = chosen_by(verifier, samples, prompts).scored()
+    return Scored(found.rewards, found.scores.logit().clamp(-50, 50), decided=found.decided)

@@ -1,0 +1,179 @@
+"""The section and the figure of docs/pays.md on a check that errs."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+
+from studies.paper.markdown import gap_text, runs_text, table
+from studies.paper.plan import BASE
+from studies.paper.tables import Gap, combine
+from studies.pays.checks import (
+    BUDGETS,
+    LEVELS,
+    OWN,
+    RATE,
+    RIVALS,
+    STUDY,
+    TEMPERATURES,
+    Results,
+    Sizes,
+    values,
+)
+
+FIGURE, NUMBERS = "pays-checks.svg", Path("pays") / "checks.json"
+TITLES = {BASE: "base", "grpo": "GRPO, by the truth", "maxrl": "MaxRL, by the truth"}
+OURS = "BoN-RL-V, by the check"
+_METHOD = {level: method for method, level in OWN.items()}
+
+
+def section(results: Results) -> str:
+    """Everything measured, and the figure."""
+    sizes = Sizes()
+    minutes = sum(found["cpu_seconds"] for found in results.values()) / 60
+    levels = [level for level in LEVELS if runs_of(_METHOD[level], results)]
+    return "\n\n".join(
+        [
+            f"{STUDY.steps} steps of {STUDY.prompts_per_step} prompts × {STUDY.group_size} responses, rate {RATE:g} for "
+            f"all; measured on {sizes.prompts:,} test prompts × {sizes.responses} responses at each of T = "
+            f"{', '.join(f'{t:g}' for t in TEMPERATURES)}; the best T for each N and check is chosen on one half of the "
+            "prompts and valued on the other.",
+            "Best-of-N by the check, in per cent by the truth, and the T that was chosen most often:",
+            table(
+                ("check", "AUC, by base", "policy", *(f"N = {n}" for n in BUDGETS)),
+                [row for level in levels for row in _rows(level, results)],
+            ),
+            f"Points of {OURS}, above the others served by the same check, paired by prompt, base and seed, with 95 % "
+            "intervals:",
+            table(
+                ("check", "above", "runs", *(f"N = {n}" for n in BUDGETS)),
+                [
+                    (level, name, runs_text(found[0].runs), *map(gap_text, found))
+                    for level in levels
+                    for name, found in _gaps(level, results).items()
+                ],
+            ),
+            f"![best-of-N by checks of several AUCs]({FIGURE})",
+            f"{minutes:.0f} CPU minutes.",
+        ]
+    )
+
+
+def runs_of(method: str, results: Results) -> list[tuple[str, str]]:
+    """(base, key of the results) of each run of a method."""
+    found = [key.split() for key in results]
+    return sorted((words[0], " ".join(words)) for words in found if words[1] == method)
+
+
+def _of(key: str, level: str, results: Results) -> Mapping[str, Any]:
+    return results[key]["checks"][level]
+
+
+def _row_of(key: str, level: str, budget: int, results: Results) -> np.ndarray:
+    return values(_of(key, level, results)["rows"][str(budget)]).numpy()
+
+
+def _methods(level: str) -> dict[str, str]:
+    """{method: its title} of those compared at a level."""
+    return TITLES | {_METHOD[level]: OURS}
+
+
+def _rows(level: str, results: Results) -> list[tuple[str, ...]]:
+    found = []
+    for method, title in _methods(level).items():
+        runs = runs_of(method, results)
+        if not runs:
+            continue
+        cells = []
+        for n in BUDGETS:
+            value = np.mean([_row_of(key, level, n, results).mean() for _, key in runs])
+            picked = Counter(t for _, key in runs for t in _of(key, level, results)["temperatures"][str(n)])
+            cells.append(f"{100 * value:.1f} (T {picked.most_common(1)[0][0]:g})")
+        bases = list(dict.fromkeys(base for base, _ in runs))
+        aucs = [
+            np.mean([_of(key, level, results)["auc"] for of, key in runs if of == base]) for base in bases
+        ]
+        found.append((level, ", ".join(f"{auc:.2f}" for auc in aucs), title, *cells))
+    return found
+
+
+def gaps(level: str, rival: str, results: Results) -> list[Gap]:
+    """BoN-RL-V minus another policy served by the same check, at each N, over the runs that both have."""
+    pairs = []
+    for base, key in runs_of(_METHOD[level], results):
+        other = f"{base} {BASE}" if rival == BASE else key.replace(_METHOD[level], rival)
+        if other in results:
+            pairs.append((base, key, other))
+    if not pairs:
+        return []
+    bases = [base for base, _, _ in pairs]
+    return [
+        combine(
+            [_row_of(key, level, n, results) for _, key, _ in pairs],
+            [_row_of(other, level, n, results) for _, _, other in pairs],
+            bases,
+        )
+        for n in BUDGETS
+    ]
+
+
+def _gaps(level: str, results: Results) -> dict[str, list[Gap]]:
+    found = {name: gaps(level, name, results) for name in (BASE, *(method.name for method in RIVALS))}
+    return {TITLES[name]: item for name, item in found.items() if item}
+
+
+def publish(docs: Path, results: Results) -> None:
+    """The figure and the numbers that everything is made of."""
+    (docs / NUMBERS).parent.mkdir(exist_ok=True)
+    (docs / NUMBERS).write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
+    figure(docs / FIGURE, results)
+
+
+def kept(docs: Path) -> Results:
+    """What `publish` wrote."""
+    return json.loads((docs / NUMBERS).read_text(encoding="utf-8"))
+
+
+def figure(path: Path, results: Results) -> None:
+    """What is served over the AUC of the check, a panel for each N above 1."""
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "bontune"
+    from matplotlib import pyplot
+
+    budgets = BUDGETS[1:]
+    drawn, panels = pyplot.subplots(1, len(budgets), figsize=(3.8 * len(budgets), 3.6), squeeze=False)
+    levels = [level for level in LEVELS if runs_of(_METHOD[level], results)]
+    base_runs = runs_of(BASE, results)
+    across = [np.mean([_of(key, level, results)["auc"] for _, key in base_runs]) for level in levels]
+    for axes, budget in zip(panels[0], budgets, strict=True):
+        for title, methods in _lines(levels).items():
+            heights = [_mean(method, level, budget, results) for method, level in methods]
+            axes.plot(across, heights, marker="o", ms=3, label=title, color=_COLOURS[title])
+        axes.set_xlabel("AUC of the check on the base's responses")
+        axes.set_title(f"best of {budget}", fontsize=10)
+    panels[0][0].set_ylabel("served right, %")
+    panels[0][0].legend(fontsize=7, frameon=False)
+    drawn.tight_layout()
+    drawn.savefig(path, metadata={"Date": None})
+    pyplot.close(drawn)
+
+
+_COLOURS = {TITLES[BASE]: "grey", TITLES["grpo"]: "C1", TITLES["maxrl"]: "C0", OURS: "C2"}
+
+
+def _lines(levels: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """{title: [(method, level)]}."""
+    return {title: [(name, level) for level in levels] for name, title in TITLES.items()} | {
+        OURS: [(_METHOD[level], level) for level in levels]
+    }
+
+
+def _mean(method: str, level: str, budget: int, results: Results) -> float:
+    runs = [_row_of(key, level, budget, results).mean() for _, key in runs_of(method, results)]
+    return 100 * float(np.mean(runs)) if runs else float("nan")
