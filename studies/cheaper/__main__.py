@@ -21,7 +21,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/cheaper"), help="folder of cells.jsonl")
     parser.add_argument("--docs", type=Path, help="folder of the pages whose tables are written")
     parser.add_argument(
-        "--model", help="for owq: a pretrained model too, a GGUF file or a folder, by its loss alone"
+        "--model",
+        help="for owq: a pretrained model too, a GGUF file or a folder; about 40 CPU minutes, said beforehand",
     )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)

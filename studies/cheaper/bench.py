@@ -16,6 +16,7 @@ from torch import Tensor
 from bontune.config import Sampling
 from bontune.evaluate import interval_of
 from bontune.models.loading import load_policy
+from bontune.records import Group
 from bontune.rollout import sample_groups
 from bontune.tasks import load_task
 from studies.lines import Lines
@@ -81,10 +82,16 @@ def loss_of(model: Any, task_name: str) -> float:
     return total / count
 
 
-def measured(model: Any, task_name: str) -> dict[str, Any]:
-    """Held-out loss, and how many of the responses to each test prompt are right; the same streams for every policy."""
+def measured(
+    model: Any,
+    task_name: str,
+    split: str = "test",
+    also: Callable[[list[Group]], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Held-out loss, how many of the responses to each prompt are right, and what else is asked of them; the same streams
+    for every policy."""
     task, (_, tokenizer) = load_task(task_name), load_policy(f"{task_name}-base")
-    prompts = task.prompts("test", PROMPTS, 101)
+    prompts = task.prompts(split, PROMPTS, 101)
     started = time.process_time()
     groups = sample_groups(model, tokenizer, prompts, group_size=RESPONSES, sampling=SAMPLING, seed=101)
     seconds = time.process_time() - started
@@ -93,6 +100,7 @@ def measured(model: Any, task_name: str) -> dict[str, Any]:
         "loss": round(loss_of(model, task_name), 4),
         "right": right,
         "sampling_seconds": round(seconds, 1),
+        **({} if also is None else also(groups)),
     }
 
 

@@ -14,6 +14,9 @@ from matplotlib.figure import Figure
 
 from bontune.models.compress.squarehead import LOSSES
 from studies.cheaper.bench import BUDGETS, RESPONSES, Cells, interval, pass_at
+from studies.cheaper.hard import ALL, named
+from studies.cheaper.pretrained import ARMS
+from studies.cheaper.pretrained import DENSE as PRETRAINED_DENSE
 from studies.cheaper.pruned import DENSE, TEACHER
 from studies.cheaper.sampler import BUDGETS as NOISE_BUDGETS
 from studies.cheaper.sampler import COPIES, SIMULATED
@@ -28,10 +31,10 @@ PAGES = {
     "hard": "hard-prompts.md",
 }
 PARTS = {
-    "owq": ("owq", "adapters", "pretrained"),
-    "sparse": ("sparse",),
+    "owq": ("owq", "adapters", "pretrained", "responses"),
+    "sparse": ("sparse", "sparse for N"),
     "sampler": ("sampler", "products"),
-    "hard": ("hard",),
+    "hard": ("hard", "tuning"),
 }
 
 
@@ -68,7 +71,7 @@ def _owq(found: Mapping[str, Sequence[Cell]]) -> list[str]:
     ]
     head = ["paired", *(column for column in columns if not column.endswith("loss"))]
     adapters = _adapters({cell["name"]: cell for cell in found["adapters"]})
-    return [told, table(head, paired), *adapters, *_pretrained(found["pretrained"])]
+    return [told, table(head, paired), *adapters, *_pretrained(found["pretrained"], found["responses"])]
 
 
 CLAIMS = (("OWQ 3.1", "GPTQ 4"), ("OWQ 3.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 2"))
@@ -105,17 +108,44 @@ def _adapters(own: Mapping[str, Cell]) -> list[str]:
     ]
 
 
-def _pretrained(cells: Sequence[Cell]) -> list[str]:
-    """The loss of each arm on the pretrained model, and what it adds to the dense one's, in nats a token."""
-    if len(cells) < 2:
+NEEDED = (1, 8, 32)  # budgets of the dense policy that others are to reach
+
+
+def _pretrained(losses: Sequence[Cell], responses: Sequence[Cell]) -> list[str]:
+    """Each arm on the pretrained model beside the dense one: nats a token that it adds, rates, and the speed-up at which
+    it reaches the dense one's."""
+    if not losses:
         return []
-    dense, told = torch.tensor(cells[0]["losses"], dtype=torch.float64), []
-    for cell in cells[1:]:
-        gap = interval(torch.tensor(cell["losses"], dtype=torch.float64) - dense)
-        item = {key: value / 100 for key, value in gap.items()}
-        told.append(f"{cell['name']} {{value:+.2f}} [{{low:+.2f}}, {{high:+.2f}}]".format(**item))
-    first = f"SmolLM2-135M-Instruct, nats a token of {len(dense)} questions: dense {float(dense.mean()):.2f}, less it "
-    return [f"{first}{', '.join(told)}."]
+    own = {cell["name"]: cell for cell in responses}
+    every = {cell["name"]: torch.tensor(cell["losses"], dtype=torch.float64) for cell in losses}
+    dense = every[PRETRAINED_DENSE]
+    rows = []
+    for name in (arm for arm in ARMS if arm in every):
+        is_dense = name == PRETRAINED_DENSE
+        row = [name, f"{float(dense.mean()):.2f}" if is_dense else _nats(every[name] - dense)]
+        if name in own and is_dense:
+            row += [_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS]
+        elif name in own:
+            row += _gaps(own, name, PRETRAINED_DENSE)
+            needed = [breakeven(curve(own[PRETRAINED_DENSE]), curve(own[name]), n) for n in NEEDED]
+            row += ["?" if s is None else f"{s:.2f}" for s in needed]
+        rows.append([*row, *[""] * (2 + len(BUDGETS) + len(NEEDED) - len(row))])
+    head = [
+        "weights",
+        "loss",
+        *(f"pass@{n}" for n in BUDGETS),
+        *(f"speed-up needed, N = {n}" for n in NEEDED),
+    ]
+    pairs = [pair for pair in CLAIMS if {*pair} <= own.keys()]
+    paired = [[f"{one} less {other}", *_gaps(own, one, other)] for one, other in pairs]
+    told = f"SmolLM2-135M-Instruct on GSM8K, {len(dense)} questions for the loss:\n\n{table(head, rows)}"
+    return [told, *([table(["paired", *(f"pass@{n}" for n in BUDGETS)], paired)] if paired else [])]
+
+
+def _nats(gaps: torch.Tensor) -> str:
+    """What an arm adds to the loss."""
+    item = {key: value / 100 for key, value in interval(gaps).items()}
+    return "{value:+.2f} [{low:+.2f}, {high:+.2f}]".format(**item).replace("-", "\u2212")
 
 
 def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
@@ -145,7 +175,29 @@ def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
             "SquareHead less cross-entropy",
         ]
         parts.append(table(head, rows))
-    return [*parts, _breakeven_table(own, labels)]
+    return [*parts, _breakeven_table(own, labels), *_for_many(found["sparse for N"])]
+
+
+def _for_many(cells: Sequence[Cell]) -> list[str]:
+    """Policies trained for pass@32, with zeros beside the dense one: in points, and the speed-up that is needed."""
+    if not cells:
+        return []
+    own = {cell["name"]: cell for cell in cells}
+    dense = "0 %"
+    rows = []
+    for name in own:
+        levels = [_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS]
+        needed = [breakeven(curve(own[dense]), curve(own[name]), n) for n in SHOWN]
+        told = ["?" if s is None else f"{s:.2f}" for s in needed]
+        rows.append([name, *(levels if name == dense else _gaps(own, name, dense)), *told])
+    head = [
+        "zeros; trained for pass@32",
+        *(f"pass@{n}" for n in BUDGETS),
+        *(f"speed-up, N = {n}" for n in SHOWN),
+    ]
+    return [
+        f"Dense in %, the others less it in points, and the speed-up that they need:\n\n{table(head, rows)}"
+    ]
 
 
 SAMPLED = 0.5  # of a step's time, assumed
@@ -183,10 +235,42 @@ def _hard(found: Mapping[str, Sequence[Cell]]) -> list[str]:
     parts = []
     for task in dict.fromkeys(cell["task"] for cell in found["hard"]):
         own = [cell for cell in found["hard"] if cell["task"] == task]
-        parts.append(
-            f"### {task}\n\n" + _against(own, "all prompts", lambda cell: f"{cell['loss']:.3f}", "loss")
-        )
-    return parts
+        parts.append(f"### {task}\n\n" + _against(own, ALL, lambda cell: f"{cell['loss']:.3f}", "loss"))
+        if all("steps" in cell for cell in own):
+            parts.append(_wrong_steps(own))
+    return [*parts, *_tuning(found)]
+
+
+def step_errors(cell: Cell) -> torch.Tensor:
+    """[P] float64: the share of a prompt's judged steps that are wrong; of each wrong response it is the last one."""
+    right, steps = (torch.tensor(cell[name], dtype=torch.float64) for name in ("right", "steps"))
+    return (RESPONSES - right) / steps
+
+
+def _wrong_steps(cells: Sequence[Cell]) -> str:
+    known = next((step_errors(cell) for cell in cells if cell["name"] == ALL), None)
+    rows = []
+    for cell in cells:
+        own = step_errors(cell)
+        length = sum(cell["steps"]) / len(own) / RESPONSES
+        row = [cell["name"], f"{length:.2f}", _text(interval(own))]
+        told = "" if known is None or cell["name"] == ALL else _text(interval(own - known), "+")
+        rows.append([*row, told])
+    return table(["policy", "steps judged of a response", "wrong steps, %", f"less {ALL}, points"], rows)
+
+
+def _tuning(found: Mapping[str, Sequence[Cell]]) -> list[str]:
+    """The rates of DPO on tune prompts, 0 for the policy that it starts from, and those chosen."""
+    chosen = {(cell["task"], cell["name"]): cell["rate"] for cell in found["hard"] if "rate" in cell}
+    rows = []
+    for cell in sorted(found["tuning"], key=lambda cell: (cell["task"], named(cell), cell["rate"])):
+        mark = " (chosen)" if chosen.get((cell["task"], named(cell))) == cell["rate"] else ""
+        levels = [_text(interval(pass_at(cell["right"], n))) for n in BUDGETS]
+        told = f"{100 * cell['told_apart']:.0f}" if "told_apart" in cell else ""
+        rows.append([cell["task"], named(cell), f"{cell['rate']:g}{mark}", *levels, told])
+    head = ["task", "policy", "learning rate", *(f"pass@{n}" for n in BUDGETS), "pairs told apart, %"]
+    title = "DPO on tune prompts, by which its rate was chosen (pass@1); 0 is the policy it starts from:"
+    return [f"{title}\n\n{table(head, rows)}"] if rows else []
 
 
 TABLES = {"owq": _owq, "sparse": _sparse, "sampler": _sampler, "hard": _hard}

@@ -1,24 +1,36 @@
-"""Part 1 on a pretrained model, where outliers are: the loss on questions of GSM8K, and no responses."""
+"""Part 1 on a pretrained model, where outliers are: the loss on questions of GSM8K, and direct answers to them."""
 
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+import sys
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bontune.demo.problems import problems
+from bontune.demo.problems import PROMPTING, SAMPLING, problems
+from bontune.demo.real import ROWS_PER_BATCH
+from bontune.evaluate import read_samples
+from bontune.evaluate.drawing import Draw, draw_samples
 from bontune.models.compress.gptq import Grid, gptq
 from bontune.models.compress.hessian import each_linear, linears
-from bontune.models.compress.owq import add_owq
+from bontune.models.compress.owq import add_owq, merge_owq
 from bontune.models.loading import load_policy
-from studies.cheaper.bench import Cells
+from studies.cheaper.bench import RESPONSES, Cells
 
 CALIBRATION, HELD_OUT = 40, 48  # questions
-
+PROBLEMS = 200  # that are answered
+MEASURED = Path(__file__).parents[2] / "docs" / "pays" / "real.json"
+DENSE = "dense"
+# CPU minutes on one thread: to quantise, to draw and for the loss.
+QUANTISING, DRAWING = 2, 5
+MINUTES = {"nearest 3": 0, "nearest 4": 0}
 
 Texts = Sequence[Sequence[int]]
 
@@ -54,32 +66,94 @@ def _owq(weak_bits: float) -> Callable[[Any, Texts], Any]:
 
 
 ARMS: dict[str, Callable[[Any, Texts], Any]] = {
-    "dense": _same,
-    "GPTQ 3": _gptq(3),
+    DENSE: _same,
     "OWQ 3.1": _owq(0.1),
+    "GPTQ 3": _gptq(3),
     "GPTQ 4": _gptq(4),
-    "OWQ 3.01": _owq(0.01),
     "nearest 3": _nearest(3),
+    "OWQ 3.01": _owq(0.01),
     "nearest 4": _nearest(4),
 }
 
 
+def cost_text(cells: Cells) -> str:
+    """What there is to do and about how long it takes."""
+    done = {cell["name"] for cell in cells.of("responses")}
+    missing = [name for name in ARMS if name not in done]
+    minutes = sum(MINUTES.get(name, QUANTISING) + DRAWING for name in missing if name != DENSE)
+    return f"{len(missing)} of {len(ARMS)} policies to go, about {minutes} CPU minutes on one thread"
+
+
 def run(cells: Cells, path: str) -> None:
-    """All arms on the model at `path`, a GGUF file or a folder."""
+    """All arms on the model at `path`, a GGUF file or a folder: the loss on questions, and responses to problems."""
+    folder = cells.path.parent / "gsm8k"
+    print(cost_text(cells), file=sys.stderr, flush=True)
+    for name in ARMS:
+        made = cache(partial(_policy, path, name, folder / name.replace(" ", "-")))
+        cells.fill("pretrained", "gsm8k", name, partial(_losses, made))
+        cells.fill(
+            "responses", "gsm8k", name, _known if name == DENSE else partial(_measured, name, made, folder)
+        )
+        shutil.rmtree(folder / name.replace(" ", "-"), ignore_errors=True)
 
-    @cache
-    def loaded() -> tuple[Any, Any]:
-        return load_policy(path)
 
-    def texts(split: str, count: int) -> list[list[int]]:
-        return [loaded()[1](prompt.text)["input_ids"] for prompt in problems().prompts(split, count, 0)]
+@cache
+def _loaded(path: str) -> tuple[Any, Any]:
+    return load_policy(path, dtype=torch.float32)
 
-    def measure(change: Callable[[Any, Texts], Any]) -> dict[str, Any]:
-        model = change(copy.deepcopy(loaded()[0]), texts("train", CALIBRATION))
-        return {"losses": losses(model, texts("test", HELD_OUT))}
 
-    for name, change in ARMS.items():
-        cells.fill("pretrained", "gsm8k", name, lambda change=change: measure(change))
+def _policy(path: str, name: str, folder: Path) -> tuple[Any, Any]:
+    """(model, tokenizer) of an arm, with plain weights. Kept in a folder until it is measured, to be gone on with."""
+    if (folder / "config.json").exists():
+        return load_policy(folder, dtype=torch.float32)
+    dense, tokenizer = _loaded(path)
+    if name == DENSE:
+        return dense, tokenizer
+    model = merge_owq(ARMS[name](copy.deepcopy(dense), _texts(tokenizer, "train", CALIBRATION)))
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.save_pretrained(unfinished)
+    tokenizer.save_pretrained(unfinished)
+    unfinished.rename(folder)
+    return model, tokenizer
+
+
+def _texts(tokenizer: Any, split: str = "test", count: int = HELD_OUT) -> list[list[int]]:
+    return [tokenizer(prompt.text)["input_ids"] for prompt in problems().prompts(split, count, 0)]
+
+
+def _known() -> dict[str, Any]:
+    """What docs/pays.md measured of the dense model: its first problems are these, its random streams, too."""
+    known = json.loads(MEASURED.read_text(encoding="utf-8"))["policies"]["base"]
+    if known["prompts"] < PROBLEMS or known["decided"] != str(RESPONSES):
+        raise ValueError(f"{MEASURED} must have {PROBLEMS} problems with {RESPONSES} responses each")
+    return {"right": [int(word) for word in known["right"].split()][:PROBLEMS]}
+
+
+def _losses(made: Callable[[], tuple[Any, Any]]) -> dict[str, Any]:
+    model, tokenizer = made()
+    return {"losses": losses(model, _texts(tokenizer))}
+
+
+def _measured(name: str, made: Callable[[], tuple[Any, Any]], folder: Path) -> dict[str, Any]:
+    """How many of the responses to each problem are right, drawn as by `bontune demo --real`; what is drawn is kept."""
+    (model, tokenizer), task = made(), problems()
+    prompts, path = task.prompts("test", PROBLEMS, 0), folder / f"{name.replace(' ', '-')}.jsonl"
+    draw = Draw(
+        name=name,
+        model=model,
+        tokenizer=tokenizer,
+        prompts=prompts,
+        group_size=RESPONSES,
+        sampling=SAMPLING,
+        verify=task.verify,
+        seed=0,
+        prompting=PROMPTING,
+        rows_per_batch=ROWS_PER_BATCH,
+    )
+    draw_samples(draw, path)
+    rewards = {group.prompt_id: group.rewards for group in read_samples(path).groups}
+    return {"right": [sum(reward == 1 for reward in rewards[prompt.id]) for prompt in prompts]}
 
 
 def losses(model: Any, texts: Texts) -> list[float]:

@@ -21,7 +21,7 @@ from bontune.train.run import Run
 from studies.cheaper.bench import SAMPLING, Cells, calibration, measured
 
 TASKS = ("countdown", "programs")
-RATES = (1e-3, 4e-3)
+RATES = (1e-3, 4e-3, 8e-3, 1.6e-2)
 TRAINING: dict[str, Any] = {"steps": 16, "prompts_per_step": 32, "group_size": 32}
 
 
