@@ -110,12 +110,22 @@ def test_pairs_are_a_right_response_and_a_wrong_one_made_of_it() -> None:
     assert pairs(task, 20, seed=0)[0] == found
 
 
+def test_where_prompts_are_few_each_gives_several_different_pairs() -> None:
+    class Few(Countdown):
+        def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
+            return Countdown.prompts(self, split, 3, seed)
+
+    found, _ = pairs(Few(), 12, seed=0)
+    assert len({pair.prompt for pair in found}) == 3
+    assert len({(pair.prompt, pair.wrong) for pair in found}) == 12
+
+
 def test_too_few_pairs_are_refused() -> None:
     class Nothing(Countdown):
         def references(self, prompt: Prompt) -> list[str]:
             return []
 
-    with pytest.raises(ValueError, match="0 pairs, fewer than 2"):
+    with pytest.raises(ValueError, match="gives 0 pairs, fewer than 2"):
         pairs(Nothing(), 2, seed=0)
 
 

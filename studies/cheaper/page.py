@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from bontune.models.compress.squarehead import LOSSES
 from studies.cheaper.bench import BUDGETS, RESPONSES, Cells, interval, pass_at
-from studies.cheaper.hard import ALL, named
+from studies.cheaper.hard import ALL, BASE, DPO, named
 from studies.cheaper.pretrained import ARMS
 from studies.cheaper.pretrained import DENSE as PRETRAINED_DENSE
 from studies.cheaper.pruned import DENSE, TEACHER
@@ -32,7 +32,7 @@ PAGES = {
 }
 PARTS = {
     "owq": ("owq", "adapters", "pretrained", "responses"),
-    "sparse": ("sparse", "sparse for N"),
+    "sparse": ("sparse",),
     "sampler": ("sampler", "products"),
     "hard": ("hard", "tuning"),
 }
@@ -175,29 +175,7 @@ def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
             "SquareHead less cross-entropy",
         ]
         parts.append(table(head, rows))
-    return [*parts, _breakeven_table(own, labels), *_for_many(found["sparse for N"])]
-
-
-def _for_many(cells: Sequence[Cell]) -> list[str]:
-    """Policies trained for pass@32, with zeros beside the dense one: in points, and the speed-up that is needed."""
-    if not cells:
-        return []
-    own = {cell["name"]: cell for cell in cells}
-    dense = "0 %"
-    rows = []
-    for name in own:
-        levels = [_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS]
-        needed = [breakeven(curve(own[dense]), curve(own[name]), n) for n in SHOWN]
-        told = ["?" if s is None else f"{s:.2f}" for s in needed]
-        rows.append([name, *(levels if name == dense else _gaps(own, name, dense)), *told])
-    head = [
-        "zeros; trained for pass@32",
-        *(f"pass@{n}" for n in BUDGETS),
-        *(f"speed-up, N = {n}" for n in SHOWN),
-    ]
-    return [
-        f"Dense in %, the others less it in points, and the speed-up that they need:\n\n{table(head, rows)}"
-    ]
+    return [*parts, _breakeven_table(own, labels)]
 
 
 SAMPLED = 0.5  # of a step's time, assumed
@@ -238,7 +216,19 @@ def _hard(found: Mapping[str, Sequence[Cell]]) -> list[str]:
         parts.append(f"### {task}\n\n" + _against(own, ALL, lambda cell: f"{cell['loss']:.3f}", "loss"))
         if all("steps" in cell for cell in own):
             parts.append(_wrong_steps(own))
+        parts += _beside_start({cell["name"]: cell for cell in own})
     return [*parts, *_tuning(found)]
+
+
+def _beside_start(own: Mapping[str, Cell]) -> list[str]:
+    """What DPO changed of the base."""
+    if not {DPO, BASE} <= own.keys():
+        return []
+    gaps = [f"{gap} of pass@{n}" for gap, n in zip(_gaps(own, DPO, BASE), BUDGETS, strict=True)]
+    if all("steps" in own[name] for name in (DPO, BASE)):
+        steps = interval(step_errors(own[DPO]) - step_errors(own[BASE]))
+        gaps.append(f"{_text(steps, '+')} of wrong steps")
+    return [f"{DPO} less {BASE}, in points: {', '.join(gaps)}."]
 
 
 def step_errors(cell: Cell) -> torch.Tensor:
