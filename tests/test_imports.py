@@ -144,6 +144,12 @@ def test_import_bontune_loads_nothing_heavy() -> None:
     assert "torch" in loaded_after("from bontune import BestOfN, Scored, objectives")
 
 
+def test_commands_that_read_samples_start_without_trainer_and_compiler() -> None:
+    found = loaded_after("import bontune.cli.commands.coscale, bontune.cli.commands.evaluate")
+    assert found.isdisjoint({"peft", "sympy", "trl", "datasets"})
+    assert "transformers" in found
+
+
 def test_the_command_line_names_all_strategies_and_objectives() -> None:
     assert set(arguments.STRATEGIES) == set(registry.STRATEGIES)
     assert set(arguments.OBJECTIVES) == set(registry.OBJECTIVES)

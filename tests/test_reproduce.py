@@ -640,7 +640,7 @@ def test_co_scaling_is_of_the_verifiers_choice_too_and_made_once(
     folder.mkdir(parents=True)
     (folder / "verifier.json").write_text("{}")
     sizes = lambda prompt, texts: [float(len(text)) for text in texts]  # noqa: E731
-    monkeypatch.setattr(cells_module, "_verifier", lambda *_: sizes)
+    monkeypatch.setattr(cells_module, "verifier_of", lambda *_: sizes)
     chosen = coscale_base(shop, TASK, results)
     assert chosen is not None
     rules = chosen["coscale"]["rules"]
@@ -738,7 +738,7 @@ def test_distillation_learns_from_what_best_of_n_served(tmp_path: Path) -> None:
     shop = Workshop(study=study, output=tmp_path)
     policy = Policy(task="countdown", base="countdown-base", method="bon-distilled-8", learning_rate=1e-4)
     task = load_task("countdown")
-    verifier = cells_module._verifier(shop, policy)
+    verifier = cells_module.verifier_of(shop, policy)
     config = train_config(shop, policy)
     distilled = cells_module._distilled(shop, policy, task, verifier, config)
     for prompt in task.prompts("train", config.steps * config.prompts_per_step, config.seed):

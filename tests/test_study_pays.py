@@ -231,3 +231,22 @@ def test_the_page_on_votes_is_made_of_the_results_beside_it() -> None:
     page = (DOCS / "pays.md").read_text()
     text = votes_page.section(votes_page.kept(DOCS))
     assert with_section(page, program.VOTES_BEGIN, program.VOTES_END, text) == page
+
+
+def test_few_prompts_are_seen_many_times_and_tuning_is_as_before() -> None:
+    few, all_of_them = dial.Few(1.0, 5), Rules(1.0)
+    for split, count, wanted in (("train", 320, 5), ("tune", 20, 20)):
+        ours, theirs = few.prompts(split, count, 3), all_of_them.prompts(split, wanted, 3)
+        assert [(p.text, p.answer) for p in ours] == [(p.text, p.answer) for p in theirs]
+    assert few.name != all_of_them.name
+    sizes = Sizes(rates=(1e-4,), seeds=(0, 1))
+    results: dict[str, Any] = {
+        Cell(dial=1.0, method="MaxRL", rate=1e-4, seed=seed).id: {"tune": {"32": 0.5}} for seed in (0, 1)
+    }
+    found = []
+    while (cell := next_cell(sizes, (1.0,), ("MaxRL",), results, (200, 2000))) is not None:
+        found.append((cell.seed, cell.prompts))
+        results[cell.id] = {"prompts": cell.prompts}
+    assert found == [(0, 200), (0, 2000), (1, 200), (1, 2000)]
+    assert dial.counts_of(results) == [200, 2000]
+    assert [run["prompts"] for run in dial.reported(sizes, 1.0, "MaxRL", results, 2000)] == [2000, 2000]

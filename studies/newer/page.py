@@ -11,7 +11,7 @@ from studies.newer.plan import METHODS, PLACE, RATE, RIVALS, STUDY, policy_of
 from studies.paper.markdown import gap_text
 from studies.paper.plan import BASE, Results
 from studies.paper.summary import per_prompt
-from studies.paper.tables import combine
+from studies.paper.tables import combine_each
 
 FILE, PAGE = "newer.json", "newer.md"
 BUDGETS = (1, 8, 32, 64, 128)
@@ -90,10 +90,7 @@ def _values(cell: Mapping[str, Any]) -> np.ndarray:
 
 
 def _line(name: str, rows: Mapping[int, np.ndarray], reference: Mapping[int, np.ndarray]) -> str:
-    gaps = [
-        combine([rows[s][:, i] for s in rows], [reference[s][:, i] for s in rows], ["one"] * len(rows))
-        for i in range(len(BUDGETS))
-    ]
+    gaps = combine_each([*rows.values()], [reference[seed] for seed in rows], ["one"] * len(rows))
     return f"| {name} | {len(rows)} | " + " | ".join(gap_text(gap) for gap in gaps) + " |"
 
 

@@ -6,6 +6,7 @@ import math
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,9 +53,10 @@ def summary(samples: SampleSet) -> dict[str, Any]:
 
 def pass_at(right: Tensor, decided: Tensor, budgets: tuple[int, ...]) -> Tensor:
     """float64 [P, B]: unbiased pass@N of every prompt from its counts; NaN where fewer than N are decided."""
-    pairs, index = torch.stack([right, decided], -1).unique(dim=0, return_inverse=True)
-    place = torch.arange(int(decided.max()))
-    rewards, known = (place < count.unsqueeze(-1) for count in pairs.T)
+    base = int(decided.max()) + 1
+    pairs, index = (right * base + decided).unique(return_inverse=True)
+    place = torch.arange(base - 1)
+    rewards, known = (place < count.unsqueeze(-1) for count in (pairs // base, pairs % base))
     return curve(PassAtK(1), Scored(rewards.double(), decided=known), budgets)[index]
 
 
@@ -86,7 +88,7 @@ def _joined(values: Tensor) -> str:
 
 
 def _numbers(text: str) -> Tensor:
-    return torch.tensor([int(word) for word in text.split()])
+    return torch.from_numpy(np.fromstring(text, dtype=np.int64, sep=" "))
 
 
 def _log_probs(samples: SampleSet) -> list[list[float]] | None:

@@ -43,7 +43,13 @@ class Gap:
 
 
 def combine(shares: Rows, reference: Rows, bases: Sequence[str]) -> Gap:
-    """The mean over runs and prompts of shares minus those of the reference, each [P] for each run.
+    """The mean over runs and prompts of shares minus the reference's, each [P] for each run; see `combine_each`."""
+    ours, theirs = (np.array(rows)[:, :, None] for rows in (shares, reference))
+    return combine_each(ours, theirs, bases)[0]
+
+
+def combine_each(shares: Rows, reference: Rows, bases: Sequence[str]) -> list[Gap]:
+    """The mean over runs and prompts of shares minus those of the reference, each [P, B] for each run, at every N.
 
     A difference of shares lies between minus the reference's share and one minus it: the interval of `crossed_interval`
     is cut off there. Where it reached beyond, or bases show differences of opposite sign, or every one shows a difference
@@ -51,9 +57,15 @@ def combine(shares: Rows, reference: Rows, bases: Sequence[str]) -> Gap:
     """
     other = np.array(reference)
     rows = np.array(shares) - other
-    known = ~np.isnan(rows).any(0)
-    rows, other = rows[:, known], other[:, known]
-    sides = _sides(rows)
+    known = np.logical_not(np.isnan(rows).any(axis=0))  # [P, B]
+    sides = _sides(rows, known)
+    return [
+        _combined(rows[:, mask, j], other[:, mask, j], bases, sides[:, j]) for j, mask in enumerate(known.T)
+    ]
+
+
+def _combined(rows: np.ndarray, other: np.ndarray, bases: Sequence[str], sides: np.ndarray) -> Gap:
+    """At one N: rows, the differences, and other, the reference, [R, P]; sides [R]."""
     gap, beyond = _gap(rows, float(other.mean()), bases, sides)
     names = list(dict.fromkeys(bases))
     if len(names) < 2:
@@ -65,10 +77,19 @@ def combine(shares: Rows, reference: Rows, bases: Sequence[str]) -> Gap:
     return replace(gap, by_base=tuple(each)) if beyond or disagree else gap
 
 
-def _sides(rows: np.ndarray) -> np.ndarray:
-    """[R]: 1 and -1 for runs whose own interval over prompts lies above and below zero, else 0; rows [R, P]."""
-    low, high = bootstrap(rows.T)
-    return (low > 0).astype(int) - (high < 0)
+def _sides(rows: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """[R, B]: 1 and -1 for runs whose own interval over prompts lies above and below zero, else 0.
+
+    rows [R, P, B]; known [P, B]: the prompts that count at each N. Those with the same are resampled together.
+    """
+    found = np.zeros((rows.shape[0], rows.shape[2]), dtype=int)
+    masks, which = np.unique(known, axis=1, return_inverse=True)
+    for i, mask in enumerate(masks.T):
+        columns = which == i
+        part = rows[:, mask][:, :, columns]  # [R, p, b]
+        low, high = bootstrap(part.transpose(1, 0, 2).reshape(int(mask.sum()), -1))
+        found[:, columns] = ((low > 0).astype(int) - (high < 0)).reshape(len(rows), -1)
+    return found
 
 
 def _gap(rows: np.ndarray, reference: float, bases: Sequence[str], sides: np.ndarray) -> tuple[Gap, bool]:
@@ -154,10 +175,7 @@ def _comparison(method: str, cells: Sequence[Cell], results: Results, kind: str)
         method=method,
         learning_rates=tuple(sorted({cell.policy.learning_rate for cell in cells})),
         rates={n: float(np.mean([np.nanmean(v[:, j]) for v in values])) for j, n in enumerate(budgets)},
-        gaps={
-            n: combine([v[:, j] for v in values], [r[:, j] for r in reference], names)
-            for j, n in enumerate(budgets)
-        },
+        gaps=dict(zip(budgets, combine_each(values, reference, names), strict=True)),
         distinct=float(np.mean([entry["distinct"] for entry in entries])),
         entropy=float(np.mean(entropies)) if entropies else None,
         auc=float(np.mean(areas)) if areas else None,
@@ -182,10 +200,8 @@ def between(
         tuple(per_prompt(entry, kind, budgets).numpy() for entry in pair) for pair in compress(entries, same)
     ]
     names = [base for base, _ in compress(pairs, same)]
-    return {
-        n: combine([a[:, j] for a, _ in rows], [b[:, j] for _, b in rows], names)
-        for j, n in enumerate(budgets)
-    }
+    gaps = combine_each([ours for ours, _ in rows], [theirs for _, theirs in rows], names)
+    return dict(zip(budgets, gaps, strict=True))
 
 
 def _base_of(cell: Cell, results: Results, kind: str) -> Mapping[str, Any] | None:
@@ -283,8 +299,6 @@ def at_best_temperature(
     for key, own in sorted(found.items()):
         names = [cell.policy.base for cell in own]
         rows = [values(cell) for cell in own]
-        result[key] = {
-            n: combine([row[:, j] for row in rows], [best[name][:, j] for name in names], names)
-            for j, n in enumerate(wanted)
-        }
+        gaps = combine_each(rows, [best[name] for name in names], names)
+        result[key] = dict(zip(wanted, gaps, strict=True))
     return result

@@ -63,6 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     of_dial.add_argument(
         "--dials", type=_shares, default=dial.DIALS, help="1,0,0.5 by default, in this order"
     )
+    of_dial.add_argument(
+        "--few", type=_numbers, default=(), help="training prompts seen many times, 200,2000 for instance"
+    )
     of_real = parser.add_argument_group("real")
     of_real.add_argument(
         "--model", type=Path, help="a .gguf file or a folder; fetched as by `bontune demo --real` if left out"
@@ -110,7 +113,9 @@ def _dial(options: argparse.Namespace) -> int:
             if dial.base_id(at) not in results:
                 results[dial.base_id(at)] = dial.measure(*load_policy(dial.BASE), at, sizes)
                 dial.keep(output, dial.base_id(at), results[dial.base_id(at)])
-        while (cell := dial.next_cell(sizes, options.dials, options.methods, results)) is not None:
+        while (
+            cell := dial.next_cell(sizes, options.dials, options.methods, results, options.few)
+        ) is not None:
             results[cell.id] = dial.run_cell(cell, sizes)
             dial.keep(output, cell.id, results[cell.id])
             print(f"{cell.id}: {results[cell.id]['cpu_seconds']:.0f} CPU seconds", flush=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.plan import BASE
-from studies.paper.tables import Gap, combine
+from studies.paper.tables import Gap, combine_each
 from studies.pays.checks import (
     BUDGETS,
     LEVELS,
@@ -75,8 +75,10 @@ def _of(key: str, level: str, results: Results) -> Mapping[str, Any]:
     return results[key]["checks"][level]
 
 
-def _row_of(key: str, level: str, budget: int, results: Results) -> np.ndarray:
-    return values(_of(key, level, results)["rows"][str(budget)]).numpy()
+def _row_of(key: str, level: str, results: Results) -> np.ndarray:
+    """[P, B]: the value of every prompt."""
+    rows = _of(key, level, results)["rows"]
+    return np.stack([values(rows[str(n)]).numpy() for n in BUDGETS], -1)
 
 
 def _methods(level: str) -> dict[str, str]:
@@ -91,8 +93,8 @@ def _rows(level: str, results: Results) -> list[tuple[str, ...]]:
         if not runs:
             continue
         cells = []
-        for n in BUDGETS:
-            value = np.mean([_row_of(key, level, n, results).mean() for _, key in runs])
+        means = np.mean([_row_of(key, level, results).mean(0) for _, key in runs], axis=0)
+        for n, value in zip(BUDGETS, means, strict=True):
             picked = Counter(t for _, key in runs for t in _of(key, level, results)["temperatures"][str(n)])
             cells.append(f"{100 * value:.1f} (T {picked.most_common(1)[0][0]:g})")
         bases = list(dict.fromkeys(base for base, _ in runs))
@@ -113,14 +115,8 @@ def gaps(level: str, rival: str, results: Results) -> list[Gap]:
     if not pairs:
         return []
     bases = [base for base, _, _ in pairs]
-    return [
-        combine(
-            [_row_of(key, level, n, results) for _, key, _ in pairs],
-            [_row_of(other, level, n, results) for _, _, other in pairs],
-            bases,
-        )
-        for n in BUDGETS
-    ]
+    ours = [_row_of(key, level, results) for _, key, _ in pairs]
+    return combine_each(ours, [_row_of(other, level, results) for _, _, other in pairs], bases)
 
 
 def _gaps(level: str, results: Results) -> dict[str, list[Gap]]:
@@ -175,5 +171,5 @@ def _lines(levels: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
 
 
 def _mean(method: str, level: str, budget: int, results: Results) -> float:
-    runs = [_row_of(key, level, budget, results).mean() for _, key in runs_of(method, results)]
-    return 100 * float(np.mean(runs)) if runs else float("nan")
+    runs = [_row_of(key, level, results).mean(0) for _, key in runs_of(method, results)]
+    return 100 * float(np.mean(runs, axis=0)[BUDGETS.index(budget)]) if runs else float("nan")

@@ -65,17 +65,35 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One training run."""
+    """One training run. prompts: how many different ones it sees; None: fresh ones at every step."""
 
     dial: float
     method: str
     rate: float
     seed: int
+    prompts: int | None = None
 
     @property
     def id(self) -> str:
         """Also the name of its file."""
-        return f"dial-{self.dial:g} {self.method} rate-{self.rate:g} seed-{self.seed}".replace(" ", "_")
+        few = "" if self.prompts is None else f" prompts-{self.prompts}"
+        return f"dial-{self.dial:g} {self.method} rate-{self.rate:g} seed-{self.seed}{few}".replace(" ", "_")
+
+
+@dataclass(frozen=True, slots=True)
+class Few(Rules):
+    """`Rules` with so many training prompts, however many are asked for."""
+
+    few: int = 1
+
+    @property
+    def name(self) -> str:
+        """Short name for reports."""
+        return f"{Rules.name.fget(self)}-{self.few}"  # type: ignore[misc]
+
+    def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
+        """As those of the task; of "train" at most `few`."""
+        return Rules.prompts(self, split, self.few if split == "train" else count, seed)
 
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -99,9 +117,30 @@ def plan(sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: 
     return cells
 
 
-def next_cell(sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results) -> Cell | None:
+def few_plan(
+    sizes: Sizes, dials: Sequence[float], methods: Sequence[str], prompts: Sequence[int], results: Results
+) -> list[Cell]:
+    """The same methods at the rates that were chosen on fresh prompts, seeing few of them often, seed by seed."""
+    rates = {(dial, m): chosen_rate(sizes, dial, m, results) for dial in dials for m in methods}
+    return [
+        Cell(dial=dial, method=m, rate=rate, seed=seed, prompts=count)
+        for seed in sizes.seeds
+        for count in prompts
+        for (dial, m), rate in rates.items()
+        if rate is not None
+    ]
+
+
+def next_cell(
+    sizes: Sizes,
+    dials: Sequence[float],
+    methods: Sequence[str],
+    results: Results,
+    few: Sequence[int] = (),
+) -> Cell | None:
     """The first one missing; rates are chosen as sweeps end."""
-    return next((cell for cell in plan(sizes, dials, methods, results) if cell.id not in results), None)
+    cells = plan(sizes, dials, methods, results) + few_plan(sizes, dials, methods, few, results)
+    return next((cell for cell in cells if cell.id not in results), None)
 
 
 def cost_text(sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results) -> str:
@@ -132,7 +171,8 @@ def passed(kept: str, budget: int) -> Tensor:
 
 def run_cell(cell: Cell, sizes: Sizes, on_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Train, and measure on tune and test prompts."""
-    started, (model, tokenizer), task = time.process_time(), load_policy(BASE), Rules(open=cell.dial)
+    started, (model, tokenizer) = time.process_time(), load_policy(BASE)
+    task = Rules(cell.dial) if cell.prompts is None else Few(cell.dial, cell.prompts)
     config = TrainConfig(
         steps=sizes.steps,
         prompts_per_step=sizes.prompts_per_step,
@@ -195,26 +235,35 @@ def posteriors(dial: float, sizes: Sizes) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def reported(sizes: Sizes, dial: float, method: str, results: Results) -> list[Mapping[str, Any]]:
+def reported(
+    sizes: Sizes, dial: float, method: str, results: Results, prompts: int | None = None
+) -> list[Mapping[str, Any]]:
     """The runs of a method at the rate it chose, by seed, as far as they are done; none before its sweep is."""
     rate = chosen_rate(sizes, dial, method, results)
     if rate is None:
         return []
-    cells = [Cell(dial=dial, method=method, rate=rate, seed=seed) for seed in sizes.seeds]
+    cells = [Cell(dial=dial, method=method, rate=rate, seed=seed, prompts=prompts) for seed in sizes.seeds]
     return [results[cell.id] for cell in cells if cell.id in results]
+
+
+def counts_of(results: Results) -> list[int]:
+    """How many prompts runs saw often, in order."""
+    return sorted({found["prompts"] for found in results.values() if found.get("prompts")})
 
 
 def document(sizes: Sizes, results: Results) -> dict[str, Any]:
     """What docs/pays/dial.json holds: everything the page says follows from it. Test chances only of what is reported."""
+    named = ("method", "dial", "rate", "seed", "prompts")
     shown = {
-        (run["method"], run["dial"], run["rate"], run["seed"])
+        tuple(run.get(key) for key in named)
         for dial in DIALS
         for method in METHODS
-        for run in reported(sizes, dial, method, results)
+        for prompts in (None, *counts_of(results))
+        for run in reported(sizes, dial, method, results, prompts)
     }
 
     def kept(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
-        own = tuple(found.get(key) for key in ("method", "dial", "rate", "seed"))
+        own = tuple(found.get(key) for key in named)
         return {
             key: value
             for key, value in found.items()

@@ -22,6 +22,7 @@ from studies.pays.dial import (
     Results,
     Sizes,
     base_id,
+    counts_of,
     document,
     passed,
     posteriors,
@@ -31,6 +32,12 @@ from studies.pays.dial import (
 FIGURE, NUMBERS = "pays-dial.svg", Path("pays") / "dial.json"
 BUDGETS = (1, 8, 32, 128)
 RIVAL = "MaxRL"
+_HEAD = (
+    *("trained for", "rate", "runs"),
+    *(f"pass@{n}" for n in BUDGETS),
+    *("pass@8, last fifths", "pass@32, last fifths"),
+)
+_PAIRED = "Points above MaxRL, paired by prompt and seed, with 95 % intervals:"
 _NS = tuple(2**i for i in range(8))
 _WORDS = {1.0: "every prompt is open", 0.5: "every second prompt is open", 0.0: "no prompt is open"}
 _ENDS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
@@ -53,32 +60,11 @@ def section(sizes: Sizes, results: Results) -> str:
 
 def _of_dial(sizes: Sizes, dial: float, results: Results) -> str:
     base = [f"{passed(results[base_id(dial)]['test'], n).mean():.3f}" for n in BUDGETS]
-    rows: list[tuple[str, ...]] = [(BASE, "", "", *base, "", "")]
-    for method in METHODS:
-        runs = reported(sizes, dial, method, results)
-        if runs:
-            means = [f"{np.mean([passed(run['test'], n).mean() for run in runs]):.3f}" for n in BUDGETS]
-            rows.append(
-                (
-                    method,
-                    f"{runs[0]['rate']:g}",
-                    runs_text_of([run["seed"] for run in runs]),
-                    *means,
-                    *map(str, _last(runs)),
-                )
-            )
-    head = (
-        "trained for",
-        "rate",
-        "runs",
-        *(f"pass@{n}" for n in BUDGETS),
-        "pass@8, last fifths",
-        "pass@32, last fifths",
-    )
-    found = [f"### Dial at {dial:g}: {_WORDS[dial]}", table(head, rows)]
+    rows = [(BASE, "", "", *base, "", ""), *_trained(sizes, dial, results)]
+    found = [f"### Dial at {dial:g}: {_WORDS[dial]}", table(_HEAD, rows)]
     gaps = _differences(sizes, dial, results)
     if gaps:
-        found += ["Points above MaxRL, paired by prompt and seed, with 95 % intervals:", gaps]
+        found += [_PAIRED, gaps]
     if dial > 0:
         q = posteriors(dial, sizes)
         ends = [
@@ -90,16 +76,46 @@ def _of_dial(sizes: Sizes, dial: float, results: Results) -> str:
         ends.append(("best possible at that N", most, *best))
         found += [
             "Theory, of the exact chances on the same test prompts:",
-            table(("policy", *head[3:7]), ends),
+            table(("policy", *_HEAD[3:7]), ends),
         ]
-    return "\n\n".join(found)
+    for count in counts_of(results):
+        few = _trained(sizes, dial, results, count)
+        if few:
+            often = sizes.steps * sizes.prompts_per_step / count
+            found += [
+                f"{count:,} training prompts, each seen {often:.0f} times:",
+                table(_HEAD, few),
+                _PAIRED,
+                _differences(sizes, dial, results, count),
+            ]
+    return "\n\n".join(part for part in found if part)
 
 
-def _differences(sizes: Sizes, dial: float, results: Results) -> str:
-    rival = {run["seed"]: run for run in reported(sizes, dial, RIVAL, results)}
+def _trained(
+    sizes: Sizes, dial: float, results: Results, prompts: int | None = None
+) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for method in METHODS:
+        runs = reported(sizes, dial, method, results, prompts)
+        if runs:
+            means = [f"{np.mean([passed(run['test'], n).mean() for run in runs]):.3f}" for n in BUDGETS]
+            rows.append(
+                (
+                    method,
+                    f"{runs[0]['rate']:g}",
+                    runs_text_of([run["seed"] for run in runs]),
+                    *means,
+                    *map(str, _last(runs)),
+                )
+            )
+    return rows
+
+
+def _differences(sizes: Sizes, dial: float, results: Results, prompts: int | None = None) -> str:
+    rival = {run["seed"]: run for run in reported(sizes, dial, RIVAL, results, prompts)}
     rows = []
     for method in METHODS:
-        runs = {run["seed"]: run for run in reported(sizes, dial, method, results)}
+        runs = {run["seed"]: run for run in reported(sizes, dial, method, results, prompts)}
         seeds = [seed for seed in runs if seed in rival]
         if method == RIVAL or not seeds:
             continue

@@ -13,7 +13,7 @@ import numpy as np
 
 from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.summary import per_prompt
-from studies.paper.tables import Gap, combine
+from studies.paper.tables import Gap, combine_each
 from studies.pays.dial_page import runs_text_of
 from studies.pays.real import OBJECTIVES, RIVAL, TITLES, Results, Sizes, cell_id
 
@@ -71,10 +71,7 @@ def gaps(name: str, reference: str, results: Results, budgets: tuple[int, ...]) 
         return []
     ours = [per_prompt(dict(run), "pass_at", budgets).numpy() for run in _runs(name, seeds, results)]
     theirs = [per_prompt(dict(run), "pass_at", budgets).numpy() for run in _runs(reference, seeds, results)]
-    return [
-        combine([run[:, i] for run in ours], [run[:, i] for run in theirs], [BASE] * len(seeds))
-        for i in range(len(budgets))
-    ]
+    return combine_each(ours, theirs, [BASE] * len(seeds))
 
 
 def _gaps_row(name: str, reference: str, results: Results, budgets: tuple[int, ...]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, get_linear_schedule_with_warmup
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from bontune.config import PLAIN, FitConfig, Prompting
 from bontune.models.attention import pack, shared_attention, supported
@@ -222,6 +222,8 @@ def fit(
     on_step: called with the loss of each step. Raises ValueError where too few prompts have both right and wrong
     responses to train and calibrate on.
     """
+    from transformers import get_linear_schedule_with_warmup  # brings the trainer and PEFT along
+
     order = random.Random(config.seed)
     used, aside = _divide(labelled, config.held_out, order)
     if not used:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 DAMPING = 0.01  # of the mean of the diagonal, as in GPTQ
 
@@ -36,6 +35,8 @@ def linears(model: Any) -> dict[str, nn.Linear]:
 
 def blocks(model: Any) -> list[tuple[str, nn.Module]]:
     """The transformer blocks in their order. Raises ValueError where there are none."""
+    from transformers.modeling_layers import GradientCheckpointingLayer  # slow to import
+
     found: list[tuple[str, nn.Module]] = [
         (name, module)
         for name, module in model.named_modules()
