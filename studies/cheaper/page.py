@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -209,25 +209,28 @@ def _sampler(found: Mapping[str, Sequence[Cell]]) -> list[str]:
     return parts
 
 
+Measure = Callable[[Cell], torch.Tensor]
+"""[P] float64 of a policy, a value for each prompt."""
+
+
 def _hard(found: Mapping[str, Sequence[Cell]]) -> list[str]:
     parts = []
     for task in dict.fromkeys(cell["task"] for cell in found["hard"]):
-        own = [cell for cell in found["hard"] if cell["task"] == task]
-        parts.append(f"### {task}\n\n" + _against(own, ALL, lambda cell: f"{cell['loss']:.3f}", "loss"))
-        if all("steps" in cell for cell in own):
-            parts.append(_wrong_steps(own))
-        parts += _beside_start({cell["name"]: cell for cell in own})
+        own = {cell["name"]: cell for cell in found["hard"] if cell["task"] == task}
+        rates: dict[str, Measure] = {f"pass@{n}": lambda c, n=n: pass_at(c["right"], n) for n in BUDGETS}
+        if all("steps" in cell for cell in own.values()):
+            rates["wrong steps"] = step_errors
+        parts += [f"### {task}\n\n{_against(own, ALL, rates)}", *_beside_start(own, rates)]
     return [*parts, *_tuning(found)]
 
 
-def _beside_start(own: Mapping[str, Cell]) -> list[str]:
+def _beside_start(own: Mapping[str, Cell], rates: Mapping[str, Measure]) -> list[str]:
     """What DPO changed of the base."""
     if not {DPO, BASE} <= own.keys():
         return []
-    gaps = [f"{gap} of pass@{n}" for gap, n in zip(_gaps(own, DPO, BASE), BUDGETS, strict=True)]
-    if all("steps" in own[name] for name in (DPO, BASE)):
-        steps = interval(step_errors(own[DPO]) - step_errors(own[BASE]))
-        gaps.append(f"{_text(steps, '+')} of wrong steps")
+    gaps = [
+        f"{title} {_text(interval(rate(own[DPO]) - rate(own[BASE])), '+')}" for title, rate in rates.items()
+    ]
     return [f"{DPO} less {BASE}, in points: {', '.join(gaps)}."]
 
 
@@ -237,50 +240,33 @@ def step_errors(cell: Cell) -> torch.Tensor:
     return (RESPONSES - right) / steps
 
 
-def _wrong_steps(cells: Sequence[Cell]) -> str:
-    known = next((step_errors(cell) for cell in cells if cell["name"] == ALL), None)
-    rows = []
-    for cell in cells:
-        own = step_errors(cell)
-        length = sum(cell["steps"]) / len(own) / RESPONSES
-        row = [cell["name"], f"{length:.2f}", _text(interval(own))]
-        told = "" if known is None or cell["name"] == ALL else _text(interval(own - known), "+")
-        rows.append([*row, told])
-    return table(["policy", "steps judged of a response", "wrong steps, %", f"less {ALL}, points"], rows)
-
-
 def _tuning(found: Mapping[str, Sequence[Cell]]) -> list[str]:
-    """The rates of DPO on tune prompts, 0 for the policy that it starts from, and those chosen."""
-    chosen = {(cell["task"], cell["name"]): cell["rate"] for cell in found["hard"] if "rate" in cell}
-    rows = []
-    for cell in sorted(found["tuning"], key=lambda cell: (cell["task"], named(cell), cell["rate"])):
-        mark = " (chosen)" if chosen.get((cell["task"], named(cell))) == cell["rate"] else ""
-        levels = [_text(interval(pass_at(cell["right"], n))) for n in BUDGETS]
-        told = f"{100 * cell['told_apart']:.0f}" if "told_apart" in cell else ""
-        rows.append([cell["task"], named(cell), f"{cell['rate']:g}{mark}", *levels, told])
-    head = ["task", "policy", "learning rate", *(f"pass@{n}" for n in BUDGETS), "pairs told apart, %"]
-    title = "DPO on tune prompts, by which its rate was chosen (pass@1); 0 is the policy it starts from:"
+    """The rates of DPO on tune prompts, a row for each task and policy."""
+    by_policy: dict[tuple[str, str], dict[float, str]] = {}
+    for cell in found["tuning"]:
+        levels = [f"{interval(pass_at(cell['right'], n))['value']:.1f}" for n in BUDGETS]
+        told = f"; {100 * cell['told_apart']:.0f}" if "told_apart" in cell else ""
+        by_policy.setdefault((cell["task"], named(cell)), {})[cell["rate"]] = ", ".join(levels) + told
+    rates = sorted({cell["rate"] for cell in found["tuning"]})
+    rows = [[*policy, *(own.get(rate, "") for rate in rates)] for policy, own in by_policy.items()]
+    head = ["task", "policy", *(f"rate {rate:g}" if rate else "where it starts" for rate in rates)]
+    title = "DPO on tune prompts: pass@1 and pass@32 in %, and how many pairs are told apart in the last steps, in %:"
     return [f"{title}\n\n{table(head, rows)}"] if rows else []
 
 
 TABLES = {"owq": _owq, "sparse": _sparse, "sampler": _sampler, "hard": _hard}
 
 
-def _against(
-    cells: Sequence[Cell], reference: str, shown: Any, title: str, budgets: Sequence[int] = BUDGETS
-) -> str:
-    """Rates in percent with intervals, and their differences to the reference, paired by prompt."""
-    known = next((cell for cell in cells if cell["name"] == reference), None)
-    head = ["policy", title, *(f"pass@{n}" for n in budgets)]
-    head += [f"less {reference}, pass@{n}" for n in budgets] if known else []
+def _against(own: Mapping[str, Cell], reference: str, rates: Mapping[str, Measure]) -> str:
+    """Loss, rates in percent with intervals, and their differences to the reference's, paired by prompt."""
     rows = []
-    for cell in cells:
-        values = [pass_at(cell["right"], n) for n in budgets]
-        row = [cell["name"], shown(cell), *(_text(interval(v)) for v in values)]
-        if known is not None:
-            gaps = [v - pass_at(known["right"], n) for v, n in zip(values, budgets, strict=True)]
-            row += ["" if cell is known else _text(interval(gap), "+") for gap in gaps]
+    for name, cell in own.items():
+        row = [name, f"{cell['loss']:.3f}", *(_text(interval(rate(cell))) for rate in rates.values())]
+        if reference in own:
+            gaps = [rate(cell) - rate(own[reference]) for rate in rates.values()]
+            row += ["" if name == reference else _text(interval(gap), "+") for gap in gaps]
         rows.append(row)
+    head = ["policy", "loss", *rates, *(f"less {reference}, {title}" for title in rates if reference in own)]
     return table(head, rows)
 
 
