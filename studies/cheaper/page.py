@@ -112,34 +112,38 @@ NEEDED = (1, 8, 32)  # budgets of the dense policy that others are to reach
 
 
 def _pretrained(losses: Sequence[Cell], responses: Sequence[Cell]) -> list[str]:
-    """Each arm on the pretrained model beside the dense one: nats a token that it adds, rates, and the speed-up at which
-    it reaches the dense one's."""
+    """What each arm adds to the loss of the pretrained model; where answers were drawn, rates beside the dense one's."""
     if not losses:
         return []
-    own = {cell["name"]: cell for cell in responses}
     every = {cell["name"]: torch.tensor(cell["losses"], dtype=torch.float64) for cell in losses}
     dense = every[PRETRAINED_DENSE]
-    rows = []
-    for name in (arm for arm in ARMS if arm in every):
-        is_dense = name == PRETRAINED_DENSE
-        row = [name, f"{float(dense.mean()):.2f}" if is_dense else _nats(every[name] - dense)]
-        if name in own and is_dense:
-            row += [_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS]
-        elif name in own:
-            row += _gaps(own, name, PRETRAINED_DENSE)
-            needed = [breakeven(curve(own[PRETRAINED_DENSE]), curve(own[name]), n) for n in NEEDED]
-            row += ["?" if s is None else f"{s:.2f}" for s in needed]
-        rows.append([*row, *[""] * (2 + len(BUDGETS) + len(NEEDED) - len(row))])
-    head = [
-        "weights",
-        "loss",
-        *(f"pass@{n}" for n in BUDGETS),
-        *(f"speed-up needed, N = {n}" for n in NEEDED),
+    added = {arm: _nats(every[arm] - dense) for arm in ARMS if arm in every and arm != PRETRAINED_DENSE}
+    level, less = f"{float(dense.mean()):.2f}", ", ".join(f"{arm} {gap}" for arm, gap in added.items())
+    own = {cell["name"]: cell for cell in responses}
+    told = f"SmolLM2-135M-Instruct, nats a token of {len(dense)} questions: dense {level}, less it {less}."
+    return [told, *(_answers(own) if PRETRAINED_DENSE in own else [])]
+
+
+def _answers(own: Mapping[str, Cell]) -> list[str]:
+    """Rates of each arm beside the dense one's, and the speed-up at which it reaches them."""
+    rows = [
+        [PRETRAINED_DENSE, *(_text(interval(pass_at(own[PRETRAINED_DENSE]["right"], n))) for n in BUDGETS)]
     ]
-    pairs = [pair for pair in CLAIMS if {*pair} <= own.keys()]
-    paired = [[f"{one} less {other}", *_gaps(own, one, other)] for one, other in pairs]
-    told = f"SmolLM2-135M-Instruct on GSM8K, {len(dense)} questions for the loss:\n\n{table(head, rows)}"
-    return [told, *([table(["paired", *(f"pass@{n}" for n in BUDGETS)], paired)] if paired else [])]
+    rows[0] += [""] * len(NEEDED)
+    for name in (arm for arm in ARMS if arm in own and arm != PRETRAINED_DENSE):
+        needed = [breakeven(curve(own[PRETRAINED_DENSE]), curve(own[name]), n) for n in NEEDED]
+        told = ["?" if s is None else f"{s:.2f}" for s in needed]
+        rows.append([name, *_gaps(own, name, PRETRAINED_DENSE), *told])
+    rows += [
+        [f"{one} less {other}", *_gaps(own, one, other), *[""] * len(NEEDED)]
+        for one, other in CLAIMS
+        if {one, other} <= own.keys()
+    ]
+    head = ["weights", *(f"pass@{n}" for n in BUDGETS), *(f"speed-up needed, N = {n}" for n in NEEDED)]
+    size = f"{len(own[PRETRAINED_DENSE]['right'])} problems, {RESPONSES} answers to each"
+    return [
+        f"Its answers to GSM8K, {size}; dense in percent, the others less it in points:\n\n{table(head, rows)}"
+    ]
 
 
 def _nats(gaps: torch.Tensor) -> str:
