@@ -16,8 +16,9 @@ from models import tiny_model, word_tokenizer
 
 from bontune.records import Prompt
 from bontune.tasks.countdown import OPERATORS, Countdown, as_prompt, evaluate
+from studies.cheaper import pretrained
 from studies.cheaper.bench import RESPONSES, Cells
-from studies.cheaper.page import PAGES, step_errors, write
+from studies.cheaper.page import PAGES, _pretrained, step_errors, write
 from studies.cheaper.preferences import Pair, pairs, prefer, separator
 from studies.cheaper.steps import judged, reaches, values
 
@@ -110,12 +111,22 @@ def test_pairs_are_a_right_response_and_a_wrong_one_made_of_it() -> None:
     assert pairs(task, 20, seed=0)[0] == found
 
 
+def test_where_prompts_are_few_each_gives_several_different_pairs() -> None:
+    class Few(Countdown):
+        def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
+            return Countdown.prompts(self, split, 3, seed)
+
+    found, _ = pairs(Few(), 12, seed=0)
+    assert len({pair.prompt for pair in found}) == 3
+    assert len({(pair.prompt, pair.wrong) for pair in found}) == 12
+
+
 def test_too_few_pairs_are_refused() -> None:
     class Nothing(Countdown):
         def references(self, prompt: Prompt) -> list[str]:
             return []
 
-    with pytest.raises(ValueError, match="0 pairs, fewer than 2"):
+    with pytest.raises(ValueError, match="gives 0 pairs, fewer than 2"):
         pairs(Nothing(), 2, seed=0)
 
 
@@ -156,6 +167,36 @@ def test_without_trl_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "datasets", None)  # which TRL brings
     with pytest.raises(ImportError, match=r"pip install 'bontune\[trl\]'"):
         prefer(None, TOKENIZER, WORDS, rate=1e-3, batch=4)
+
+
+def test_few_bits_on_the_pretrained_model_beside_the_dense_one() -> None:
+    losses = [{"name": name, "losses": [2.0 + gap, 3.0 + gap]} for name, gap in BITS.items()]
+    told = "\n".join(_pretrained(losses, []))
+    assert "dense 2.50, less it OWQ 3.1 +0.25 [+0.25, +0.25], GPTQ 3 +1.50 [+1.50, +1.50]." in told
+    right = {"dense": [0, 8, 16], "OWQ 3.1": [0, 8, 16], "GPTQ 3": [0, 4, 8]}
+    told = "\n".join(_pretrained(losses, [{"name": name, "right": own} for name, own in right.items()]))
+    cells = {row.split(" | ")[0]: row.strip("| ").split(" | ") for row in told.splitlines()}
+    assert cells["| dense"][1].startswith("12.5 [")
+    assert cells["| OWQ 3.1"][3:6] == ["1.00", "1.00", "1.00"]
+    assert (
+        2 < float(cells["| GPTQ 3"][3]) < 2.2
+    )  # half as many are right, and two of them may be right together
+    assert 1 < float(cells["| GPTQ 3"][5]) < 2  # of 64 that were drawn
+    assert cells["| OWQ 3.1 less GPTQ 3"][1].startswith("+6.2 [")
+
+
+BITS = {"dense": 0.0, "GPTQ 3": 1.5, "OWQ 3.1": 0.25}
+
+
+def test_the_dense_answers_are_those_of_the_study_that_pays(tmp_path: Path) -> None:
+    found = pretrained._known()["right"]
+    assert len(found) == pretrained.PROBLEMS
+    assert 0.01 < sum(found) / len(found) / RESPONSES < 0.04
+    cells = Cells(tmp_path)
+    before = pretrained.cost_text(cells)
+    cells.fill("responses", "gsm8k", "nearest 3", lambda: {"right": []})
+    assert before == "7 of 7 policies to go, about 38 CPU minutes on one thread"
+    assert pretrained.cost_text(cells) == "6 of 7 policies to go, about 33 CPU minutes on one thread"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""Part 4: supervised steps on all prompts, or on those whose references the base finds least likely; BoN-SFT likewise;
-and right responses preferred to corrupted ones by DPO."""
+"""Part 4: supervised steps on all prompts, or on those whose references the base finds least likely; and right responses
+preferred to corrupted ones by DPO."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from bontune.config import Prompting, TrainConfig
 from bontune.models.loading import load_policy
-from bontune.objectives import SFT, BoNSFT
+from bontune.objectives import SFT
 from bontune.records import Group
 from bontune.tasks import load_task
 from bontune.train.hard import Hardest
@@ -22,28 +22,23 @@ from studies.cheaper.steps import judged
 
 TASKS = ("countdown", "programs")
 SHARES = (1.0, 0.5, 0.25)
-CONFIG = TrainConfig(steps=60, prompts_per_step=64, group_size=32, learning_rate=3e-4, sampling=SAMPLING)
+CONFIG = TrainConfig(steps=60, prompts_per_step=64, learning_rate=3e-4, sampling=SAMPLING)
 RATES = (1e-5, 3e-5, 1e-4)  # of DPO, one of which is chosen by pass@1 on tune prompts
-ALL, BASE = "all prompts", "base"
+ALL, BASE, DPO = "all prompts", "base", "DPO"
 
 
 def run(cells: Cells) -> None:
-    """On both bases: the base, supervised steps on each share, DPO from the base and from the supervised policy, and
-    BoN-SFT on all prompts and on the hardest half."""
+    """On both bases: the base, supervised steps on each share, DPO from the base and from the supervised policy."""
     for task in TASKS:
         cells.fill("hard", task, BASE, lambda task=task: told(start(task, BASE), task))
         for share in SHARES:
-            cells.fill("hard", task, _label(share), lambda t=task, s=share: told(_trained(t, s, SFT()), t))
-        for first, name in ((BASE, "DPO"), (ALL, f"DPO after {ALL}")):
+            cells.fill("hard", task, _label(share), lambda t=task, s=share: told(_trained(t, s), t))
+        for first, name in ((BASE, DPO), (ALL, f"{DPO} after {ALL}")):
             for rate in (0.0, *RATES):
                 cells.fill(
                     "tuning", task, f"{name} {rate:g}", lambda t=task, f=first, r=rate: _tuned(t, f, r)
                 )
             cells.fill("hard", task, name, lambda t=task, f=first, n=name: _preferred(cells, t, f, n))
-    for task in TASKS:
-        for share in SHARES[:2]:
-            name = f"BoN-SFT, {_label(share)}"
-            cells.fill("hard", task, name, lambda t=task, s=share: told(_trained(t, s, BoNSFT(budget=8)), t))
 
 
 def _label(share: float) -> str:
@@ -67,17 +62,17 @@ def start(task: str, name: str) -> Any:
 
 @cache
 def _supervised(task: str) -> Any:
-    return _trained(task, 1.0, SFT())
+    return _trained(task, 1.0)
 
 
-def _trained(task_name: str, share: float, objective: Any) -> Any:
+def _trained(task_name: str, share: float) -> Any:
     task, (model, tokenizer) = load_task(task_name), load_policy(f"{task_name}-base")
     chosen = Hardest.of(task, model, tokenizer, CONFIG, Prompting(), share)
     train(
         Run(
             config=CONFIG,
             task=chosen,
-            objective=objective,
+            objective=SFT(),
             model=model,
             tokenizer=tokenizer,
             verify=task.verify,

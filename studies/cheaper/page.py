@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from bontune.models.compress.squarehead import LOSSES
 from studies.cheaper.bench import BUDGETS, RESPONSES, Cells, interval, pass_at
-from studies.cheaper.hard import ALL, named
+from studies.cheaper.hard import ALL, BASE, DPO, named
 from studies.cheaper.pretrained import ARMS
 from studies.cheaper.pretrained import DENSE as PRETRAINED_DENSE
 from studies.cheaper.pruned import DENSE, TEACHER
@@ -32,7 +32,7 @@ PAGES = {
 }
 PARTS = {
     "owq": ("owq", "adapters", "pretrained", "responses"),
-    "sparse": ("sparse", "sparse for N"),
+    "sparse": ("sparse",),
     "sampler": ("sampler", "products"),
     "hard": ("hard", "tuning"),
 }
@@ -112,34 +112,38 @@ NEEDED = (1, 8, 32)  # budgets of the dense policy that others are to reach
 
 
 def _pretrained(losses: Sequence[Cell], responses: Sequence[Cell]) -> list[str]:
-    """Each arm on the pretrained model beside the dense one: nats a token that it adds, rates, and the speed-up at which
-    it reaches the dense one's."""
+    """What each arm adds to the loss of the pretrained model; where answers were drawn, rates beside the dense one's."""
     if not losses:
         return []
-    own = {cell["name"]: cell for cell in responses}
     every = {cell["name"]: torch.tensor(cell["losses"], dtype=torch.float64) for cell in losses}
     dense = every[PRETRAINED_DENSE]
-    rows = []
-    for name in (arm for arm in ARMS if arm in every):
-        is_dense = name == PRETRAINED_DENSE
-        row = [name, f"{float(dense.mean()):.2f}" if is_dense else _nats(every[name] - dense)]
-        if name in own and is_dense:
-            row += [_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS]
-        elif name in own:
-            row += _gaps(own, name, PRETRAINED_DENSE)
-            needed = [breakeven(curve(own[PRETRAINED_DENSE]), curve(own[name]), n) for n in NEEDED]
-            row += ["?" if s is None else f"{s:.2f}" for s in needed]
-        rows.append([*row, *[""] * (2 + len(BUDGETS) + len(NEEDED) - len(row))])
-    head = [
-        "weights",
-        "loss",
-        *(f"pass@{n}" for n in BUDGETS),
-        *(f"speed-up needed, N = {n}" for n in NEEDED),
+    added = {arm: _nats(every[arm] - dense) for arm in ARMS if arm in every and arm != PRETRAINED_DENSE}
+    level, less = f"{float(dense.mean()):.2f}", ", ".join(f"{arm} {gap}" for arm, gap in added.items())
+    own = {cell["name"]: cell for cell in responses}
+    told = f"SmolLM2-135M-Instruct, nats a token of {len(dense)} questions: dense {level}, less it {less}."
+    return [told, *(_answers(own) if PRETRAINED_DENSE in own else [])]
+
+
+def _answers(own: Mapping[str, Cell]) -> list[str]:
+    """Rates of each arm beside the dense one's, and the speed-up at which it reaches them."""
+    rows = [
+        [PRETRAINED_DENSE, *(_text(interval(pass_at(own[PRETRAINED_DENSE]["right"], n))) for n in BUDGETS)]
     ]
-    pairs = [pair for pair in CLAIMS if {*pair} <= own.keys()]
-    paired = [[f"{one} less {other}", *_gaps(own, one, other)] for one, other in pairs]
-    told = f"SmolLM2-135M-Instruct on GSM8K, {len(dense)} questions for the loss:\n\n{table(head, rows)}"
-    return [told, *([table(["paired", *(f"pass@{n}" for n in BUDGETS)], paired)] if paired else [])]
+    rows[0] += [""] * len(NEEDED)
+    for name in (arm for arm in ARMS if arm in own and arm != PRETRAINED_DENSE):
+        needed = [breakeven(curve(own[PRETRAINED_DENSE]), curve(own[name]), n) for n in NEEDED]
+        told = ["?" if s is None else f"{s:.2f}" for s in needed]
+        rows.append([name, *_gaps(own, name, PRETRAINED_DENSE), *told])
+    rows += [
+        [f"{one} less {other}", *_gaps(own, one, other), *[""] * len(NEEDED)]
+        for one, other in CLAIMS
+        if {one, other} <= own.keys()
+    ]
+    head = ["weights", *(f"pass@{n}" for n in BUDGETS), *(f"speed-up needed, N = {n}" for n in NEEDED)]
+    size = f"{len(own[PRETRAINED_DENSE]['right'])} problems, {RESPONSES} answers to each"
+    return [
+        f"Its answers to GSM8K, {size}; dense in percent, the others less it in points:\n\n{table(head, rows)}"
+    ]
 
 
 def _nats(gaps: torch.Tensor) -> str:
@@ -175,29 +179,7 @@ def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
             "SquareHead less cross-entropy",
         ]
         parts.append(table(head, rows))
-    return [*parts, _breakeven_table(own, labels), *_for_many(found["sparse for N"])]
-
-
-def _for_many(cells: Sequence[Cell]) -> list[str]:
-    """Policies trained for pass@32, with zeros beside the dense one: in points, and the speed-up that is needed."""
-    if not cells:
-        return []
-    own = {cell["name"]: cell for cell in cells}
-    dense = "0 %"
-    rows = []
-    for name in own:
-        levels = [_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS]
-        needed = [breakeven(curve(own[dense]), curve(own[name]), n) for n in SHOWN]
-        told = ["?" if s is None else f"{s:.2f}" for s in needed]
-        rows.append([name, *(levels if name == dense else _gaps(own, name, dense)), *told])
-    head = [
-        "zeros; trained for pass@32",
-        *(f"pass@{n}" for n in BUDGETS),
-        *(f"speed-up, N = {n}" for n in SHOWN),
-    ]
-    return [
-        f"Dense in %, the others less it in points, and the speed-up that they need:\n\n{table(head, rows)}"
-    ]
+    return [*parts, _breakeven_table(own, labels)]
 
 
 SAMPLED = 0.5  # of a step's time, assumed
@@ -231,14 +213,29 @@ def _sampler(found: Mapping[str, Sequence[Cell]]) -> list[str]:
     return parts
 
 
+Measure = Callable[[Cell], torch.Tensor]
+"""[P] float64 of a policy, a value for each prompt."""
+
+
 def _hard(found: Mapping[str, Sequence[Cell]]) -> list[str]:
     parts = []
     for task in dict.fromkeys(cell["task"] for cell in found["hard"]):
-        own = [cell for cell in found["hard"] if cell["task"] == task]
-        parts.append(f"### {task}\n\n" + _against(own, ALL, lambda cell: f"{cell['loss']:.3f}", "loss"))
-        if all("steps" in cell for cell in own):
-            parts.append(_wrong_steps(own))
+        own = {cell["name"]: cell for cell in found["hard"] if cell["task"] == task}
+        rates: dict[str, Measure] = {f"pass@{n}": lambda c, n=n: pass_at(c["right"], n) for n in BUDGETS}
+        if all("steps" in cell for cell in own.values()):
+            rates["wrong steps"] = step_errors
+        parts += [f"### {task}\n\n{_against(own, ALL, rates)}", *_beside_start(own, rates)]
     return [*parts, *_tuning(found)]
+
+
+def _beside_start(own: Mapping[str, Cell], rates: Mapping[str, Measure]) -> list[str]:
+    """What DPO changed of the base."""
+    if not {DPO, BASE} <= own.keys():
+        return []
+    gaps = [
+        f"{title} {_text(interval(rate(own[DPO]) - rate(own[BASE])), '+')}" for title, rate in rates.items()
+    ]
+    return [f"{DPO} less {BASE}, in points: {', '.join(gaps)}."]
 
 
 def step_errors(cell: Cell) -> torch.Tensor:
@@ -247,50 +244,33 @@ def step_errors(cell: Cell) -> torch.Tensor:
     return (RESPONSES - right) / steps
 
 
-def _wrong_steps(cells: Sequence[Cell]) -> str:
-    known = next((step_errors(cell) for cell in cells if cell["name"] == ALL), None)
-    rows = []
-    for cell in cells:
-        own = step_errors(cell)
-        length = sum(cell["steps"]) / len(own) / RESPONSES
-        row = [cell["name"], f"{length:.2f}", _text(interval(own))]
-        told = "" if known is None or cell["name"] == ALL else _text(interval(own - known), "+")
-        rows.append([*row, told])
-    return table(["policy", "steps judged of a response", "wrong steps, %", f"less {ALL}, points"], rows)
-
-
 def _tuning(found: Mapping[str, Sequence[Cell]]) -> list[str]:
-    """The rates of DPO on tune prompts, 0 for the policy that it starts from, and those chosen."""
-    chosen = {(cell["task"], cell["name"]): cell["rate"] for cell in found["hard"] if "rate" in cell}
-    rows = []
-    for cell in sorted(found["tuning"], key=lambda cell: (cell["task"], named(cell), cell["rate"])):
-        mark = " (chosen)" if chosen.get((cell["task"], named(cell))) == cell["rate"] else ""
-        levels = [_text(interval(pass_at(cell["right"], n))) for n in BUDGETS]
-        told = f"{100 * cell['told_apart']:.0f}" if "told_apart" in cell else ""
-        rows.append([cell["task"], named(cell), f"{cell['rate']:g}{mark}", *levels, told])
-    head = ["task", "policy", "learning rate", *(f"pass@{n}" for n in BUDGETS), "pairs told apart, %"]
-    title = "DPO on tune prompts, by which its rate was chosen (pass@1); 0 is the policy it starts from:"
+    """The rates of DPO on tune prompts, a row for each task and policy."""
+    by_policy: dict[tuple[str, str], dict[float, str]] = {}
+    for cell in found["tuning"]:
+        levels = [f"{interval(pass_at(cell['right'], n))['value']:.1f}" for n in BUDGETS]
+        told = f"; {100 * cell['told_apart']:.0f}" if "told_apart" in cell else ""
+        by_policy.setdefault((cell["task"], named(cell)), {})[cell["rate"]] = ", ".join(levels) + told
+    rates = sorted({cell["rate"] for cell in found["tuning"]})
+    rows = [[*policy, *(own.get(rate, "") for rate in rates)] for policy, own in by_policy.items()]
+    head = ["task", "policy", *(f"rate {rate:g}" if rate else "where it starts" for rate in rates)]
+    title = "DPO on tune prompts: pass@1 and pass@32 in %, and how many pairs are told apart in the last steps, in %:"
     return [f"{title}\n\n{table(head, rows)}"] if rows else []
 
 
 TABLES = {"owq": _owq, "sparse": _sparse, "sampler": _sampler, "hard": _hard}
 
 
-def _against(
-    cells: Sequence[Cell], reference: str, shown: Any, title: str, budgets: Sequence[int] = BUDGETS
-) -> str:
-    """Rates in percent with intervals, and their differences to the reference, paired by prompt."""
-    known = next((cell for cell in cells if cell["name"] == reference), None)
-    head = ["policy", title, *(f"pass@{n}" for n in budgets)]
-    head += [f"less {reference}, pass@{n}" for n in budgets] if known else []
+def _against(own: Mapping[str, Cell], reference: str, rates: Mapping[str, Measure]) -> str:
+    """Loss, rates in percent with intervals, and their differences to the reference's, paired by prompt."""
     rows = []
-    for cell in cells:
-        values = [pass_at(cell["right"], n) for n in budgets]
-        row = [cell["name"], shown(cell), *(_text(interval(v)) for v in values)]
-        if known is not None:
-            gaps = [v - pass_at(known["right"], n) for v, n in zip(values, budgets, strict=True)]
-            row += ["" if cell is known else _text(interval(gap), "+") for gap in gaps]
+    for name, cell in own.items():
+        row = [name, f"{cell['loss']:.3f}", *(_text(interval(rate(cell))) for rate in rates.values())]
+        if reference in own:
+            gaps = [rate(cell) - rate(own[reference]) for rate in rates.values()]
+            row += ["" if name == reference else _text(interval(gap), "+") for gap in gaps]
         rows.append(row)
+    head = ["policy", "loss", *rates, *(f"less {reference}, {title}" for title in rates if reference in own)]
     return table(head, rows)
 
 

@@ -6,10 +6,11 @@ import copy
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from bontune.records import Prompt
 from bontune.tasks import Task
 from bontune.verifiers.negatives import alter
 
@@ -28,34 +29,41 @@ class Pair:
 
 
 def pairs(task: Task, count: int, seed: int) -> tuple[list[Pair], dict[str, int]]:
-    """`count` pairs of the first training prompts that have one, and how many of each kind, how many corruptions were
-    still right, and how many prompts had none. Raises ValueError where the training prompts do not suffice."""
+    """`count` different pairs of the training prompts in order, and again from the first where they are too few.
+
+    Beside them how many pairs are of each kind, how many corruptions were still right ("still right"), and how often a
+    prompt gave none ("without"). Raises ValueError where no prompt gives another one before there are enough.
+    """
     counts: Counter[str] = Counter()
-    found = []
-    for prompt in task.prompts("train", 2 * count, seed):
-        references = task.references(prompt)
-        pair = None
-        if references:
-            rng = random.Random(f"pairs {seed} {prompt.id}")
-            pair = next(_tried(task, prompt, references[0], rng, counts), None)
-        counts["without" if pair is None else pair.kind] += 1
-        if pair is not None:
-            found.append(pair)
-        if len(found) == count:
-            return found, dict(counts)
-    raise ValueError(f"{task.name} has {len(found)} pairs, fewer than {count}")
+    found: dict[tuple[str, str], Pair] = {}
+    prompts = task.prompts("train", count, seed)
+    streams = [random.Random(f"pairs {seed} {prompt.id}") for prompt in prompts]
+    before = -1
+    while before < len(found) < count:
+        before = len(found)
+        for prompt, rng in zip(prompts, streams, strict=True):
+            pair = next(_tried(task, prompt, rng, found.keys(), counts), None)
+            counts["without" if pair is None else pair.kind] += 1
+            if pair is not None:
+                found[pair.prompt, pair.wrong] = pair
+            if len(found) == count:
+                return list(found.values()), dict(counts)
+    raise ValueError(f"{task.name} gives {len(found)} pairs, fewer than {count}")
 
 
 def _tried(
-    task: Task, prompt: Any, reference: str, rng: random.Random, counts: Counter[str]
+    task: Task, prompt: Prompt, rng: random.Random, known: Container[tuple[str, str]], counts: Counter[str]
 ) -> Iterator[Pair]:
-    """The pairs that the tries make; what cannot be decided makes none."""
-    for _ in range(TRIES):
-        made = alter(reference, prompt.text, rng)
-        reward = None if made is None else task.verify(prompt, made[1]).reward
-        counts["still right"] += reward == 1
-        if made is not None and reward == 0:
-            yield Pair(prompt=prompt.text, right=reference, wrong=made[1], kind=made[0])
+    """The new pairs that the tries make; what cannot be decided makes none."""
+    for reference in task.references(prompt)[:1]:
+        for _ in range(TRIES):
+            made = alter(reference, prompt.text, rng)
+            if made is None or (prompt.text, made[1]) in known:
+                continue
+            reward = task.verify(prompt, made[1]).reward
+            counts["still right"] += reward == 1
+            if reward == 0:
+                yield Pair(prompt=prompt.text, right=reference, wrong=made[1], kind=made[0])
 
 
 def prefer(model: Any, tokenizer: Any, some: list[Pair], rate: float, batch: int) -> dict[str, float]:

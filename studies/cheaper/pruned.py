@@ -9,15 +9,10 @@ from typing import Any
 
 import torch
 
-from bontune.config import TrainConfig
 from bontune.models.compress.sparse import hold, prune
 from bontune.models.compress.squarehead import LOSSES, recovery_loss
 from bontune.models.loading import load_policy
-from bontune.objectives import LogPassAtN
-from bontune.tasks import load_task
-from bontune.train.loop import train
-from bontune.train.run import Run
-from studies.cheaper.bench import SAMPLING, Cells, calibration, measured, padded, texts
+from studies.cheaper.bench import Cells, calibration, measured, padded, texts
 
 TASK = "countdown"
 TEACHER, DENSE = "dense", "dense, as many steps"
@@ -25,8 +20,6 @@ STEPS, BATCH, RATE = 120, 64, 1e-3
 SPARSITIES: tuple[tuple[float, str | None], ...] = (
     (0.6, None), (0.75, None), (0.8, None), (0.5, None), (0.7, None), (0.5, "2:4"), (0.9, None),
 )  # fmt: skip
-TRAINED_ON = (0.75, 0.8, 0.9)  # for many responses, after cross-entropy
-TRAINING = TrainConfig(steps=16, prompts_per_step=32, group_size=64, learning_rate=3e-4, sampling=SAMPLING)
 
 
 def run(cells: Cells) -> None:
@@ -40,32 +33,7 @@ def run(cells: Cells) -> None:
         )
         for kind in LOSSES:
             name = f"{label} {kind}"
-            cells.fill(
-                "sparse",
-                TASK,
-                name,
-                lambda s=sparsity, p=pattern, k=kind: measured(_recovered(s, p, k), TASK),
-            )
-    for sparsity in (0, *TRAINED_ON):
-        name = f"{100 * sparsity:.0f} %"
-        cells.fill("sparse for N", TASK, name, lambda s=sparsity: measured(_for_many(s), TASK))
-
-
-def _for_many(sparsity: float) -> Any:
-    """The policy after supervised steps, with so many zeros, trained on for pass@32; the zeros stay."""
-    model = _recovered(sparsity, None, LOSSES[0]) if sparsity else _dense()
-    task, (_, tokenizer) = load_task(TASK), load_policy(f"{TASK}-base")
-    train(
-        Run(
-            config=TRAINING,
-            task=task,
-            objective=LogPassAtN(budget=32),
-            model=model,
-            tokenizer=tokenizer,
-            verify=task.verify,
-        )
-    )
-    return model
+            cells.fill("sparse", TASK, name, lambda s=sparsity, p=pattern, k=kind: _recovered(s, p, k))
 
 
 @cache
@@ -87,8 +55,8 @@ def _pruned(sparsity: float, pattern: str | None) -> Any:
     return model
 
 
-def _recovered(sparsity: float, pattern: str | None, kind: str) -> Any:
-    return learn(_pruned(sparsity, pattern), teacher(), kind, seed=2)
+def _recovered(sparsity: float, pattern: str | None, kind: str) -> dict[str, Any]:
+    return measured(learn(_pruned(sparsity, pattern), teacher(), kind, seed=2), TASK)
 
 
 def learn(model: Any, taught_by: Any, kind: str, seed: int) -> Any:
