@@ -21,6 +21,7 @@ from bontune.strategies.alternatives import PassAt, best_for, expected, matching
 from bontune.tasks.rules import Rules, half
 from studies.lines import Lines
 from studies.paper.markdown import with_section
+from studies.paper.summary import shares
 from studies.pays import __main__ as program
 from studies.pays import dial, dial_page, real, real_page, votes, votes_page
 from studies.pays.dial import (
@@ -212,7 +213,7 @@ def test_votes_are_kept_by_prompt_and_halves_are_apart(tmp_path: Path) -> None:
     sure, lost = "x" * 128, "y" * 128
     base = item(sure, "x" * 64 + "y" * 64, halves=True)
     assert base["vote"]["1"] == "10000 5000"  # a, then b
-    assert [votes.values(half).tolist() for half in base["half"]] == [[1, 1], [1, 0]]
+    assert [shares(half).tolist() for half in base["half"]] == [[1, 1], [1, 0]]
     results = {"base": base, "vote-32 seed-1": item(sure, sure), "grpo seed-1": item(lost, sure)}
     text = votes_page.section(results)
     assert "| vote-32 minus grpo | one run | ○ +50.0 " in text

@@ -57,14 +57,10 @@ def _steps(groups: list[Group]) -> dict[str, list[int]]:
 
 def start(task: str, name: str) -> Any:
     """The base, or the policy after supervised steps on all prompts."""
-    return load_policy(f"{task}-base")[0] if name == BASE else copy.deepcopy(_supervised(task))
+    return load_policy(f"{task}-base")[0] if name == BASE else copy.deepcopy(_trained(task, 1.0))
 
 
 @cache
-def _supervised(task: str) -> Any:
-    return _trained(task, 1.0)
-
-
 def _trained(task_name: str, share: float) -> Any:
     task, (model, tokenizer) = load_task(task_name), load_policy(f"{task_name}-base")
     chosen = Hardest.of(task, model, tokenizer, CONFIG, Prompting(), share)

@@ -15,7 +15,7 @@ from itertools import combinations
 from typing import NamedTuple
 
 from bontune.records import Prompt
-from bontune.tasks.countdown import OPERATORS, parse_prompt
+from bontune.tasks.countdown import OPERATORS, applied, parse_prompt
 from bontune.tasks.final import final_of
 
 
@@ -42,7 +42,7 @@ def judged(prompt: Prompt, response: str) -> Judged:
             stack, unused = (*stack, Fraction(number)), _without(unused, (number,))
             continue
         steps += 1
-        value = _applied(word, *stack[-2:]) if len(stack) > 1 else None
+        value = applied(word, *stack[-2:]) if len(stack) > 1 else None
         if value is None or not reaches((*stack[:-2], value), unused, target):
             return Judged(steps, wrong=True)
         stack = (*stack[:-2], value)
@@ -91,16 +91,5 @@ def _without(numbers: tuple[int, ...], gone: Sequence[int]) -> tuple[int, ...]:
 
 def _combined(a: Fraction, b: Fraction) -> Iterator[Fraction]:
     """What the operators make of two values in this order."""
-    found = (_applied(operator, a, b) for operator in OPERATORS)
+    found = (applied(operator, a, b) for operator in OPERATORS)
     return (value for value in found if value is not None)
-
-
-def _applied(operator: str, a: Fraction, b: Fraction) -> Fraction | None:
-    """None for a division by zero."""
-    if operator == "+":
-        return a + b
-    if operator == "-":
-        return a - b
-    if operator == "*":
-        return a * b
-    return a / b if b else None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from studies.paper.summary import SCALE
+from studies.paper.summary import SCALE, joined, numbers
 
 DIGITS = {"value": 6, "low": 3, "high": 3}  # that count, of the meta-strategy
 COARSE = (
@@ -31,7 +31,7 @@ def write_archive(path: Path, everything: Mapping[str, Any]) -> None:
     text = json.dumps(
         {**everything, "cells": {name: _short(cell) for name, cell in cells.items()}}, separators=(",", ":")
     )
-    rights = [_numbers(cell["right"]) for cell in cells.values()]
+    rights = [numbers(cell["right"]) for cell in cells.values()]
     steps = [_steps(cell).ravel() for cell in cells.values() if "best_of_rows" in cell]
     data = BytesIO()
     np.savez(
@@ -52,27 +52,27 @@ def read_archive(path: Path) -> dict[str, Any]:
         right, steps = file["right"].astype(int), file["best_of"].astype(int)
     for cell in found["cells"].values():
         own, right = np.split(right, [cell["prompts"]])
-        cell["right"] = _joined(own)
+        cell["right"] = joined(own)
         if "budgets" in cell:
             budgets = cell.pop("budgets")
             some, steps = np.split(steps, [len(own) * len(budgets)])
             rows = some.reshape(len(own), -1).cumsum(1) + _first(cell)[:, None]
             rows = np.where(rows < 0, -1, rows * COARSE)
-            cell["best_of_rows"] = {n: _joined(row) for n, row in zip(budgets, rows.T, strict=True)}
+            cell["best_of_rows"] = {n: joined(row) for n, row in zip(budgets, rows.T, strict=True)}
     return found
 
 
 def _steps(cell: Mapping[str, Any]) -> np.ndarray:
     """[P, B] of one cell."""
-    rows = np.stack([_numbers(row) for row in cell["best_of_rows"].values()], axis=1)
+    rows = np.stack([numbers(row) for row in cell["best_of_rows"].values()], axis=1)
     thousandths = np.where(rows < 0, -1, np.rint(rows / COARSE).astype(int))  # -1: not known
     return np.diff(thousandths, axis=1, prepend=_first(cell)[:, None])
 
 
 def _first(cell: Mapping[str, Any]) -> np.ndarray:
     """[P] right/decided in thousandths, which is best-of-1 where all are decided."""
-    decided = np.maximum(_numbers(cell["decided"]), 1)
-    return np.rint(_numbers(cell["right"]) * (SCALE // COARSE) / decided).astype(int)
+    decided = np.maximum(numbers(cell["decided"]), 1)
+    return np.rint(numbers(cell["right"]) * (SCALE // COARSE) / decided).astype(int)
 
 
 def _short(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,11 +87,3 @@ def _rounded(value: Any, digits: int = 6) -> Any:
     if isinstance(value, dict):
         return {key: _rounded(item, DIGITS.get(key, digits)) for key, item in value.items()}
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
-
-
-def _numbers(text: str) -> np.ndarray:
-    return np.array([int(word) for word in text.split()])
-
-
-def _joined(values: np.ndarray) -> str:
-    return " ".join(map(str, values.tolist()))

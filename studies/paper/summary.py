@@ -33,8 +33,8 @@ def summary(samples: SampleSet) -> dict[str, Any]:
     found: dict[str, Any] = {
         "prompts": scored.prompts,
         "undecided": int((~scored.decided).sum()) - samples.padded,
-        "right": _joined(right),
-        "decided": str(scored.group_size) if scored.complete else _joined(decided),
+        "right": joined(right),
+        "decided": str(scored.group_size) if scored.complete else joined(decided),
         "pass_at": entries(curve_from("pass_at", budgets, pass_at(right, decided, budgets))),
         "distinct": round(spread.distinct, 2),
         "entropy": None if spread.entropy is None else round(spread.entropy, 4),
@@ -44,7 +44,7 @@ def summary(samples: SampleSet) -> dict[str, Any]:
         auc, prompts = auc_within(scored)
         found["best_of"] = entries(curve_from("best_of", budgets, values))
         found["best_of_rows"] = {
-            str(n): _joined((column * SCALE).round().nan_to_num(-1).long())
+            str(n): joined((column * SCALE).round().nan_to_num(-1).long())
             for n, column in zip(budgets, values.T, strict=True)
         }
         found["score_auc"] = {"value": None if math.isnan(auc) else round(auc, 4), "prompts": prompts}
@@ -63,7 +63,7 @@ def pass_at(right: Tensor, decided: Tensor, budgets: tuple[int, ...]) -> Tensor:
 def per_prompt(result: dict[str, Any], kind: str, budgets: tuple[int, ...]) -> Tensor:
     """float64 [P, B] of a cell: "pass_at" or "best_of" per prompt, from what its file holds."""
     if kind == "best_of":
-        rows = [_numbers(result["best_of_rows"][str(n)]).double() / SCALE for n in budgets]
+        rows = [shares(result["best_of_rows"][str(n)]) for n in budgets]
         return torch.stack(rows, -1).masked_fill(torch.stack(rows, -1) < 0, torch.nan)
     return _pass_at_of(result["right"], result["decided"], budgets)
 
@@ -71,8 +71,8 @@ def per_prompt(result: dict[str, Any], kind: str, budgets: tuple[int, ...]) -> T
 @lru_cache(maxsize=1024)
 def _pass_at_of(right: str, decided: str, budgets: tuple[int, ...]) -> Tensor:
     """Tables ask for the same cells again and again."""
-    counts = _numbers(right)
-    return pass_at(counts, _numbers(decided).expand(len(counts)), budgets)
+    counts = torch.from_numpy(numbers(right))
+    return pass_at(counts, torch.from_numpy(numbers(decided)).expand(len(counts)), budgets)
 
 
 def entries(found: Curve) -> dict[str, dict[str, float]]:
@@ -83,12 +83,19 @@ def entries(found: Curve) -> dict[str, dict[str, float]]:
     return {n: row for n, row in known.items() if row}
 
 
-def _joined(values: Tensor) -> str:
+def joined(values: Tensor | np.ndarray) -> str:
+    """Whole numbers in one string, as results keep them."""
     return " ".join(map(str, values.tolist()))
 
 
-def _numbers(text: str) -> Tensor:
-    return torch.from_numpy(np.fromstring(text, dtype=np.int64, sep=" "))
+def numbers(text: str) -> np.ndarray:
+    """int64: what `joined` was given."""
+    return np.fromstring(text, dtype=np.int64, sep=" ")
+
+
+def shares(text: str, scale: int = SCALE) -> Tensor:
+    """float64: shares that are kept as whole numbers of a fraction."""
+    return torch.from_numpy(numbers(text)).double() / scale
 
 
 def _log_probs(samples: SampleSet) -> list[list[float]] | None:

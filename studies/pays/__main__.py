@@ -107,7 +107,7 @@ def _dial(options: argparse.Namespace) -> int:
         dial.read_results(output, dial.sizes_of(known))  # refuses a folder with others
         adopt(output, known["cells"])
     results = dial.read_results(output, sizes)
-    print(dial.cost_text(sizes, options.dials, options.methods, results), flush=True)
+    print(dial.cost_text(sizes, options.dials, options.methods, results, options.few), flush=True)
     if not options.dry_run:
         for at in options.dials:
             if dial.base_id(at) not in results:

@@ -9,6 +9,7 @@ of the prompts and valued on the other, both ways round.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +25,10 @@ from bontune.records import Prompt, Scored, Verdict
 from bontune.strategies import BestOfN, curve
 from bontune.tasks import load_task
 from bontune.verifiers.grading import Score, version_of
-from bontune.verifiers.learned import LearnedVerifier
+from bontune.verifiers.learned import LARGEST_LOGIT, LearnedVerifier
 from studies.paper.cells import PROMPTS_SEED, Workshop, chosen_by, drawn, read_results, trained, verifier_of
 from studies.paper.plan import BASE, TASK_PLANS, Cell, Method, Place, Policy, Study
+from studies.paper.summary import joined
 
 TASK = TASK_PLANS["countdown"]
 TAUGHT = "as taught"
@@ -74,17 +76,18 @@ class Helped:
 
     def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[float | None]:
         """One score per text: None where the taught verifier has none or the truth cannot be told."""
-        chances = self.taught(prompt, texts)
+        chances = [math.nan if chance is None else chance for chance in self.taught(prompt, texts)]
         truths = [self.verify(prompt, text).reward for text in texts]
+        odds = log_odds(torch.tensor(chances, dtype=torch.float64)).tolist()
         return [
-            None if chance is None or truth is None else log_odds(chance) + self.evidence * truth
-            for chance, truth in zip(chances, truths, strict=True)
+            None if math.isnan(own) or truth is None else own + self.evidence * truth
+            for own, truth in zip(odds, truths, strict=True)
         ]
 
 
-def log_odds(chance: float) -> float:
-    """Cut off at ±50: a chance of exactly 0 or 1 has none."""
-    return float(torch.tensor(chance, dtype=torch.float64).logit().clamp(-50, 50))
+def log_odds(chances: Tensor) -> Tensor:
+    """Of chances, cut off where one is exactly 0 or 1."""
+    return chances.logit().clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
 
 
 def helped(scored: Scored, evidence: float) -> Scored:
@@ -133,7 +136,9 @@ def served(scored: Sequence[Scored], evidence: float) -> dict[str, Any]:
     values = torch.stack([curve(BestOfN(1), item, BUDGETS) for item in checked])  # [T, P, B]
     best, chosen = best_by_halves(values)
     return {
-        "rows": {str(n): _joined(column) for n, column in zip(BUDGETS, best.T, strict=True)},
+        "rows": {
+            str(n): joined((column * SCALE).round().long()) for n, column in zip(BUDGETS, best.T, strict=True)
+        },
         "means": {
             str(n): [round(v, 4) for v in values[:, :, i].mean(1).tolist()] for i, n in enumerate(BUDGETS)
         },
@@ -142,15 +147,6 @@ def served(scored: Sequence[Scored], evidence: float) -> dict[str, Any]:
         },
         "auc": round(auc_within(checked[-1])[0], 4),
     }
-
-
-def _joined(values: Tensor) -> str:
-    return " ".join(map(str, (values * SCALE).round().long().tolist()))
-
-
-def values(kept: str) -> Tensor:
-    """float64 [P]: a row of `served`."""
-    return torch.tensor([int(word) for word in kept.split()], dtype=torch.float64) / SCALE
 
 
 def name_of(policy: Policy) -> str:
@@ -184,27 +180,26 @@ def run(
 ) -> dict[str, dict[str, Any]]:
     """Train and measure what is missing; a killed run goes on where it stopped."""
     results = read_results(output)
-    shop = Workshop(
-        study=study,
-        output=output,
-        guide=lambda policy, verifier: _check(output, policy, verifier),
-        should_stop=should_stop,
-    )
+    shop = Workshop(study=study, output=output, guide=partial(_check, results), should_stop=should_stop)
     for policy in plan(sizes):
         name = name_of(policy)
         if name not in results:
-            results[name] = _measured(shop, policy, sizes)
+            results[name] = _measured(shop, policy, sizes, results)
             write_json(output / "cells" / f"{name}.json", results[name])
             say(f"{name}: {results[name]['cpu_seconds']:.0f} CPU seconds. {cost_text(sizes, results)}")
     return results
 
 
-def _check(output: Path, policy: Policy, verifier: LearnedVerifier) -> Score:
-    base = read_results(output)[name_of(Policy(task=policy.task, base=policy.base))]
-    return Helped(verifier, load_task(policy.task).verify, base["evidence"][OWN[policy.method]])
+def _evidence(results: Results, policy: Policy) -> Mapping[str, float]:
+    """{level: what was found for the policy's base, which is measured before}."""
+    return results[name_of(Policy(task=policy.task, base=policy.base))]["evidence"]
 
 
-def _measured(shop: Workshop, policy: Policy, sizes: Sizes) -> dict[str, Any]:
+def _check(results: Results, policy: Policy, verifier: LearnedVerifier) -> Score:
+    return Helped(verifier, load_task(policy.task).verify, _evidence(results, policy)[OWN[policy.method]])
+
+
+def _measured(shop: Workshop, policy: Policy, sizes: Sizes, results: Results) -> dict[str, Any]:
     record, started = trained(shop, policy), time.process_time()
     verifier = verifier_of(shop, policy)
     place = partial(Place, task=policy.task, prompts=sizes.prompts, responses=sizes.responses)
@@ -213,7 +208,7 @@ def _measured(shop: Workshop, policy: Policy, sizes: Sizes) -> dict[str, Any]:
         tune = _scored(shop, verifier, policy, replace(place(split="tune"), prompts=shop.study.tune[0]))
         evidence = {level: evidence_for(auc, tune) for level, auc in LEVELS.items()}
     else:
-        evidence = read_results(shop.output)[name_of(Policy(task=policy.task, base=policy.base))]["evidence"]
+        evidence = _evidence(results, policy)
     own = OWN.get(policy.method)
     spent = time.process_time() - started + (record["cpu_seconds"] if record else 0.0)
     return {
@@ -229,4 +224,4 @@ def _scored(shop: Workshop, verifier: LearnedVerifier, policy: Policy, place: Pl
     prompts = task.prompts(place.split, place.prompts, PROMPTS_SEED)
     samples = drawn(shop, Cell(section="checks", policy=policy, place=place), task, prompts)
     found = chosen_by(verifier, samples, prompts).scored()
-    return Scored(found.rewards, found.scores.logit().clamp(-50, 50), decided=found.decided)
+    return Scored(found.rewards, log_odds(found.scores), decided=found.decided)

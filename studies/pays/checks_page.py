@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
+from studies.figures import drawing
 from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.plan import BASE
+from studies.paper.summary import shares
 from studies.paper.tables import Gap, combine_each
 from studies.pays.checks import (
     BUDGETS,
@@ -20,11 +21,11 @@ from studies.pays.checks import (
     OWN,
     RATE,
     RIVALS,
+    SCALE,
     STUDY,
     TEMPERATURES,
     Results,
     Sizes,
-    values,
 )
 
 FIGURE, NUMBERS = "pays-checks.svg", Path("pays") / "checks.json"
@@ -78,23 +79,28 @@ def _of(key: str, level: str, results: Results) -> Mapping[str, Any]:
 def _row_of(key: str, level: str, results: Results) -> np.ndarray:
     """[P, B]: the value of every prompt."""
     rows = _of(key, level, results)["rows"]
-    return np.stack([values(rows[str(n)]).numpy() for n in BUDGETS], -1)
+    return np.stack([shares(rows[str(n)], SCALE).numpy() for n in BUDGETS], -1)
+
+
+def _means(method: str, level: str, results: Results) -> np.ndarray:
+    """[B]: over prompts and runs; NaN where there are none."""
+    runs = [_row_of(key, level, results).mean(0) for _, key in runs_of(method, results)]
+    return np.mean(runs, axis=0) if runs else np.full(len(BUDGETS), np.nan)
 
 
 def _methods(level: str) -> dict[str, str]:
-    """{method: its title} of those compared at a level."""
-    return TITLES | {_METHOD[level]: OURS}
+    """{title: method} of those compared at a level."""
+    return {title: name for name, title in TITLES.items()} | {OURS: _METHOD[level]}
 
 
 def _rows(level: str, results: Results) -> list[tuple[str, ...]]:
     found = []
-    for method, title in _methods(level).items():
+    for title, method in _methods(level).items():
         runs = runs_of(method, results)
         if not runs:
             continue
         cells = []
-        means = np.mean([_row_of(key, level, results).mean(0) for _, key in runs], axis=0)
-        for n, value in zip(BUDGETS, means, strict=True):
+        for n, value in zip(BUDGETS, _means(method, level, results), strict=True):
             picked = Counter(t for _, key in runs for t in _of(key, level, results)["temperatures"][str(n)])
             cells.append(f"{100 * value:.1f} (T {picked.most_common(1)[0][0]:g})")
         bases = list(dict.fromkeys(base for base, _ in runs))
@@ -138,38 +144,20 @@ def kept(docs: Path) -> Results:
 
 def figure(path: Path, results: Results) -> None:
     """What is served over the AUC of the check, a panel for each N above 1."""
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "bontune"
-    from matplotlib import pyplot
-
     budgets = BUDGETS[1:]
-    drawn, panels = pyplot.subplots(1, len(budgets), figsize=(3.8 * len(budgets), 3.6), squeeze=False)
     levels = [level for level in LEVELS if runs_of(_METHOD[level], results)]
     base_runs = runs_of(BASE, results)
     across = [np.mean([_of(key, level, results)["auc"] for _, key in base_runs]) for level in levels]
-    for axes, budget in zip(panels[0], budgets, strict=True):
-        for title, methods in _lines(levels).items():
-            heights = [_mean(method, level, budget, results) for method, level in methods]
-            axes.plot(across, heights, marker="o", ms=3, label=title, color=_COLOURS[title])
-        axes.set_xlabel("AUC of the check on the base's responses")
-        axes.set_title(f"best of {budget}", fontsize=10)
-    panels[0][0].set_ylabel("served right, %")
-    panels[0][0].legend(fontsize=7, frameon=False)
-    drawn.tight_layout()
-    drawn.savefig(path, metadata={"Date": None})
-    pyplot.close(drawn)
+    with drawing(path, (3.8 * len(budgets), 3.6), len(budgets)) as panels:
+        for axes, budget in zip(panels, budgets, strict=True):
+            for title, color in _COLOURS.items():
+                served = [_means(_methods(level)[title], level, results) for level in levels]
+                heights = [100 * float(means[BUDGETS.index(budget)]) for means in served]
+                axes.plot(across, heights, marker="o", ms=3, label=title, color=color)
+            axes.set_xlabel("AUC of the check on the base's responses")
+            axes.set_title(f"best of {budget}", fontsize=10)
+        panels[0].set_ylabel("served right, %")
+        panels[0].legend(fontsize=7, frameon=False)
 
 
 _COLOURS = {TITLES[BASE]: "grey", TITLES["grpo"]: "C1", TITLES["maxrl"]: "C0", OURS: "C2"}
-
-
-def _lines(levels: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """{title: [(method, level)]}."""
-    return {title: [(name, level) for level in levels] for name, title in TITLES.items()} | {
-        OURS: [(_METHOD[level], level) for level in levels]
-    }
-
-
-def _mean(method: str, level: str, budget: int, results: Results) -> float:
-    runs = [_row_of(key, level, results).mean(0) for _, key in runs_of(method, results)]
-    return 100 * float(np.mean(runs, axis=0)[BUDGETS.index(budget)]) if runs else float("nan")

@@ -24,11 +24,11 @@ from bontune.records import Prompt
 from bontune.tasks.rules import Rules, chances
 from bontune.train.loop import train
 from bontune.train.run import Run
+from studies.paper.summary import SCALE, joined, shares
 
 BASE = "rules-base"
 DIALS = (1.0, 0.0, 0.5)  # in the order they are run
 PROMPTS_SEED = 2412  # of the prompts measured on, the same for every policy
-SCALE = 10_000  # chances are kept as whole numbers of this fraction
 NEW_TOKENS = 6
 
 
@@ -89,7 +89,7 @@ class Few(Rules):
     @property
     def name(self) -> str:
         """Short name for reports."""
-        return f"{Rules.name.fget(self)}-{self.few}"  # type: ignore[misc]
+        return f"{Rules(self.open).name}-{self.few}"
 
     def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
         """As those of the task; of "train" at most `few`."""
@@ -105,8 +105,13 @@ def base_id(dial: float) -> str:
     return f"dial-{dial:g}_base"
 
 
-def plan(sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results) -> list[Cell]:
-    """Each dial's sweep with the first seed, then the other seeds at the rates that it chose, seed by seed."""
+def plan(
+    sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results, few: Sequence[int] = ()
+) -> list[Cell]:
+    """Each dial's sweep with the first seed, then the other seeds at the rates that it chose, seed by seed.
+
+    few: how many training prompts are seen often, in runs that come last.
+    """
     first, *others = sizes.seeds
     cells: list[Cell] = []
     for dial in dials:
@@ -114,39 +119,37 @@ def plan(sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: 
         for seed in others:
             rates = {m: chosen_rate(sizes, dial, m, results) for m in methods}
             cells += [Cell(dial=dial, method=m, rate=r, seed=seed) for m, r in rates.items() if r is not None]
-    return cells
+    return cells + _few_plan(sizes, dials, methods, few, results)
 
 
-def few_plan(
-    sizes: Sizes, dials: Sequence[float], methods: Sequence[str], prompts: Sequence[int], results: Results
+def _few_plan(
+    sizes: Sizes, dials: Sequence[float], methods: Sequence[str], few: Sequence[int], results: Results
 ) -> list[Cell]:
     """The same methods at the rates that were chosen on fresh prompts, seeing few of them often, seed by seed."""
     rates = {(dial, m): chosen_rate(sizes, dial, m, results) for dial in dials for m in methods}
     return [
         Cell(dial=dial, method=m, rate=rate, seed=seed, prompts=count)
         for seed in sizes.seeds
-        for count in prompts
+        for count in few
         for (dial, m), rate in rates.items()
         if rate is not None
     ]
 
 
 def next_cell(
-    sizes: Sizes,
-    dials: Sequence[float],
-    methods: Sequence[str],
-    results: Results,
-    few: Sequence[int] = (),
+    sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results, few: Sequence[int] = ()
 ) -> Cell | None:
     """The first one missing; rates are chosen as sweeps end."""
-    cells = plan(sizes, dials, methods, results) + few_plan(sizes, dials, methods, few, results)
-    return next((cell for cell in cells if cell.id not in results), None)
+    return next((cell for cell in plan(sizes, dials, methods, results, few) if cell.id not in results), None)
 
 
-def cost_text(sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results) -> str:
+def cost_text(
+    sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results, few: Sequence[int] = ()
+) -> str:
     """What there is to do and, by what finished runs took, its CPU minutes."""
-    runs = len(dials) * len(methods) * (len(sizes.rates) + len(sizes.seeds) - 1)
-    cells = {cell.id for cell in plan(sizes, dials, methods, results)}
+    each = len(sizes.rates) + len(sizes.seeds) - 1 + len(few) * len(sizes.seeds)
+    runs = len(dials) * len(methods) * each
+    cells = {cell.id for cell in plan(sizes, dials, methods, results, few)}
     done = [found["cpu_seconds"] for name, found in results.items() if name in cells]
     if not done:
         return f"{runs} training runs to go; what one costs is known after the first"
@@ -165,8 +168,7 @@ def chosen_rate(sizes: Sizes, dial: float, method: str, results: Results) -> flo
 
 def passed(kept: str, budget: int) -> Tensor:
     """float64 [P]: pass@budget of every prompt, of the chances that a result keeps."""
-    chance = torch.tensor([int(word) for word in kept.split()], dtype=torch.float64) / SCALE
-    return 1 - (1 - chance) ** budget
+    return 1 - (1 - shares(kept)) ** budget
 
 
 def run_cell(cell: Cell, sizes: Sizes, on_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -206,7 +208,7 @@ def measure(model: Any, tokenizer: Any, dial: float, sizes: Sizes) -> dict[str, 
     test = meant(model, tokenizer, task.prompts("test", sizes.test, PROMPTS_SEED))
     return {
         "tune": {str(n): round(float((1 - (1 - tune) ** n).mean()), 4) for n in (1, 8, 32)},
-        "test": " ".join(str(round(SCALE * value)) for value in test.tolist()),
+        "test": joined((SCALE * test).round().long()),
     }
 
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import torch
 from torch import Tensor
 
+from studies.figures import drawing
 from studies.paper.markdown import gap_text, runs_text, table
-from studies.paper.tables import combine
+from studies.paper.tables import combine_each
 from studies.pays import theory
 from studies.pays.dial import (
     BASE,
@@ -119,10 +119,10 @@ def _differences(sizes: Sizes, dial: float, results: Results, prompts: int | Non
         seeds = [seed for seed in runs if seed in rival]
         if method == RIVAL or not seeds:
             continue
-        gaps = []
-        for n in BUDGETS:
-            ours, theirs = ([passed(of[s]["test"], n).numpy() for s in seeds] for of in (runs, rival))
-            gaps.append(combine(ours, theirs, [BASE] * len(seeds)))
+        ours, theirs = (
+            [np.stack([passed(of[s]["test"], n) for n in BUDGETS], -1) for s in seeds] for of in (runs, rival)
+        )
+        gaps = combine_each(ours, theirs, [BASE] * len(seeds))
         rows.append((method, runs_text(gaps[0].runs), *map(gap_text, gaps)))
     return table(("trained for", "runs", *(f"@{n}" for n in BUDGETS)), rows) if rows else ""
 
@@ -168,33 +168,24 @@ def publish(docs: Path, sizes: Sizes, results: Results) -> None:
 
 def figure(path: Path, sizes: Sizes, results: Results) -> None:
     """pass@N over N, a panel for each dial: solid what was trained, dashed where theory says that training ends."""
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "bontune"
-    from matplotlib import pyplot
-
     dials = sorted(dial for dial in DIALS if base_id(dial) in results)
-    drawn, panels = pyplot.subplots(
-        1, len(dials), figsize=(4.2 * len(dials), 3.8), sharey=True, squeeze=False
-    )
-    for axes, dial in zip(panels[0], dials, strict=True):
-        q = posteriors(dial, sizes)
-        kept = results[base_id(dial)]["test"]
-        axes.plot(_NS, [passed(kept, n).mean() for n in _NS], color="grey", lw=1, label="before training")
-        for method, end in _DRAWN.items():
-            color, (words, policy) = f"C{[*_DRAWN].index(method)}", _ENDS[end]
-            runs = reported(sizes, dial, method, results)
-            if runs:
-                means = [np.mean([passed(run["test"], n).mean() for run in runs]) for n in _NS]
-                axes.plot(_NS, means, color=color, marker="o", ms=3, label=f"trained: {method}")
-            if dial > 0:
-                ends = [theory.passes(q, policy(q), n).mean() for n in _NS]
-                axes.plot(_NS, ends, color=color, ls="--", lw=1, label=f"theory, {words}")
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(_NS, [str(n) for n in _NS])
-        axes.set_xlabel("N responses")
-        axes.set_title(f"dial {dial:g}: {_WORDS[dial]}", fontsize=10)
-        axes.legend(fontsize=7, frameon=False)
-    panels[0][0].set_ylabel("share of prompts solved by one of N")
-    drawn.tight_layout()
-    drawn.savefig(path, metadata={"Date": None})
-    pyplot.close(drawn)
+    with drawing(path, (4.2 * len(dials), 3.8), len(dials), same_height=True) as panels:
+        for axes, dial in zip(panels, dials, strict=True):
+            q = posteriors(dial, sizes)
+            kept = results[base_id(dial)]["test"]
+            axes.plot(_NS, [passed(kept, n).mean() for n in _NS], color="grey", lw=1, label="before training")
+            for method, end in _DRAWN.items():
+                color, (words, policy) = f"C{[*_DRAWN].index(method)}", _ENDS[end]
+                runs = reported(sizes, dial, method, results)
+                if runs:
+                    means = [np.mean([passed(run["test"], n).mean() for run in runs]) for n in _NS]
+                    axes.plot(_NS, means, color=color, marker="o", ms=3, label=f"trained: {method}")
+                if dial > 0:
+                    ends = [theory.passes(q, policy(q), n).mean() for n in _NS]
+                    axes.plot(_NS, ends, color=color, ls="--", lw=1, label=f"theory, {words}")
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(_NS, [str(n) for n in _NS])
+            axes.set_xlabel("N responses")
+            axes.set_title(f"dial {dial:g}: {_WORDS[dial]}", fontsize=10)
+            axes.legend(fontsize=7, frameon=False)
+        panels[0].set_ylabel("share of prompts solved by one of N")

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
-
 from bontune.strategies.alternatives import PassAt, best_for, expected, likeliest, matching
+from studies.figures import drawing
 from studies.paper.markdown import table
 from studies.pays import theory
 
@@ -62,28 +61,23 @@ def publish(docs: Path, simulated: Mapping[str, Sequence[float]]) -> None:
 
 def figure(path: Path, simulated: Mapping[str, Sequence[float]]) -> None:
     """pass@N over N for the first prior: the curves of theory, and the trained softmax as marks."""
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "bontune"
-    from matplotlib import pyplot
-
     chances = theory.zipf(*theory.PRIORS[0])
-    drawn, axes = pyplot.subplots(figsize=(6.4, 3.8))
-    envelope = [best_for(chances, PassAt(n)).value for n in _NS]
-    axes.plot(_NS, envelope, color="black", lw=1, ls=":", label="best possible at that N")
-    lines = {
-        "RLOO": ("RL: the likeliest", likeliest(chances)),
-        "MaxRL": ("MaxRL: matching", matching(chances)),
-        "pass@32, centred": ("best for pass@32", best_for(chances, PassAt(32)).policy),
-    }
-    for name, (label, policy) in lines.items():
-        (line,) = axes.plot(_NS, [expected(chances, policy, PassAt(n)) for n in _NS], label=label)
-        axes.plot(theory.BUDGETS, simulated[name], "o", color=line.get_color(), label=f"trained by {name}")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(_NS, [str(n) for n in _NS])
-    axes.set_xlabel("N responses")
-    axes.set_ylabel("share of prompts solved by one of N")
-    axes.set_title("50 meanings, the prompt does not say which", fontsize=10)
-    axes.legend(fontsize=7, frameon=False)
-    drawn.tight_layout()
-    drawn.savefig(path, metadata={"Date": None})
-    pyplot.close(drawn)
+    with drawing(path, (6.4, 3.8)) as (axes,):
+        envelope = [best_for(chances, PassAt(n)).value for n in _NS]
+        axes.plot(_NS, envelope, color="black", lw=1, ls=":", label="best possible at that N")
+        lines = {
+            "RLOO": ("RL: the likeliest", likeliest(chances)),
+            "MaxRL": ("MaxRL: matching", matching(chances)),
+            "pass@32, centred": ("best for pass@32", best_for(chances, PassAt(32)).policy),
+        }
+        for name, (label, policy) in lines.items():
+            (line,) = axes.plot(_NS, [expected(chances, policy, PassAt(n)) for n in _NS], label=label)
+            axes.plot(
+                theory.BUDGETS, simulated[name], "o", color=line.get_color(), label=f"trained by {name}"
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(_NS, [str(n) for n in _NS])
+        axes.set_xlabel("N responses")
+        axes.set_ylabel("share of prompts solved by one of N")
+        axes.set_title("50 meanings, the prompt does not say which", fontsize=10)
+        axes.legend(fontsize=7, frameon=False)

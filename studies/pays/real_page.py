@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 
+from studies.figures import drawing
 from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.summary import per_prompt
 from studies.paper.tables import Gap, combine_each
@@ -96,34 +96,27 @@ def kept(docs: Path) -> tuple[Sizes, Results]:
 
 def figure(path: Path, sizes: Sizes, results: Results) -> None:
     """Points above the base over N, with intervals, a line for each objective."""
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "bontune"
-    from matplotlib import pyplot
-
     budgets = tuple(2**i for i in range(sizes.responses.bit_length()))
-    drawn, axes = pyplot.subplots(figsize=(5.2, 3.8))
-    axes.axhline(0, color="grey", lw=1)
-    for name in OBJECTIVES:
-        found = gaps(name, "base", results, budgets)
-        if not found:
-            continue
-        color = f"C{[*OBJECTIVES].index(name)}"
-        axes.plot(
-            budgets, [100 * gap.value for gap in found], color=color, marker="o", ms=3, label=TITLES[name]
-        )
-        axes.fill_between(
-            budgets,
-            [100 * gap.low for gap in found],
-            [100 * gap.high for gap in found],
-            color=color,
-            alpha=0.15,
-            lw=0,
-        )
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(budgets, [str(n) for n in budgets])
-    axes.set_xlabel("N responses")
-    axes.set_ylabel("pass@N, points above the base")
-    axes.legend(fontsize=8, frameon=False)
-    drawn.tight_layout()
-    drawn.savefig(path, metadata={"Date": None})
-    pyplot.close(drawn)
+    with drawing(path, (5.2, 3.8)) as (axes,):
+        axes.axhline(0, color="grey", lw=1)
+        for name in OBJECTIVES:
+            found = gaps(name, "base", results, budgets)
+            if not found:
+                continue
+            color = f"C{[*OBJECTIVES].index(name)}"
+            axes.plot(
+                budgets, [100 * gap.value for gap in found], color=color, marker="o", ms=3, label=TITLES[name]
+            )
+            axes.fill_between(
+                budgets,
+                [100 * gap.low for gap in found],
+                [100 * gap.high for gap in found],
+                color=color,
+                alpha=0.15,
+                lw=0,
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(budgets, [str(n) for n in budgets])
+        axes.set_xlabel("N responses")
+        axes.set_ylabel("pass@N, points above the base")
+        axes.legend(fontsize=8, frameon=False)

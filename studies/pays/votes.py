@@ -11,14 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from bontune.evaluate import SampleSet, read_samples
 from bontune.records import Scored
 from bontune.strategies import MajorityVote, curve
 from studies.paper.cells import Workshop, read_results, run_cell
 from studies.paper.plan import BASE, Cell, Method, Place, Policy, Study
+from studies.paper.summary import SCALE, joined
 
 RATE = 1e-4  # what the paper's study chose for GRPO and MaxRL on this task; not swept here
 METHODS = (
@@ -33,7 +31,6 @@ METHODS = (
 STUDY = Study(methods=METHODS, seeds=(1, 2))
 PLACE = Place(task="countdown", split="test", prompts=1000, responses=128)
 BUDGETS = (1, 8, 32, 128)
-SCALE = 10_000  # values are kept as whole numbers of this fraction
 
 Results = Mapping[str, Mapping[str, Any]]
 """{"base" or "vote-32 seed-1": {"vote": {N: value of every prompt}, "half": the same for N = 32 of each half, ...}}."""
@@ -92,9 +89,4 @@ def _columns(scored: Scored, part: slice) -> Scored:
 
 def _kept(scored: Scored, budgets: Sequence[int]) -> list[str]:
     values = curve(MajorityVote(1), scored, tuple(budgets))  # [P, B]
-    return [" ".join(map(str, (column * SCALE).round().long().tolist())) for column in values.T]
-
-
-def values(kept: str) -> Tensor:
-    """float64 [P]."""
-    return torch.tensor([int(word) for word in kept.split()], dtype=torch.float64) / SCALE
+    return [joined((column * SCALE).round().long()) for column in values.T]

@@ -11,9 +11,10 @@ import numpy as np
 
 from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.plan import BASE
-from studies.paper.tables import Gap, combine
+from studies.paper.summary import shares
+from studies.paper.tables import Gap, combine, combine_each
 from studies.pays.real_page import seeds_of
-from studies.pays.votes import BUDGETS, METHODS, PLACE, RATE, STUDY, Results, values
+from studies.pays.votes import BUDGETS, METHODS, PLACE, RATE, STUDY, Results
 
 NUMBERS = Path("pays") / "votes.json"
 RIVALS = ("grpo", "maxrl")
@@ -50,7 +51,7 @@ def section(results: Results) -> str:
 
 
 def _votes(name: str, seed: int, results: Results, budget: int) -> np.ndarray:
-    return values(results[BASE if name == BASE else f"{name} seed-{seed}"]["vote"][str(budget)]).numpy()
+    return shares(results[BASE if name == BASE else f"{name} seed-{seed}"]["vote"][str(budget)]).numpy()
 
 
 def _row(name: str, results: Results) -> tuple[str, ...]:
@@ -67,17 +68,17 @@ def _row(name: str, results: Results) -> tuple[str, ...]:
 
 def _gaps(name: str, reference: str, results: Results) -> tuple[str, ...]:
     seeds = [s for s in seeds_of(name, results) if reference == BASE or s in seeds_of(reference, results)]
-    bases = ["one"] * len(seeds)
-    found = []
-    for n in BUDGETS:
-        ours, theirs = ([_votes(of, s, results, n) for s in seeds] for of in (name, reference))
-        found.append(combine(ours, theirs, bases))
+    ours, theirs = (
+        [np.stack([_votes(of, s, results, n) for n in BUDGETS], -1) for s in seeds]
+        for of in (name, reference)
+    )
+    found = combine_each(ours, theirs, ["one"] * len(seeds))
     return (name, runs_text(found[0].runs), *map(gap_text, found))
 
 
 def _sorted_by(results: Results) -> dict[str, np.ndarray]:
     """{kind: bool [P]}, by the first half of the base's responses."""
-    first = values(results[BASE]["half"][0]).numpy()
+    first = shares(results[BASE]["half"][0]).numpy()
     return {kind: (first > low) & (first <= high) for kind, (low, high) in KINDS.items()}
 
 
@@ -86,7 +87,7 @@ def _kinds(results: Results) -> list[str]:
 
 
 def _by_kind(name: str, results: Results) -> tuple[str, ...]:
-    other = values(results[BASE]["half"][1]).numpy()
+    other = shares(results[BASE]["half"][1]).numpy()
     seeds = seeds_of(name, results)
     cells: list[Gap | None] = []
     for chosen in _sorted_by(results).values():

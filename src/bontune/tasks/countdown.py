@@ -160,7 +160,7 @@ def evaluate(text: str, numbers: Sequence[int]) -> tuple[Fraction | None, str]:
             return None, "an operator without two operands"
         else:
             b, a = stack.pop(), stack.pop()
-            value = _apply(word, a, b)
+            value = applied(word, a, b)
             if value is None:
                 return None, "division by zero"
             stack.append(value)
@@ -306,7 +306,7 @@ def _values(numbers: tuple[int, ...], tables: _Tables) -> dict[Fraction, str]:
             for b, y in _values(right, tables).items():
                 for operator in OPERATORS:
                     for (p, u), (q, v) in (((a, x), (b, y)), ((b, y), (a, x))):
-                        value = _apply(operator, p, q)
+                        value = applied(operator, p, q)
                         if value is not None:
                             table.setdefault(value, f"{u} {v} {operator}")
     tables[numbers] = table
@@ -324,8 +324,8 @@ def _parts(numbers: tuple[int, ...]) -> list[tuple[tuple[int, ...], tuple[int, .
     return list(ways)
 
 
-def _apply(operator: str, a: Fraction, b: Fraction) -> Fraction | None:
-    """One step; None for a division by zero."""
+def applied(operator: str, a: Fraction, b: Fraction) -> Fraction | None:
+    """One step of an expression; None for a division by zero."""
     if operator == "+":
         return a + b
     if operator == "-":
