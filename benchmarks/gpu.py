@@ -35,6 +35,7 @@ NAMES = (
     "update-135m",
     "parts-0.5b",
     "memory",
+    "formats",
 )
 BEFORE = """Before (November 2026, bontune 0.1.0, one H100 80 GB, PyTorch 2.11, transformers 5.17): rollouts of 16 x 64
 with 128 + 256 tokens in bfloat16, 64,750 tokens a second with SmolLM2-135M's shape and 65,410 with Qwen2.5-0.5B's, 15.8
@@ -145,6 +146,31 @@ def rows_of(results: dict[str, Any]) -> list[list[str]]:
     return found
 
 
+def formats_table(piece: dict[str, Any]) -> str:
+    """How fast the products of a block are in each format: a row for each model and number of rows."""
+    found: dict[str, dict[str, str]] = {}
+    for figure in piece.get("figures", []):
+        place, _, name = figure["what"].removeprefix("- ").partition(" rows: ")
+        if name:
+            value = figure["value"]
+            text = "not possible" if isinstance(value, str) else f"{value:.2f}"
+            found.setdefault(place, {})[name.partition(",")[0]] = (
+                shown(figure) if name == "bfloat16" else text
+            )
+    if not found:
+        return ""
+    names = list(next(iter(found.values())))
+    head = ["model, rows", names[0], *(f"{name}, times as fast" for name in names[1:])]
+    rows = [head, ["---"] * len(head), *([place, *cells.values()] for place, cells in found.items())]
+    body = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return f"""
+
+Whether fewer bits, or two weights of four, make products faster: the four of a block, in PyTorch's own kernels, weights
+and inputs cast beforehand, so each is the most there is to gain.
+
+{body}"""
+
+
 def section(results: dict[str, Any]) -> str:
     """The block of docs/performance.md."""
     machine, pieces = results["machine"], results["pieces"]
@@ -161,7 +187,7 @@ Python {machine["python"]}, PyTorch {machine["torch"]}, transformers {machine["t
 Random weights; the shapes are those of the models named. Operations are those of the products, 6 a weight and token; the
 ceiling is a product of two 8,192 x 8,192 matrices in the same run.
 
-{body}{fell}
+{body}{formats_table(pieces.get("formats", {}))}{fell}
 
 {BEFORE}
 """

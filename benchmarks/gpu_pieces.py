@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import transformers as hf
 from common import TRL_ALIKE
+from gpu_formats import formats
 from steps import Fixed
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -530,6 +531,7 @@ PIECES: dict[str, Callable[[Tell], None]] = {  # most important first
     "update-135m": lambda tell: updates(SMOLLM, tell),
     "parts-0.5b": lambda tell: parts(QWEN, tell),
     "memory": memory,
+    "formats": formats,
 }
 
 

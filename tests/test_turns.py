@@ -401,3 +401,14 @@ def test_captured_steps_draw_what_uncaptured_ones_draw(family: str, dtype: torch
         assert float(same.double().mean()) > 0.9
         off = (ours.log_probs[same, 0] - theirs.log_probs[same, 0]).abs().max()
         assert float(off) < (1e-4 if dtype == torch.float32 else 0.1)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_captures_take_the_memory_of_those_before() -> None:
+    model = tiny_model("llama", initializer_range=0.1).to("cuda")
+    for rollout in range(6):
+        sample(model, group_size=33)
+        if rollout == 1:
+            before = torch.cuda.memory_reserved()
+    assert torch.cuda.memory_reserved() == before

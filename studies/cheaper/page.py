@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from bontune.models.compress.squarehead import LOSSES
 from studies.cheaper.bench import BUDGETS, RESPONSES, Cells, interval, pass_at
 from studies.cheaper.hard import ALL, BASE, DPO, named
-from studies.cheaper.pretrained import ARMS
+from studies.cheaper.pretrained import ARMS, PROBLEMS
 from studies.cheaper.pretrained import DENSE as PRETRAINED_DENSE
 from studies.cheaper.pruned import DENSE, TEACHER
 from studies.cheaper.sampler import BUDGETS as NOISE_BUDGETS
@@ -64,17 +64,19 @@ def _owq(found: Mapping[str, Sequence[Cell]]) -> list[str]:
         [name, *(text for own in by_task.values() for text in _beside_dense(own, name))]
         for name in next(iter(by_task.values()))
     ]
-    told = f"Dense in percent, all others less dense in points.\n\n{table(['weights', *columns], rows)}"
-    paired = [
-        [f"{one} less {other}", *(text for own in by_task.values() for text in _gaps(own, one, other))]
+    rows += [
+        [
+            f"{one} less {other}",
+            *(text for own in by_task.values() for text in ("", *_gaps(own, one, other))),
+        ]
         for one, other in CLAIMS
     ]
-    head = ["paired", *(column for column in columns if not column.endswith("loss"))]
+    told = f"Dense in percent, all others less dense in points.\n\n{table(['weights', *columns], rows)}"
     adapters = _adapters({cell["name"]: cell for cell in found["adapters"]})
-    return [told, table(head, paired), *adapters, *_pretrained(found["pretrained"], found["responses"])]
+    return [told, *adapters, *_pretrained(found["pretrained"], found["responses"])]
 
 
-CLAIMS = (("OWQ 3.1", "GPTQ 4"), ("OWQ 3.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 2"))
+CLAIMS = (("OWQ 3.1", "GPTQ 4"), ("OWQ 3.1", "GPTQ 3"), ("OWQ 2.1", "GPTQ 2"))
 
 
 def _beside_dense(own: Mapping[str, Cell], name: str) -> list[str]:
@@ -112,38 +114,36 @@ NEEDED = (1, 8, 32)  # budgets of the dense policy that others are to reach
 
 
 def _pretrained(losses: Sequence[Cell], responses: Sequence[Cell]) -> list[str]:
-    """What each arm adds to the loss of the pretrained model; where answers were drawn, rates beside the dense one's."""
+    """Loss and rates of each arm on the pretrained model, beside the dense one's, and the speed-up that reaches these."""
     if not losses:
         return []
     every = {cell["name"]: torch.tensor(cell["losses"], dtype=torch.float64) for cell in losses}
-    dense = every[PRETRAINED_DENSE]
-    added = {arm: _nats(every[arm] - dense) for arm in ARMS if arm in every and arm != PRETRAINED_DENSE}
-    level, less = f"{float(dense.mean()):.2f}", ", ".join(f"{arm} {gap}" for arm, gap in added.items())
-    own = {cell["name"]: cell for cell in responses}
-    told = f"SmolLM2-135M-Instruct, nats a token of {len(dense)} questions: dense {level}, less it {less}."
-    return [told, *(_answers(own) if PRETRAINED_DENSE in own else [])]
-
-
-def _answers(own: Mapping[str, Cell]) -> list[str]:
-    """Rates of each arm beside the dense one's, and the speed-up at which it reaches them."""
-    rows = [
-        [PRETRAINED_DENSE, *(_text(interval(pass_at(own[PRETRAINED_DENSE]["right"], n))) for n in BUDGETS)]
-    ]
-    rows[0] += [""] * len(NEEDED)
-    for name in (arm for arm in ARMS if arm in own and arm != PRETRAINED_DENSE):
-        needed = [breakeven(curve(own[PRETRAINED_DENSE]), curve(own[name]), n) for n in NEEDED]
-        told = ["?" if s is None else f"{s:.2f}" for s in needed]
-        rows.append([name, *_gaps(own, name, PRETRAINED_DENSE), *told])
+    own, dense = {cell["name"]: cell for cell in responses}, every[PRETRAINED_DENSE]
+    rows = []
+    for name in (arm for arm in ARMS if arm in every):
+        if name == PRETRAINED_DENSE:
+            rates = [_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS] if name in own else []
+            rows.append([name, f"{float(dense.mean()):.2f}", *rates])
+        else:
+            rows.append([name, _nats(every[name] - dense), *(_beside(own, name) if name in own else [])])
     rows += [
-        [f"{one} less {other}", *_gaps(own, one, other), *[""] * len(NEEDED)]
+        [f"{one} less {other}", _nats(every[one] - every[other]), *_gaps(own, one, other)]
         for one, other in CLAIMS
         if {one, other} <= own.keys()
     ]
-    head = ["weights", *(f"pass@{n}" for n in BUDGETS), *(f"speed-up needed, N = {n}" for n in NEEDED)]
-    size = f"{len(own[PRETRAINED_DENSE]['right'])} problems, {RESPONSES} answers to each"
+    head = ["weights", "loss", *(f"pass@{n}" for n in BUDGETS), *(f"speed-up needed, N = {n}" for n in NEEDED)]
+    padded = [[*row, *[""] * (len(head) - len(row))] for row in rows]
     return [
-        f"Its answers to GSM8K, {size}; dense in percent, the others less it in points:\n\n{table(head, rows)}"
+        f"SmolLM2-135M-Instruct: nats a token of {len(dense)} questions, and answers to GSM8K, {RESPONSES} to each of "
+        f"{PROBLEMS} problems; dense in percent, the others less it in points:\n\n{table(head, padded)}"
     ]
+
+
+def _beside(own: Mapping[str, Cell], name: str) -> list[str]:
+    """Rates beside the dense one's, and the speed-up at which they reach those."""
+    dense, mine = (curve(own[which]) for which in (PRETRAINED_DENSE, name))
+    needed = [breakeven(dense, mine, n) for n in NEEDED]
+    return [*_gaps(own, name, PRETRAINED_DENSE), *("?" if s is None else f"{s:.2f}" for s in needed)]
 
 
 def _nats(gaps: torch.Tensor) -> str:

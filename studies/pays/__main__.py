@@ -16,6 +16,8 @@ from bontune.models.loading import load_policy
 from studies.paper.cells import adopt, read_results
 from studies.paper.markdown import with_section
 from studies.pays import (
+    card,
+    card_page,
     checks,
     checks_page,
     dial,
@@ -32,6 +34,7 @@ BEGIN, END = "<!-- theory:begin -->", "<!-- theory:end -->"
 DIAL_BEGIN, DIAL_END = "<!-- dial:begin -->", "<!-- dial:end -->"
 VOTES_BEGIN, VOTES_END = "<!-- votes:begin -->", "<!-- votes:end -->"
 REAL_BEGIN, REAL_END = "<!-- real:begin -->", "<!-- real:end -->"
+CARD_BEGIN, CARD_END = "<!-- card:begin -->", "<!-- card:end -->"
 CHECKS_BEGIN, CHECKS_END = "<!-- checks:begin -->", "<!-- checks:end -->"
 
 
@@ -42,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=sys.modules["studies.pays"].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=["theory", "dial", "real", "votes", "checks"])
+    parser.add_argument("stage", choices=["theory", "dial", "real", "card", "votes", "checks"])
     parser.add_argument("--docs", type=Path, help="folder of pays.md; printed where left out")
     parser.add_argument("--steps", type=int, help="of the softmax that is trained, or of each training run")
     parser.add_argument("--output", type=Path, help="what is done is kept here; runs/pays-STAGE by default")
@@ -55,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--methods", nargs="*", help=f"dial: {', '.join(dial.METHODS)}; real: {', '.join(real.OBJECTIVES)}"
     )
     parser.add_argument(
-        "--extend", action="store_true", help="dial, real, checks: count what the docs hold as done"
+        "--extend", action="store_true", help="dial, real, card, checks: count what the docs hold as done"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what there is to do, and stop")
     of_dial = parser.add_argument_group("dial")
@@ -72,18 +75,29 @@ def main(arguments: list[str] | None = None) -> int:
     )
     of_real.add_argument("--problems", type=int, help="of GSM8K's test file to measure on, 400 by default")
     of_real.add_argument("--responses", type=int, help="to each, 64 by default")
+    of_card = parser.add_argument_group("card")
+    of_card.add_argument("--data", type=Path, help="folder of gsm8k_train.jsonl.gz and gsm8k_test.jsonl.gz")
+    of_card.add_argument("--workers", type=int, default=6, help="runs that share the card; 6 by default")
+    of_card.add_argument("--seconds", type=float, default=600, help="it ends then; 600 by default")
     options = parser.parse_args(arguments)
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps must be at least 1, got {options.steps}")
     if options.extend and options.docs is None:
         parser.error("--extend needs --docs")
-    known = {"dial": dial.METHODS, "real": real.OBJECTIVES}.get(options.stage, {})
+    known = {"dial": dial.METHODS, "real": real.OBJECTIVES, "card": real.OBJECTIVES}.get(options.stage, {})
     if unknown := [name for name in options.methods or () if name not in known]:
         parser.error(
             f"--methods of {options.stage} must be of {', '.join(known) or 'none'}; got {', '.join(unknown)}"
         )
     options.methods = options.methods or list(known)
-    stages = {"theory": _theory, "dial": _dial, "real": _real, "votes": _votes, "checks": _checks}
+    stages = {
+        "theory": _theory,
+        "dial": _dial,
+        "real": _real,
+        "card": _card,
+        "votes": _votes,
+        "checks": _checks,
+    }
     return stages[options.stage](options)
 
 
@@ -145,6 +159,35 @@ def _real(options: argparse.Namespace) -> int:
             )
     publish = partial(real_page.publish, sizes=sizes, results=results)
     return _tell(options.docs, (REAL_BEGIN, REAL_END), real_page.section(sizes, results), publish)
+
+
+def _card(options: argparse.Namespace) -> int:
+    output, sizes, made_on = options.output or Path("runs/pays-card"), card.Sizes(), card.machine()
+    asked = {name: getattr(options, name) for name in ("steps", "rates", "seeds", "few")}
+    sizes = replace(sizes, **{name: value for name, value in asked.items() if value})
+    if options.extend:
+        known, results, made_on = card_page.kept(options.docs)
+        card.read_results(output, known)  # refuses a folder with others
+        adopt(output, results)
+    results = card.read_results(output, sizes)
+    print(card.cost_text(options.methods, sizes, results), flush=True)
+    if not options.dry_run:
+        if options.data is None:
+            raise SystemExit("--data: name the folder of gsm8k_train.jsonl.gz and gsm8k_test.jsonl.gz")
+        model = options.model or cached(SMOLLM2, cache_folder()) or fetch(SMOLLM2, cache_folder())
+        with locked(output):
+            results = card.run(
+                output,
+                model,
+                options.data,
+                options.methods,
+                sizes,
+                workers=options.workers,
+                seconds=options.seconds,
+                on_cell=partial(print, flush=True),
+            )
+    publish = partial(card_page.publish, sizes=sizes, results=results, machine=made_on)
+    return _tell(options.docs, (CARD_BEGIN, CARD_END), card_page.section(sizes, results, made_on), publish)
 
 
 def _votes(options: argparse.Namespace) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,26 @@ BASE = "SmolLM2-135M-Instruct"
 def section(sizes: Sizes, results: Results) -> str:
     """Everything measured, and the figure."""
     budgets = tuple(n for n in BUDGETS if n <= sizes.responses)
-    names = [name for name in OBJECTIVES if seeds_of(name, results)]
-    head = ("trained for", "runs", *(f"pass@{n}, %" for n in budgets), "different answers", "CPU minutes")
-    parts = [
+    told = (
         f"{sizes.steps} steps of 32 problems × 64 responses; measured on {sizes.problems} test problems × "
-        f"{sizes.responses} responses.",
-        table(
-            head,
-            [_row(name, results, budgets) for name in (*(["base"] if "base" in results else []), *names)],
-        ),
-    ]
-    for reference in ("base", RIVAL):
+        f"{sizes.responses} responses."
+    )
+    spent = ("CPU minutes", lambda run: f"{run['cpu_seconds'] / 60:.0f}")
+    return "\n\n".join([told, *tables(results, budgets, spent), f"![points above the base over N]({FIGURE})"])
+
+
+def tables(
+    results: Results,
+    budgets: tuple[int, ...],
+    spent: tuple[str, Callable[..., str]],
+    references: Sequence[str] = ("base", RIVAL),
+) -> list[str]:
+    """pass@N of each policy, and its differences from some.  spent: a column, and what it says of a run."""
+    names = [name for name in OBJECTIVES if seeds_of(name, results)]
+    head = ("trained for", "runs", *(f"pass@{n}, %" for n in budgets), "different answers", spent[0])
+    policies = (*(["base"] if "base" in results else []), *names)
+    parts = [table(head, [_row(name, results, budgets, spent[1]) for name in policies])]
+    for reference in references:
         rows = [_gaps_row(name, reference, results, budgets) for name in names if name != reference]
         rows = [row for row in rows if row]
         if rows:
@@ -43,7 +52,7 @@ def section(sizes: Sizes, results: Results) -> str:
                 f"Points above {TITLES[reference]}, paired by problem and seed, with 95 % intervals:",
                 table(("trained for", "runs", *(f"@{n}" for n in budgets)), rows),
             ]
-    return "\n\n".join([*parts, f"![points above the base over N]({FIGURE})"])
+    return parts
 
 
 def seeds_of(name: str, results: Results) -> list[int]:
@@ -55,13 +64,18 @@ def _runs(name: str, seeds: Sequence[int], results: Results) -> list[Mapping[str
     return [results[cell_id(name, seed)] for seed in seeds]
 
 
-def _row(name: str, results: Results, budgets: tuple[int, ...]) -> tuple[str, ...]:
+def _row(name: str, results: Results, budgets: tuple[int, ...], spent: Callable[..., str]) -> tuple[str, ...]:
     seeds = seeds_of(name, results)
     runs = [results["base"]] if name == "base" else _runs(name, seeds, results)
     means = [f"{100 * np.mean([run['pass_at'][str(n)]['value'] for run in runs]):.1f}" for n in budgets]
-    spent = ", ".join(f"{run['cpu_seconds'] / 60:.0f}" for run in runs)
     distinct = f"{np.mean([run['distinct'] for run in runs]):.1f}"
-    return (TITLES[name], "" if name == "base" else runs_text_of(seeds), *means, distinct, spent)
+    return (
+        TITLES[name],
+        "" if name == "base" else runs_text_of(seeds),
+        *means,
+        distinct,
+        ", ".join(map(spent, runs)),
+    )
 
 
 def gaps(name: str, reference: str, results: Results, budgets: tuple[int, ...]) -> list[Gap]:
@@ -84,7 +98,7 @@ def publish(docs: Path, sizes: Sizes, results: Results) -> None:
     (docs / NUMBERS).parent.mkdir(exist_ok=True)
     found = {"sizes": asdict(sizes), "policies": dict(results)}
     (docs / NUMBERS).write_text(json.dumps(found, indent=0) + "\n", encoding="utf-8")
-    figure(docs / FIGURE, sizes, results)
+    figure(docs / FIGURE, sizes.responses, results)
 
 
 def kept(docs: Path) -> tuple[Sizes, Results]:
@@ -94,9 +108,9 @@ def kept(docs: Path) -> tuple[Sizes, Results]:
     return Sizes(**sizes), found["policies"]
 
 
-def figure(path: Path, sizes: Sizes, results: Results) -> None:
+def figure(path: Path, responses: int, results: Results) -> None:
     """Points above the base over N, with intervals, a line for each objective."""
-    budgets = tuple(2**i for i in range(sizes.responses.bit_length()))
+    budgets = tuple(2**i for i in range(responses.bit_length()))
     with drawing(path, (5.2, 3.8)) as (axes,):
         axes.axhline(0, color="grey", lw=1)
         for name in OBJECTIVES:

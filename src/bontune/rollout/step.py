@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -161,7 +161,6 @@ class Stepper:
         self.weights, self.ops, self.buffers, self.sampling = weights, ops, buffers, sampling
         self.capture = capture
         self.graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        self.pool: Any = None
 
     def advance(self, rows: int, count: int, drawn: int) -> None:
         """This many tokens for each of the first rows, the longest of which have `drawn`."""
@@ -189,21 +188,38 @@ class Stepper:
         return self.graphs.get((rows, bound))
 
     def _captured(self, rows: int, bound: int) -> torch.cuda.CUDAGraph:
-        graph, stream = torch.cuda.CUDAGraph(), _capturing(self.buffers.token.device)
-        stream.wait_stream(torch.cuda.current_stream())
-        # Not `torch.cuda.graph`, which collects garbage and gives cached memory back each time.
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
-            try:
-                step(self.weights, self.ops, self.buffers, rows, bound, self.sampling)
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-        self.pool = self.pool or graph.pool()
-        return graph
+        site = _site(self.buffers.token.device)
+        return _capture(
+            lambda: step(self.weights, self.ops, self.buffers, rows, bound, self.sampling),
+            site.stream,
+            site.keeper.pool(),
+        )
+
+
+class _Site(NamedTuple):
+    """Where steps are captured, one for a device: PyTorch keeps working memory for each stream there was, and that of a
+    pool whose graphs are all gone until nothing else is left. keeper: a graph that keeps the pool in use, so that each
+    rollout's captures take the memory of those before; replays never overlap, being on one stream."""
+
+    stream: torch.cuda.Stream
+    keeper: torch.cuda.CUDAGraph
 
 
 @cache
-def _capturing(device: torch.device) -> torch.cuda.Stream:
-    """The one stream that steps are captured on: PyTorch keeps working memory for each stream there was."""
-    return torch.cuda.Stream(device)
+def _site(device: torch.device) -> _Site:
+    stream = torch.cuda.Stream(device)
+    return _Site(stream, _capture(lambda: torch.zeros(1, device=device), stream, None))
+
+
+def _capture(work: Callable[[], object], stream: torch.cuda.Stream, pool: Any) -> torch.cuda.CUDAGraph:
+    """Not `torch.cuda.graph`, which collects garbage and gives cached memory back each time."""
+    graph = torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            work()
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph
