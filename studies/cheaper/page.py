@@ -131,7 +131,12 @@ def _pretrained(losses: Sequence[Cell], responses: Sequence[Cell]) -> list[str]:
         for one, other in CLAIMS
         if {one, other} <= own.keys()
     ]
-    head = ["weights", "loss", *(f"pass@{n}" for n in BUDGETS), *(f"speed-up needed, N = {n}" for n in NEEDED)]
+    head = [
+        "weights",
+        "loss",
+        *(f"pass@{n}" for n in BUDGETS),
+        *(f"speed-up needed, N = {n}" for n in NEEDED),
+    ]
     padded = [[*row, *[""] * (len(head) - len(row))] for row in rows]
     return [
         f"SmolLM2-135M-Instruct: nats a token of {len(dense)} questions, and answers to GSM8K, {RESPONSES} to each of "
