@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 from bontune.config import Prompting, TrainConfig
 from bontune.models.loading import load_policy
-from bontune.objectives import SFT
+from bontune.objectives import SFT, BoNSFT
 from bontune.records import Group
 from bontune.tasks import load_task
 from bontune.train.hard import Hardest
@@ -22,7 +23,9 @@ from studies.cheaper.steps import judged
 
 TASKS = ("countdown", "programs")
 SHARES = (1.0, 0.5, 0.25)
+GROUP = 16
 CONFIG = TrainConfig(steps=60, prompts_per_step=64, learning_rate=3e-4, sampling=SAMPLING)
+PLAIN, BON_SFT = SFT(), BoNSFT(budget=8)  # the truth chooses
 RATES = (1e-5, 3e-5, 1e-4)  # of DPO, one of which is chosen by pass@1 on tune prompts
 ALL, BASE, DPO = "all prompts", "base", "DPO"
 
@@ -33,6 +36,9 @@ def run(cells: Cells) -> None:
         cells.fill("hard", task, BASE, lambda task=task: told(start(task, BASE), task))
         for share in SHARES:
             cells.fill("hard", task, _label(share), lambda t=task, s=share: told(_trained(t, s), t))
+        for share in SHARES[:2]:
+            name = f"BoN-SFT, {_label(share)}"
+            cells.fill("hard", task, name, lambda t=task, s=share: told(_trained(t, s, BON_SFT), t))
         for first, name in ((BASE, DPO), (ALL, f"{DPO} after {ALL}")):
             for rate in (0.0, *RATES):
                 cells.fill(
@@ -61,14 +67,15 @@ def start(task: str, name: str) -> Any:
 
 
 @cache
-def _trained(task_name: str, share: float) -> Any:
+def _trained(task_name: str, share: float, objective: SFT | BoNSFT = PLAIN) -> Any:
+    """By as many supervised steps; what draws responses draws `GROUP` to each prompt."""
     task, (model, tokenizer) = load_task(task_name), load_policy(f"{task_name}-base")
     chosen = Hardest.of(task, model, tokenizer, CONFIG, Prompting(), share)
     train(
         Run(
-            config=CONFIG,
+            config=replace(CONFIG, group_size=GROUP),
             task=chosen,
-            objective=SFT(),
+            objective=objective,
             model=model,
             tokenizer=tokenizer,
             verify=task.verify,
