@@ -1,7 +1,8 @@
 """Repeat the demo over base models and seeds: does what one run shows hold?
 
-    make base-seeds                          # two more base models, below runs/bases
-    python scripts/demo_repeat.py countdown-base runs/bases/seed-1 runs/bases/seed-2
+    python scripts/demo_repeat.py programs-base
+    make base-seeds                          # two more base models of Countdown, below runs/bases
+    python scripts/demo_repeat.py --verifier countdown-base runs/bases/seed-1 runs/bases/seed-2
 
 Every run trains and measures anew: another seed means other training prompts, other responses, and other test prompts.
 Runs that are complete are not repeated. Writes runs/repeats/repeats.json and prints a table: the mean over runs of the

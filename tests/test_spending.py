@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bontune import Scored
-from bontune.demo.policies import SAMPLING
+from bontune.demo.verifier import SAMPLING
 from bontune.models.loading import load_policy
 from bontune.objectives import RLOO, LogPassAtN, MaxRL, StrategyObjective
 from bontune.rollout import sample_groups

@@ -235,7 +235,7 @@ def test_the_page_on_votes_is_made_of_the_results_beside_it() -> None:
 
 
 def test_few_prompts_are_seen_many_times_and_tuning_is_as_before() -> None:
-    few, all_of_them = dial.Few(1.0, 5), Rules(1.0)
+    few, all_of_them = Rules(1.0, 5), Rules(1.0)
     for split, count, wanted in (("train", 320, 5), ("tune", 20, 20)):
         ours, theirs = few.prompts(split, count, 3), all_of_them.prompts(split, wanted, 3)
         assert [(p.text, p.answer) for p in ours] == [(p.text, p.answer) for p in theirs]

@@ -32,7 +32,7 @@ PAGES = {
 }
 PARTS = {
     "owq": ("owq", "adapters", "pretrained", "responses"),
-    "sparse": ("sparse",),
+    "sparse": ("sparse", "trained"),
     "sampler": ("sampler", "products"),
     "hard": ("hard", "tuning"),
 }
@@ -50,7 +50,7 @@ def write(cells: Cells, part: str, docs: Path | None) -> None:
     lines = [json.dumps(cell) for own in found.values() for cell in own]
     (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     if part == "sparse":
-        breakeven_figure(found["sparse"], folder / "speed-up.svg")
+        breakeven_figure([*found["sparse"], *found["trained"]], folder / "speed-up.svg")
     marks = (f"<!-- {part}:begin -->", f"<!-- {part}:end -->")
     page.write_text(with_section(page.read_text(encoding="utf-8"), *marks, text), encoding="utf-8")
 
@@ -159,12 +159,15 @@ def _nats(gaps: torch.Tensor) -> str:
 
 def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
     own = {cell["name"]: cell for cell in found["sparse"]}
+    often = {cell["name"]: cell for cell in found["trained"]}
     labels = sorted(name.removesuffix(" pruned") for name in own if name.endswith(" pruned"))
     levels = "; ".join(
         f"{name}: " + " and ".join(_text(interval(pass_at(own[name]["right"], n))) for n in BUDGETS)
         for name in (TEACHER, DENSE)
     )
-    parts = [f"pass@1 and pass@32 in %, {levels}. All others less the latter, in points."]
+    parts = [
+        f"pass@1 and pass@32 in %, {levels}. All others less the latter, in points.{_trained_text(often)}"
+    ]
     for budget in BUDGETS:
         kinds = ("pruned", *LOSSES)
         rows = [
@@ -184,7 +187,7 @@ def _sparse(found: Mapping[str, Sequence[Cell]]) -> list[str]:
             "SquareHead less cross-entropy",
         ]
         parts.append(table(head, rows))
-    return [*parts, _breakeven_table(own, labels)]
+    return [*parts, _breakeven_table(own, often, labels)]
 
 
 SAMPLED = 0.5  # of a step's time, assumed
@@ -305,29 +308,57 @@ def breakeven(dense: np.ndarray, other: np.ndarray, budget: int) -> float | None
 SHOWN = (1, 2, 4, 8, 16, 32)
 
 
-def _breakeven_table(own: Mapping[str, Cell], labels: Sequence[str]) -> str:
-    dense, kinds, rows = curve(own[DENSE]), ("pruned", LOSSES[0], LOSSES[2]), []
+def _breakeven_table(own: Mapping[str, Cell], often: Mapping[str, Cell], labels: Sequence[str]) -> str:
+    """For each number of zeros the speed-up that is needed, beside the dense policy that was trained as long."""
+    kinds, rows = ("pruned", LOSSES[0], LOSSES[2]), []
     for label in labels:
-        needed = [[breakeven(dense, curve(own[f"{label} {kind}"]), n) for kind in kinds] for n in SHOWN]
-        rows.append([label, *(" / ".join("?" if s is None else f"{s:.2f}" for s in each) for each in needed)])
-    head = ["speed-up needed: pruned / cross-entropy / + SquareHead", *(f"N = {n}" for n in SHOWN)]
-    return table(head, rows)
+        pairs = [(own[DENSE], own[f"{label} {kind}"]) for kind in kinds]
+        pairs += [(often[DENSE], often[label])] if label in often else []
+        rows.append([label, *(" / ".join(_speed_up(*pair, n) for pair in pairs) for n in SHOWN)])
+    head = "speed-up needed: pruned / cross-entropy / + SquareHead / cross-entropy, then for best-of-32"
+    return table([head, *(f"N = {n}" for n in SHOWN)], rows)
+
+
+def _speed_up(dense: Cell, other: Cell, budget: int) -> str:
+    found = breakeven(curve(dense), curve(other), budget)
+    return "?" if found is None else f"{found:.2f}"
+
+
+def _trained_text(often: Mapping[str, Cell]) -> str:
+    """What training for many responses made of the dense policy and of each sparse one."""
+    if DENSE not in often:
+        return ""
+    levels = " and ".join(_text(interval(pass_at(often[DENSE]["right"], n))) for n in BUDGETS)
+    gaps = "; ".join(
+        f"{label} {' and '.join(_gaps(often, label, DENSE))}" for label in sorted(set(often) - {DENSE})
+    )
+    return f" Then trained for best-of-32: dense {levels}; less it, {gaps}."
 
 
 def breakeven_figure(cells: Sequence[Cell], path: Path) -> None:
-    """The speed-up at which sparse policies, trained by cross-entropy, reach the dense one: by s N responses, pass@N."""
-    dense = curve(next(cell for cell in cells if cell["name"] == DENSE))
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for cell in sorted(cells, key=lambda cell: cell["name"]):
-        if not cell["name"].endswith(LOSSES[0]):
-            continue
-        found = {n: breakeven(dense, curve(cell), n) for n in range(1, RESPONSES + 1)}
-        line = [(n, s) for n, s in found.items() if s is not None]
-        if line:
-            axes.plot(*zip(*line, strict=True), label=cell["name"].removesuffix(f" {LOSSES[0]}"))
-    axes.axhline(1, color="black", linewidth=0.8)
-    axes.set(xscale="log", xlabel="N", ylabel="speed-up needed", xticks=SHOWN, xticklabels=map(str, SHOWN))
-    axes.legend(title="zeros", frameon=False)
+    """The speed-up at which sparse policies reach the dense one: by s N responses, pass@N; before and after training."""
+    own = {kind: {cell["name"]: cell for cell in cells if cell["part"] == kind} for kind in PARTS["sparse"]}
+    before = {
+        name.removesuffix(f" {LOSSES[0]}"): cell
+        for name, cell in own["sparse"].items()
+        if name.endswith(f" {LOSSES[0]}")
+    }
+    panels = [("cross-entropy", own["sparse"][DENSE], before)]
+    if DENSE in own["trained"]:
+        after = {name: cell for name, cell in own["trained"].items() if name != DENSE}
+        panels.append(("then trained for best-of-32", own["trained"][DENSE], after))
+    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
+    for axes, (title, dense, others) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
+    ):
+        for name in sorted(others):
+            found = {n: breakeven(curve(dense), curve(others[name]), n) for n in range(1, RESPONSES + 1)}
+            line = [(n, s) for n, s in found.items() if s is not None]
+            if line:
+                axes.plot(*zip(*line, strict=True), label=name)
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set(xscale="log", xlabel="N", xticks=SHOWN, xticklabels=map(str, SHOWN), title=title)
+    figure.axes[0].set_ylabel("speed-up needed")
+    figure.axes[0].legend(title="zeros", frameon=False)
     with rc_context({"svg.hashsalt": "cheaper"}):  # the same file from the same numbers
         figure.savefig(path, metadata={"Date": None})

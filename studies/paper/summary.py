@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from bontune.evaluate import Curve, SampleSet, auc_within, curve_from, diversity
 from bontune.records import Scored
 from bontune.strategies import BestOfN, PassAtK, curve
 
+T = TypeVar("T")
 SCALE = 10_000  # best-of-N values per prompt are kept as whole numbers of this fraction
 
 
@@ -81,6 +83,11 @@ def entries(found: Curve) -> dict[str, dict[str, float]]:
     named = {str(n): dict(zip(("value", "low", "high"), row, strict=True)) for n, *row in rows}
     known = {n: {k: round(v, 6) for k, v in row.items() if not math.isnan(v)} for n, row in named.items()}
     return {n: row for n, row in known.items() if row}
+
+
+def as_kept(kind: type[T], found: Mapping[str, Any]) -> T:
+    """A frozen record of its fields as JSON has them, with tuples where that has lists."""
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in found.items()})
 
 
 def joined(values: Tensor | np.ndarray) -> str:

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from studies.paper.markdown import table
+from studies.paper.summary import as_kept
 from studies.pays.card import FEW, Cell, Results, Sizes, chosen_rate, reported
 from studies.pays.real import BUDGET, OBJECTIVES, RIVAL, TITLES
 from studies.pays.real_page import figure, tables
@@ -89,5 +89,4 @@ def publish(docs: Path, sizes: Sizes, results: Results, machine: str) -> None:
 def kept(docs: Path) -> tuple[Sizes, Results, str]:
     """What `publish` wrote."""
     found = json.loads((docs / NUMBERS).read_text(encoding="utf-8"))
-    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["sizes"].items()}
-    return Sizes(**sizes), found["cells"], found["machine"]
+    return as_kept(Sizes, found["sizes"]), found["cells"], found["machine"]

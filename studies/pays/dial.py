@@ -24,7 +24,7 @@ from bontune.records import Prompt
 from bontune.tasks.rules import Rules, chances
 from bontune.train.loop import train
 from bontune.train.run import Run
-from studies.paper.summary import SCALE, joined, shares
+from studies.paper.summary import SCALE, as_kept, joined, shares
 
 BASE = "rules-base"
 DIALS = (1.0, 0.0, 0.5)  # in the order they are run
@@ -78,22 +78,6 @@ class Cell:
         """Also the name of its file."""
         few = "" if self.prompts is None else f" prompts-{self.prompts}"
         return f"dial-{self.dial:g} {self.method} rate-{self.rate:g} seed-{self.seed}{few}".replace(" ", "_")
-
-
-@dataclass(frozen=True, slots=True)
-class Few(Rules):
-    """`Rules` with so many training prompts, however many are asked for."""
-
-    few: int = 1
-
-    @property
-    def name(self) -> str:
-        """Short name for reports."""
-        return f"{Rules(self.open).name}-{self.few}"
-
-    def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
-        """As those of the task; of "train" at most `few`."""
-        return Rules.prompts(self, split, self.few if split == "train" else count, seed)
 
 
 Results = Mapping[str, Mapping[str, Any]]
@@ -174,7 +158,7 @@ def passed(kept: str, budget: int) -> Tensor:
 def run_cell(cell: Cell, sizes: Sizes, on_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Train, and measure on tune and test prompts."""
     started, (model, tokenizer) = time.process_time(), load_policy(BASE)
-    task = Rules(cell.dial) if cell.prompts is None else Few(cell.dial, cell.prompts)
+    task = Rules(cell.dial, cell.prompts)
     config = TrainConfig(
         steps=sizes.steps,
         prompts_per_step=sizes.prompts_per_step,
@@ -278,8 +262,7 @@ def document(sizes: Sizes, results: Results) -> dict[str, Any]:
 
 def sizes_of(kept: Mapping[str, Any]) -> Sizes:
     """The sizes in a document."""
-    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept["sizes"].items()}
-    return Sizes(**found)
+    return as_kept(Sizes, kept["sizes"])
 
 
 def read_results(output: Path, sizes: Sizes) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from studies.figures import drawing
 from studies.paper.markdown import gap_text, runs_text, table
-from studies.paper.summary import per_prompt
+from studies.paper.summary import as_kept, per_prompt
 from studies.paper.tables import Gap, combine_each
 from studies.pays.dial_page import runs_text_of
 from studies.pays.real import OBJECTIVES, RIVAL, TITLES, Results, Sizes, cell_id
@@ -104,8 +104,7 @@ def publish(docs: Path, sizes: Sizes, results: Results) -> None:
 def kept(docs: Path) -> tuple[Sizes, Results]:
     """What `publish` wrote."""
     found = json.loads((docs / NUMBERS).read_text(encoding="utf-8"))
-    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found["sizes"].items()}
-    return Sizes(**sizes), found["policies"]
+    return as_kept(Sizes, found["sizes"]), found["policies"]
 
 
 def figure(path: Path, responses: int, results: Results) -> None:

@@ -110,8 +110,9 @@ def _with_real(usual: Any, real: Any) -> Any:
 class Demo:
     """Fine-tune a small transformer for best-of-32 and see what it does: three training runs, four policies measured.
 
-    Evaluates the embedded Countdown model, fine-tunes it for one response (RL, N = 1), by MaxRL and for best-of-32,
-    measures all of them on fresh prompts, and writes OUTPUT/report.html. Minutes on two cores; nothing is downloaded.
+    Evaluates the embedded model of small programs, fine-tunes it for one response (RL, N = 1), by MaxRL and for
+    best-of-32, measures all of them on fresh prompts, and writes OUTPUT/report.html. Minutes on two cores; nothing is
+    downloaded.
 
         bontune demo
         bontune demo --real    # a pretrained language model, fetched once: about 75 CPU minutes

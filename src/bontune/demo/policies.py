@@ -1,14 +1,14 @@
 """The demo: one small transformer, fine-tuned for one response, by MaxRL and for best-of-32, measured on fresh prompts.
 
-Every setting here was chosen on the "tune" split of Countdown; the prompts measured on are of its "test" split,
-which nothing was trained or chosen on.
+The task is Programs, where several ideas fit a prompt, so that training for N pays beside MaxRL, too. Every setting here
+was chosen on its "tune" split; the prompts measured on are of its "test" split, which nothing was trained or chosen on.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,17 @@ from bontune.objectives import RLOO, LogPassAtN, MaxRL
 from bontune.records import Prompt, Sampling
 from bontune.report import write_report
 from bontune.store import open_store
-from bontune.tasks import Countdown
+from bontune.tasks import Programs, Task
 from bontune.train.loop import train
 from bontune.train.run import Run
 
 BUDGET = 32
-SAMPLING = Sampling(max_new_tokens=12)  # the longest legal answer has 9 tokens and an end
+SAMPLING = Sampling(max_new_tokens=24)
 OBJECTIVES = {"rl": RLOO(), "maxrl": MaxRL(), "bon": LogPassAtN(BUDGET)}
-TASK = (
-    "The task is Countdown: reach a target with some of the numbers given, in reverse Polish notation; answers are "
-    "checked exactly."
+RATES = {"rl": 3e-4, "maxrl": 3e-4, "bon": 1e-4}  # chosen by the study for each, on prompts of "tune"
+ABOUT = (
+    "The task is Programs: write a function of a list from three examples of what it gives. A response is right if it "
+    "also gives the right values for inputs that are not shown."
 )
 TITLES = {"rl": "for one response (RL, N = 1)", "maxrl": "by MaxRL", "bon": f"for best-of-{BUDGET}"}
 
@@ -43,7 +44,9 @@ class Trial:
     """What all policies of a demo share. fresh: prompts to measure on.  score: a verifier that chooses, if any."""
 
     output: Path
+    task: Task
     model: str
+    sampling: Sampling
     seed: int
     fresh: Sequence[Prompt]
     responses: int
@@ -56,15 +59,14 @@ class Trial:
         advance = self.stage(f"fine-tuning {title}", config.steps)
         folder = self.output / f"train-{name}"
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-        task = Countdown()
         train(
             Run(
                 config=config,
-                task=task,
+                task=self.task,
                 objective=objective,
                 model=model,
                 tokenizer=tokenizer,
-                verify=task.verify,
+                verify=self.task.verify,
                 score=self.score,
                 output=folder,
                 on_step=lambda metrics: advance(1),
@@ -83,8 +85,8 @@ class Trial:
             tokenizer=tokenizer,
             prompts=self.fresh,
             group_size=self.responses,
-            sampling=SAMPLING,
-            verify=Countdown().verify,
+            sampling=self.sampling,
+            verify=self.task.verify,
             score=self.score,
             seed=self.seed,
         )
@@ -124,26 +126,32 @@ def demo(
     prompts: int = 400,
     responses: int = 128,
     stage: Stage,
-    model: str = "countdown-base",
+    model: str = "programs-base",
 ) -> dict[str, Any]:
     """Train, measure, report; returns what `results.json` holds. Policies: base, rl, maxrl and bon.
 
-    model: the base, a Countdown model as scripts/train_base.py makes. All
-    training runs draw the same number of responses, at the same learning rate.
+    model: the base, a model of Programs as scripts/train_base.py makes. All training runs draw as many responses.
     """
-    started = time.process_time()
-    fresh = Countdown().prompts("test", prompts, seed)
-    trial = Trial(output=output, model=model, seed=seed, fresh=fresh, responses=responses, stage=stage)
-    config = TrainConfig(
-        steps=steps, prompts_per_step=32, group_size=64, learning_rate=1e-4, sampling=SAMPLING, seed=seed
+    started, task = time.process_time(), Programs()
+    trial = Trial(
+        output=output,
+        task=task,
+        model=model,
+        sampling=SAMPLING,
+        seed=seed,
+        fresh=task.prompts("test", prompts, seed),
+        responses=responses,
+        stage=stage,
     )
+    config = TrainConfig(steps=steps, prompts_per_step=32, group_size=64, sampling=SAMPLING, seed=seed)
     found = {"base": trial.measured("base")}
     for name, objective in OBJECTIVES.items():
-        found[name] = trial.measured(name, trial.fine_tuned(name, TITLES[name], objective, config))
+        own = replace(config, learning_rate=RATES[name])
+        found[name] = trial.measured(name, trial.fine_tuned(name, TITLES[name], objective, own))
     about = [
-        TASK,
+        ABOUT,
         "A small transformer (base) is fine-tuned for one response (rl: the usual RL), by MaxRL (maxrl: for one "
-        f"response, rewards divided by their prompt's mean) and for the best of N = {BUDGET} (bon), and all of them "
-        "answer the same fresh prompts.",
+        f"response, rewards divided by their prompt's mean) and for the best of N = {BUDGET} (bon), each at the learning "
+        "rate that other prompts chose for it, and all of them answer the same fresh prompts.",
     ]
     return trial.reported(found, OBJECTIVES, started, budget=BUDGET, about=about)

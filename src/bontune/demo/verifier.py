@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bontune.config import FitConfig, TrainConfig
-from bontune.demo.policies import SAMPLING, TASK, Stage, Trial
+from bontune.config import FitConfig, Sampling, TrainConfig
+from bontune.demo.policies import Stage, Trial
 from bontune.evaluate import write_json
 from bontune.models.loading import load_policy
 from bontune.objectives import RLOO, BoNRL
@@ -23,6 +23,11 @@ from bontune.train.teach import Lesson, assess, teach
 from bontune.verifiers.learned import LearnedVerifier
 
 BUDGET = 8
+SAMPLING = Sampling(max_new_tokens=12)  # the longest legal answer has 9 tokens and an end
+TASK = (
+    "The task is Countdown: reach a target with some of the numbers given, in reverse Polish notation; answers are "
+    "checked exactly."
+)
 TITLES = {"rl_v": "to please the verifier (RL-V, N = 1)", "bon_v": f"for best-of-{BUDGET} by the verifier"}
 OBJECTIVES = {"rl_v": RLOO(by="score"), "bon_v": BoNRL(BUDGET, "verifier", form="exact", baseline="centred")}
 CONFIGS = {
@@ -52,7 +57,9 @@ def demo_verifier(
     fresh = task.prompts("test", prompts, seed)
     trial = Trial(
         output=output,
+        task=task,
         model=model,
+        sampling=SAMPLING,
         seed=seed,
         fresh=fresh,
         responses=responses,

@@ -74,19 +74,24 @@ class Rules:
     """Rules f(x, y) = a x + b y + c from examples.
 
     open: the share of prompts that show one example, which leaves open what is meant, in place of three that do not.
-    Raises ValueError where it is not from 0 to 1.
+    few: training prompts, seen again and again, as real fine-tuning has them; None: as many as are asked for.
+    Raises ValueError where `open` is not from 0 to 1 or `few` is below 1.
     """
 
     open: float = 1.0
+    few: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.open <= 1:
             raise ValueError(f"open, a share of the prompts, must be from 0 to 1, got {self.open}")
+        if self.few is not None and self.few < 1:
+            raise ValueError(f"few, the number of training prompts, must be at least 1, got {self.few}")
 
     @property
     def name(self) -> str:
         """Short name for reports."""
-        return {1.0: "rules", 0.5: "rules-half", 0.0: "rules-closed"}.get(self.open, f"rules-{self.open:g}")
+        dial = {1.0: "rules", 0.5: "rules-half", 0.0: "rules-closed"}.get(self.open, f"rules-{self.open:g}")
+        return dial if self.few is None else f"{dial}-{self.few}"
 
     def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
         """`count` prompts (1,000 where None, at most 100,000) of the split "base", "train", "tune" or "test".
@@ -96,6 +101,8 @@ class Rules:
         Raises ValueError on an unknown split and on a count that is no whole number above 0.
         """
         count = min(check_prompts(split, count, _SHARES), MOST_PROMPTS)
+        if split == "train" and self.few is not None:
+            count = min(count, self.few)
         return list(islice(self._stream(split, seed), count))
 
     def _stream(self, split: str, seed: int) -> Iterator[Prompt]:
