@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -82,9 +82,45 @@ def run_forked(output: str, every: int) -> None:
     run_in(Path(output), every=every)
 
 
+def command_forked(said: str, *arguments: str) -> None:
+    """The command in a forked child; what it says goes to the file `said`."""
+    with open(said, "w") as file:
+        os.dup2(file.fileno(), 2)
+    cli.main(list(arguments))
+
+
 def warm() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run_in(Path(folder), steps=1)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving("test_checkpoint:warm") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[dict], str]:
+    """The result of the run that nothing disturbs, however often it writes checkpoints."""
+    output = tmp_path_factory.mktemp("undisturbed")
+    run_in(output)
+    return result(output)
+
+
+@pytest.fixture(scope="module")
+def cut_at(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, Path], Path]:
+    """Copies of what a run leaves that is cut after a step; each is run once."""
+    made: dict[int, Path] = {}
+
+    def copy_of(step: int, output: Path) -> Path:
+        if step not in made:
+            made[step] = tmp_path_factory.mktemp("cut")
+            with pytest.raises(Cut):
+                run_in(made[step], on_step=cut_after(step))
+        return Path(shutil.copytree(made[step], output, dirs_exist_ok=True))
+
+    return copy_of
 
 
 def kill_at_random(server: Server, output: Path, seed: int, longest: float, most: int = 60) -> int:
@@ -103,19 +139,18 @@ def kill_at_random(server: Server, output: Path, seed: int, longest: float, most
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_random_ends_the_same(tmp_path: Path) -> None:
+def test_a_run_killed_at_random_ends_the_same(tmp_path: Path, server: Server) -> None:
     """`make faults` asks for more kills. All of it in children of one thread: sums of two split otherwise."""
     kills = runs = 0
     counted: Counter[int] = Counter()
-    with serving("test_checkpoint:warm") as server:
-        started = time.monotonic()
-        assert server.call("test_checkpoint:run_forked", str(tmp_path / "undisturbed"), 2) == 0
-        took = time.monotonic() - started
-        while kills < int(os.environ.get("BONTUNE_KILLS", "2")):
-            kills += kill_at_random(server, tmp_path / str(runs), runs, took)
-            assert result(tmp_path / str(runs)) == result(tmp_path / "undisturbed")
-            counted[rows_of(tmp_path / str(runs)) - STEPS * 2 * 4] += 1
-            runs += 1
+    started = time.monotonic()
+    assert server.call("test_checkpoint:run_forked", str(tmp_path / "undisturbed"), 2) == 0
+    took = time.monotonic() - started
+    while kills < int(os.environ.get("BONTUNE_KILLS", "2")):
+        kills += kill_at_random(server, tmp_path / str(runs), runs, took)
+        assert result(tmp_path / str(runs)) == result(tmp_path / "undisturbed")
+        counted[rows_of(tmp_path / str(runs)) - STEPS * 2 * 4] += 1
+        runs += 1
     assert counted == {0: runs}  # a step has two groups of four
     print(
         f"training: {kills} kills in {runs} runs, all of which ended as the undisturbed one; 0 rows lost, 0 repeated"
@@ -135,36 +170,28 @@ def cut_after(step: int) -> Any:
 
 
 @pytest.mark.parametrize("step", [0, 1, 4, STEPS - 1])
-def test_going_on_ends_the_same(step: int, tmp_path: Path) -> None:
-    run_in(tmp_path / "undisturbed", every=3)
+def test_going_on_ends_the_same(step: int, undisturbed: Any, tmp_path: Path) -> None:
     with pytest.raises(Cut):
         run_in(tmp_path / "cut", every=3, on_step=cut_after(step))
     _, history = run_in(tmp_path / "cut", every=3)
     assert len(history) == STEPS
-    assert result(tmp_path / "cut") == result(tmp_path / "undisturbed")
+    assert result(tmp_path / "cut") == undisturbed
 
 
 @pytest.mark.parametrize("part", ["optimizer", "scheduler", "model", "random"])
-def test_what_is_restored_is_needed(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_restored_is_needed(
+    part: str, undisturbed: Any, cut_at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without any one part of the state, the end differs: the test above has teeth."""
-    run_in(tmp_path / "undisturbed")
-    with pytest.raises(Cut):
-        run_in(tmp_path / "cut", on_step=cut_after(4))
-    found, _ = load_newest(tmp_path / "cut" / "checkpoints")
+    cut = cut_at(5, tmp_path / "cut")
+    found, _ = load_newest(cut / "checkpoints")
+    fresh, _ = load_newest(cut_at(0, tmp_path / "fresh") / "checkpoints")
     assert found is not None
-    fresh = load_of_fresh(tmp_path)
+    assert fresh is not None
     found[part] = fresh[part]
     monkeypatch.setattr(resume, "load_newest", lambda folder: (found, []))
-    run_in(tmp_path / "cut")
-    assert result(tmp_path / "cut")[0] != result(tmp_path / "undisturbed")[0]
-
-
-def load_of_fresh(tmp_path: Path) -> dict[str, Any]:
-    with pytest.raises(Cut):
-        run_in(tmp_path / "fresh", on_step=cut_after(0))
-    found, _ = load_newest(tmp_path / "fresh" / "checkpoints")
-    assert found is not None
-    return found
+    run_in(cut)
+    assert result(cut)[0] != undisturbed[0]
 
 
 # Damage.
@@ -185,22 +212,19 @@ def damage(path: Path, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["flip", "cut", "empty", "head"])
 def test_a_damaged_checkpoint_is_named_set_aside_and_not_used(
-    how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    how: str, undisturbed: Any, cut_at: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_in(tmp_path / "undisturbed")
-    with pytest.raises(Cut):
-        run_in(tmp_path / "cut", on_step=cut_after(5))
-    newest = sorted((tmp_path / "cut" / "checkpoints").glob("*.ckpt"))[-1]
+    cut_at(5, tmp_path)
+    newest = sorted((tmp_path / "checkpoints").glob("*.ckpt"))[-1]
     damage(newest, how)
-    run_in(tmp_path / "cut")
+    run_in(tmp_path)
     assert newest.name in capsys.readouterr().err
     assert newest.with_suffix(".damaged").exists()
-    assert result(tmp_path / "cut") == result(tmp_path / "undisturbed")
+    assert result(tmp_path) == undisturbed
 
 
-def test_where_none_is_whole_it_says_so(tmp_path: Path) -> None:
-    with pytest.raises(Cut):
-        run_in(tmp_path, on_step=cut_after(5))
+def test_where_none_is_whole_it_says_so(cut_at: Any, tmp_path: Path) -> None:
+    cut_at(5, tmp_path)
     for path in (tmp_path / "checkpoints").glob("*.ckpt"):
         damage(path, "flip")
     with pytest.raises(ValueError, match=r"no checkpoint below .* is whole"):
@@ -263,9 +287,8 @@ class Changed(Finite):
         ({"task": Changed()}, r"data: '\w+' then, '\w+' now"),
     ],
 )
-def test_a_run_that_differs_does_not_go_on(more: dict, said: str, tmp_path: Path) -> None:
-    with pytest.raises(Cut):
-        run_in(tmp_path, on_step=cut_after(5))
+def test_a_run_that_differs_does_not_go_on(more: dict, said: str, cut_at: Any, tmp_path: Path) -> None:
+    cut_at(5, tmp_path)
     settings = {k: v for k, v in more.items() if k != "config"}
     model = tiny_model()
     config = {
@@ -286,10 +309,9 @@ def test_a_run_that_differs_does_not_go_on(more: dict, said: str, tmp_path: Path
 
 @pytest.mark.parametrize("part", ["random", "optimizer", "layout"])
 def test_a_checkpoint_that_lacks_a_part_is_refused(
-    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, cut_at: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(Cut):
-        run_in(tmp_path, on_step=cut_after(4))
+    cut_at(5, tmp_path)
     found, _ = load_newest(tmp_path / "checkpoints")
     assert found is not None
     del found[part]
@@ -397,13 +419,12 @@ def test_it_goes_on_with_the_threads_it_began_with(
         torch.set_num_threads(before)
 
 
-def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on_later(tmp_path: Path) -> None:
-    run_in(tmp_path / "undisturbed", every=100)
+def test_asked_to_stop_it_writes_a_checkpoint_and_goes_on_later(undisturbed: Any, tmp_path: Path) -> None:
     asked = iter([False, False, True])
     with pytest.raises(Stopped, match=f"after step 3 of {STEPS}"):
         run_in(tmp_path / "stopped", every=100, should_stop=lambda: next(asked))
     run_in(tmp_path / "stopped", every=100)
-    assert result(tmp_path / "stopped") == result(tmp_path / "undisturbed")
+    assert result(tmp_path / "stopped") == undisturbed
 
 
 def test_a_schedule_goes_on_where_it_stopped(tmp_path: Path) -> None:
@@ -419,27 +440,33 @@ def test_a_schedule_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert result(tmp_path / "stopped") == result(tmp_path / "undisturbed")
 
 
+def is_running(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
 @pytest.mark.slow
 def test_sigterm_stops_the_command_and_a_second_one_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
         "train", "--task", "countdown", "--output", str(tmp_path / "run"),
         "--steps", "400",
         "--prompts-per-step", "2", "--group-size", "8", "--objective", "RLOO", "--sampling.max-new-tokens", "10",
     ]  # fmt: skip
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "bontune.cli", *arguments]
-    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "run" / "metrics.jsonl").exists() and first.poll() is None:
+    first = server.start("test_checkpoint:command_forked", str(tmp_path / "said"), *arguments)
+    while not (tmp_path / "run" / "metrics.jsonl").exists() and is_running(first.pid):
         time.sleep(0.05)
     with pytest.raises(SystemExit) as second:
         cli.main(arguments)
     assert second.value.code == 2
     assert f"process {first.pid}" in capsys.readouterr().err
-    first.send_signal(signal.SIGTERM)
-    _, said = first.communicate(timeout=60)
-    assert first.returncode == 75, said
+    os.kill(first.pid, signal.SIGTERM)
+    status = first.status()
+    said = (tmp_path / "said").read_text()
+    assert status == 75, said
     assert "run the same command again" in said
     done = len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert list((tmp_path / "run" / "checkpoints").glob(f"step-{done:08d}.ckpt"))

@@ -27,7 +27,7 @@ from accelerate.utils import DistributedType
 from models import tiny_model, word_tokenizer
 from paired import TIMEOUT
 from test_checkpoint import Cut, result
-from test_update import run_of, timeless
+from test_update import kept_by, run_of, timeless, trained
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
@@ -70,7 +70,7 @@ def split_run(model: Any, shard: bool = True, **more: Any) -> Run:
     settings = {
         "steps": STEPS,
         "prompts_per_step": 2,
-        "group_size": 6,
+        "group_size": 4,
         "tokens_per_batch": 12,
         "shard": shard,
     }
@@ -87,6 +87,10 @@ def adapted() -> Any:
     return add_adapters(tiny_model(), ModelConfig(lora_rank=2), "base", 0).double()
 
 
+def tied() -> Any:
+    return tiny_model("gemma2", tie_word_embeddings=True).double()
+
+
 def recomputing(model: Any) -> Any:
     model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
@@ -96,11 +100,9 @@ OFF_POLICY = {"updates_per_rollout": 2, "off_policy": "clipped", "prompts_per_st
 KL = {"kl": KLSchedule(start=0.5, end=0.1, responses=2)}
 CASES: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "all weights": (lambda: tiny_model().double(), {}),
-    "a reference": (lambda: tiny_model().double(), KL),
-    "off-policy": (lambda: tiny_model().double(), OFF_POLICY),
-    "another optimizer": (lambda: tiny_model().double(), {"optimizer": "SGD"}),
+    "a reference, off-policy": (lambda: tiny_model().double(), KL | OFF_POLICY),
     "the general path": (lambda: tiny_model("gpt2").double(), KL),
-    "tied embeddings": (lambda: tiny_model("gemma2", tie_word_embeddings=True).double(), {}),
+    "tied embeddings, another optimizer": (tied, {"optimizer": "SGD"}),
     "recomputed layers": (lambda: recomputing(tiny_model().double()), {}),
     "adapters": (adapted, KL),
 }
@@ -148,7 +150,7 @@ def at_once(_: Path) -> dict[str, Any]:
         whole = sum(not isinstance(next(layer.parameters()), DTensor) for layer in layers)
         (drawing if torch.is_inference_mode_enabled() else learning).append(whole)
 
-    run = split_run(model, steps=1)
+    run = split_run(model, steps=1, group_size=6)
     for layer in layers:
         layer.mlp.register_forward_hook(look)
         layer.mlp.register_full_backward_hook(look)
@@ -179,7 +181,7 @@ def low_precision(_: Path) -> dict[str, Any]:
 
 def saved(folder: Path) -> dict[str, Any]:
     """Runs that write a model: all weights, tied ones, adapters."""
-    makes = {"all": tiny_model, "tied": CASES["tied embeddings"][0], "adapters": adapted}
+    makes = {"all": tiny_model, "tied": tied, "adapters": adapted}
     found = {}
     for name, make in makes.items():
         model = make()
@@ -230,20 +232,27 @@ def going_on(folder: Path) -> dict[str, Any]:
         "late": lambda part: part.unlink(),
         "damaged": lambda part: part.write_bytes(part.read_bytes()[:-8] + b"damaged!"),
     }
+    with suppress(Cut):
+        in_folder(folder / "left", after_step=cut_after(2))
     for name, harm in harms.items():
-        with suppress(Cut):
-            in_folder(folder / name, after_step=cut_after(2))
+        alone(lambda name=name: shutil.copytree(folder / "left", folder / name))
         alone(lambda name=name, harm=harm: harm(folder / name / "checkpoints" / newest))
         in_folder(folder / name)
-    with suppress(Cut):
-        in_folder(folder / "lost", after_step=cut_after(2))
+    alone(lambda: shutil.copytree(folder / "left", folder / "lost"))
     alone(lambda: shutil.rmtree(folder / "lost" / "checkpoints" / "part-1"))
     with pytest.raises(ValueError, match="in parts") as refused:
         in_folder(folder / "lost")
     return {"refused": str(refused.value)}
 
 
-SCENARIOS = (agreement, hashes, different, at_once, low_precision, saved, going_on)
+def unsplit(folder: Path) -> dict[str, Any]:
+    """Processes that each hold all of the model: see `trained`."""
+    folder.mkdir(exist_ok=True)
+    trained(f"{folder}/out2-")
+    return {}
+
+
+SCENARIOS = (agreement, hashes, different, at_once, low_precision, saved, going_on, unsplit)
 
 
 def program(folder: str) -> None:
@@ -320,6 +329,30 @@ def test_a_split_model_learns_what_whole_ones_learn(case: str, found: list[dict[
         assert min(rows) < max(rows)
         assert both[False]["held"] == 0
         assert 0.4 < both[True]["held"] < 0.6
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns(folder: Path) -> None:
+    """Groups are never split, every prompt is drawn once, and the weights agree in float64."""
+    outs = {count: str(folder / "unsplit" / f"out{count}-") for count in (1, 2)}
+    trained(outs[1])
+    results = {
+        count: [torch.load(f"{out}{rank}", weights_only=False) for rank in range(count)]
+        for count, out in outs.items()
+    }
+    (one, seen, responses, _), two = results[1][0], results[2]
+    assert [r[3] for r in two] == [2, 2]
+    for step in range(2):
+        assert sorted(two[0][1][step] + two[1][1][step]) == sorted(seen[step])
+    assert two[0][2] == responses == 24
+    kept = {count: kept_by(folder / "unsplit" / f"out{count}-.sqlite") for count in (1, 2)}
+    assert kept[1] == kept[2]  # every group of every step, complete, once
+    assert [len(texts) for texts in kept[1].values()] == [6] * 8
+    for rank in two:
+        for name, parameter in one.items():
+            assert torch.allclose(rank[0][name], parameter, atol=1e-6, rtol=0), name
+    start = tiny_model().double().state_dict()
+    assert any(not torch.allclose(one[n], start[n], atol=1e-6) for n in one)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from importlib.resources import files
 
 from bontune.config import Prompting, Sampling
@@ -15,6 +16,7 @@ SAMPLING = Sampling(max_new_tokens=5, stop=(".", "\n"))
 _FIRST = re.compile(r"\s*(-?[$€£]?\d(?:[\d,]*\d)?)(?!\d|\s*/)")  # "1/2" is not 1
 
 
+@cache
 def problems() -> JsonlTask:
     """960 training and 400 test problems of GSM8K, drawn at random; judged by `first_number`."""
     path = str(files("bontune") / "demo" / "assets" / "gsm8k" / "gsm8k-excerpt.jsonl.gz")

@@ -10,6 +10,7 @@ import ast
 import gzip
 import hashlib
 import json
+import re
 import textwrap
 import warnings
 import zlib
@@ -22,6 +23,7 @@ from bontune.records import Prompt
 SPLITS = ("train", "tune", "test")
 MARK = "####"  # what GSM8K writes before the final answer
 WORKED = "gsm8k"  # where the meta of a prompt keeps the whole of a GSM8K answer
+_HALF_A_PAIR = re.compile("[\ud800-\udfff]")
 
 Fields = dict[str, Any]
 
@@ -83,7 +85,7 @@ def text_of(fields: Fields, key: str) -> str | None:
     if value is None:
         return None
     if isinstance(value, str):
-        if any("\ud800" <= letter <= "\udfff" for letter in value):
+        if _HALF_A_PAIR.search(value):
             raise Wrong(f'"{key}" holds half of a surrogate pair, which is no text')
         return value
     if isinstance(value, int) and not isinstance(value, bool):
