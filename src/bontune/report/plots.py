@@ -18,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 INK = "#24292f"
@@ -301,9 +302,7 @@ def heat_plot(grid: Mapping[str, Mapping[int, float]], *, percent: bool = True) 
                 if not math.isfinite(value):
                     continue
                 strength = 0.06 + 0.6 * (value - low) / ((high - low) or 1.0)
-                axes.fill_between(
-                    [j - 0.5, j + 0.5], i - 0.5, i + 0.5, color=HEAT, alpha=strength, linewidth=0
-                )
+                axes.add_patch(Rectangle((j - 0.5, i - 0.5), 1, 1, color=HEAT, alpha=strength, linewidth=0))
                 text = f"{100 * value:.1f}" if percent else f"{value:.3g}"
                 axes.text(j, i, text, ha="center", va="center", fontsize=8, parse_math=False)
         axes.set_xticks(range(len(budgets)), [str(n) for n in budgets])
