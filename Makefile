@@ -20,7 +20,7 @@ demo: setup
 
 # Files of tests side by side, one thread each.
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not long'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not long'
 
 # What takes half a minute and more a test: several processes, whole studies, the wheel.
 test-long: setup
@@ -96,7 +96,7 @@ test-real-model: setup
 # The pure parts: the mathematics, records, tasks, files, the import rule. Under a minute.
 UNIT := strategies objectives mutations sampling score samples evaluate registry tasks imports measure judges coscale meta formats
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m 'not slow and not long' $(UNIT:%=tests/test_%.py)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder -m 'not slow and not long' $(UNIT:%=tests/test_%.py)
 
 lint: setup
 	$(BIN)/ruff check .
