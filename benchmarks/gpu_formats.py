@@ -59,25 +59,26 @@ def milliseconds(products: list[Product]) -> tuple[float, bool]:
     for _ in range(3):
         together()
     torch.cuda.synchronize()
-    captured, call = False, together
+    graph, captured = torch.cuda.CUDAGraph(), True
     try:
-        graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for _ in range(REPEATS):
                 together()
-        captured, call = True, graph.replay
     except RuntimeError:
         torch.cuda.synchronize()
-    each = REPEATS if captured else 1
+        captured = False
     times = []
     for _ in range(ROUNDS):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        for _ in range(1 if captured else REPEATS):
-            call()
+        if captured:
+            graph.replay()
+        else:
+            for _ in range(REPEATS):
+                together()
         end.record()
         torch.cuda.synchronize()
-        times.append(start.elapsed_time(end) / (each if captured else REPEATS))
+        times.append(start.elapsed_time(end) / REPEATS)
     return statistics.median(times), captured
 
 

@@ -34,7 +34,7 @@ def run(cells: Cells) -> None:
     cells.fill("sparse", TASK, TEACHER, lambda: measured(teacher(), TASK))
     cells.fill("sparse", TASK, DENSE, lambda: measured(_dense(), TASK))
     for sparsity, pattern in SPARSITIES:
-        label = pattern or f"{100 * sparsity:.0f} %"
+        label = _label(sparsity, pattern)
         cells.fill(
             "sparse", TASK, f"{label} pruned", lambda s=sparsity, p=pattern: measured(_pruned(s, p), TASK)
         )
@@ -43,8 +43,12 @@ def run(cells: Cells) -> None:
             cells.fill("sparse", TASK, name, lambda s=sparsity, p=pattern, k=kind: _recovered(s, p, k))
     cells.fill("trained", TASK, DENSE, lambda: measured(_for_budget(_dense()), TASK))
     for sparsity, pattern in SPARSITIES:
-        label = pattern or f"{100 * sparsity:.0f} %"
+        label = _label(sparsity, pattern)
         cells.fill("trained", TASK, label, lambda s=sparsity, p=pattern: _served_often(s, p))
+
+
+def _label(sparsity: float, pattern: str | None) -> str:
+    return pattern or f"{100 * sparsity:.0f} %"
 
 
 @cache

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -83,8 +84,8 @@ class Problems:
     def prompts(self, split: str, count: int | None = None, seed: int = 0) -> list[Prompt]:
         """As a task's."""
         if split == "test":
-            return self._file("test", (0, 0, 100)).prompts("test", count, seed)
-        found = self._file("train", (90, 10, 0))
+            return _read(self.folder / "gsm8k_test.jsonl.gz", (0, 0, 100)).prompts("test", count, seed)
+        found = _read(self.folder / "gsm8k_train.jsonl.gz", (90, 10, 0))
         return found.prompts(split, self.few if split == "train" and self.few else count, seed)
 
     def verify(self, prompt: Prompt, response: str) -> Verdict:
@@ -97,8 +98,11 @@ class Problems:
 
     decoys = references
 
-    def _file(self, name: str, shares: tuple[int, int, int]) -> JsonlTask:
-        return JsonlTask(self.folder / f"gsm8k_{name}.jsonl.gz", verifier=first_number, shares=shares)
+
+@cache
+def _read(path: Path, shares: tuple[int, int, int]) -> JsonlTask:
+    """A file, which every policy of a process is trained or measured on, once."""
+    return JsonlTask(path, verifier=first_number, shares=shares)
 
 
 Results = Mapping[str, Mapping[str, Any]]
