@@ -95,22 +95,32 @@ def test_a_page_of_results_that_are_there(tmp_path: Path) -> None:
 
 def test_a_tiny_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = next(method for method in checks.METHODS if method.name == "bon-rl-v-0.8")
+    rival, refreshed = checks.RIVALS[0], replace(checks.REFRESHED_METHOD, refresh_every=1)
     monkeypatch.setattr(checks, "METHODS", (own,))
+    monkeypatch.setattr(checks, "RIVALS", (rival,))
+    monkeypatch.setattr(checks, "REFRESHED_METHOD", refreshed)
     monkeypatch.setattr(checks, "TEMPERATURES", (1.0,))
     monkeypatch.setattr(cells, "JUDGED", (4, 4))
     study = replace(
-        checks.STUDY, methods=(own,), steps=1, verifier_steps=1, prompts_per_step=2, group_size=16,
+        checks.STUDY, methods=(own, rival, refreshed), steps=1, verifier_steps=1, prompts_per_step=2, group_size=16,
         lesson=(64, 8, 1), tune=(40, 32),
     )  # fmt: skip
-    sizes = Sizes(prompts=4, responses=32, runs=(("countdown-base", 1),))
-    assert checks.cost_text(sizes, {}).startswith("2 policies to go")
+    sizes = Sizes(prompts=4, responses=32, runs=(run := ("countdown-base", 1),), refreshed=(run,))
+    assert checks.cost_text(sizes, {}).startswith("4 policies to go")
     told: list[str] = []
     results = checks.run(tmp_path, sizes, study, told.append, lambda: False)
-    assert [*results] == ["countdown-base base", "countdown-base bon-rl-v-0.8 seed-1"]
+    again = [f"countdown-base {method.name} seed-1 refreshed" for method in (rival, refreshed)]
+    assert [*results] == ["countdown-base base", "countdown-base bon-rl-v-0.8 seed-1", *again]
+    assert all([*results[name]["checks"]] == [checks.REFRESHED] for name in again)
+    text = checks_page.section(results)
+    assert f"| {checks.REFRESHED} | base | one run |" in text
+    assert f"| {checks.REFRESHED} | GRPO, by the truth | one run |" in text
+    taught = [folder for folder in tmp_path.glob("verifiers/**/verifier") if folder.is_dir()]
+    assert len(taught) == 3  # on the base, and on the two policies
     assert [*results["countdown-base bon-rl-v-0.8 seed-1"]["checks"]] == ["0.8"]
     assert [*results["countdown-base base"]["checks"]] == [*checks.LEVELS]
     assert checks.run(tmp_path, sizes, study, told.append, lambda: False) == results
-    assert len(told) == 2
+    assert len(told) == 4
 
 
 def test_the_page_is_made_of_the_results_beside_it() -> None:
@@ -122,6 +132,6 @@ def test_the_page_is_made_of_the_results_beside_it() -> None:
 
 
 def test_the_base_is_the_first_of_every_run() -> None:
-    names = [checks.name_of(policy) for policy in checks.plan(Sizes())]
+    names = [job.name for job in checks.plan(Sizes())]
     assert names[0] == f"countdown-base {BASE}"
-    assert len(names) == len({*names}) == 3 + 4 * len(checks.METHODS)
+    assert len(names) == len({*names}) == 3 + 4 * len(checks.METHODS) + 3 * 3

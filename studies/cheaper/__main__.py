@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from studies.cheaper import hard, pretrained, pruned, quantised, sampler
+from studies.cheaper import hard, hard_pretrained, pretrained, pruned, quantised, sampler
 from studies.cheaper.bench import Cells
 from studies.cheaper.page import write
 
 PARTS = {"owq": quantised.run, "sparse": pruned.run, "sampler": sampler.run, "hard": hard.run}
+PRETRAINED = {"owq": pretrained.run, "hard": hard_pretrained.run}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, help="folder of the pages whose tables are written")
     parser.add_argument(
         "--model",
-        help="for owq: a pretrained model too, a GGUF file or a folder; about 40 CPU minutes, said beforehand",
+        help="for owq and hard: a pretrained model too, a GGUF file or a folder; about 40 CPU minutes, said beforehand",
     )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -30,8 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     cells = Cells(args.output)
     PARTS[args.part](cells)
-    if args.part == "owq" and args.model is not None:
-        pretrained.run(cells, args.model)
+    if args.model is not None and args.part in PRETRAINED:
+        PRETRAINED[args.part](cells, args.model)
     write(cells, args.part, args.docs)
     return 0
 

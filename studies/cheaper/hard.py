@@ -35,9 +35,9 @@ def run(cells: Cells) -> None:
     for task in TASKS:
         cells.fill("hard", task, BASE, lambda task=task: told(start(task, BASE), task))
         for share in SHARES:
-            cells.fill("hard", task, _label(share), lambda t=task, s=share: told(_trained(t, s), t))
+            cells.fill("hard", task, label(share), lambda t=task, s=share: told(_trained(t, s), t))
         for share in SHARES[:2]:
-            name = f"BoN-SFT, {_label(share)}"
+            name = f"BoN-SFT, {label(share)}"
             cells.fill("hard", task, name, lambda t=task, s=share: told(_trained(t, s, BON_SFT), t))
         for first, name in ((BASE, DPO), (ALL, f"{DPO} after {ALL}")):
             for rate in (0.0, *RATES):
@@ -47,7 +47,7 @@ def run(cells: Cells) -> None:
             cells.fill("hard", task, name, lambda t=task, f=first, n=name: _preferred(cells, t, f, n))
 
 
-def _label(share: float) -> str:
+def label(share: float) -> str:
     return ALL if share == 1 else f"hardest {100 * share:.0f} %"
 
 

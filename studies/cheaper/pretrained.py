@@ -92,13 +92,13 @@ def run(cells: Cells, path: str) -> None:
         made = cache(partial(_policy, path, name, folder / name.replace(" ", "-")))
         cells.fill("pretrained", "gsm8k", name, partial(_losses, made))
         cells.fill(
-            "responses", "gsm8k", name, _known if name == DENSE else partial(_measured, name, made, folder)
+            "responses", "gsm8k", name, known if name == DENSE else partial(_measured, name, made, folder)
         )
         shutil.rmtree(folder / name.replace(" ", "-"), ignore_errors=True)
 
 
 @cache
-def _loaded(path: str) -> tuple[Any, Any]:
+def loaded(path: str) -> tuple[Any, Any]:
     return load_policy(path, dtype=torch.float32)
 
 
@@ -106,7 +106,7 @@ def _policy(path: str, name: str, folder: Path) -> tuple[Any, Any]:
     """(model, tokenizer) of an arm, with plain weights. Kept in a folder until it is measured, to be gone on with."""
     if (folder / "config.json").exists():
         return load_policy(folder, dtype=torch.float32)
-    dense, tokenizer = _loaded(path)
+    dense, tokenizer = loaded(path)
     if name == DENSE:
         return dense, tokenizer
     model = merge_owq(ARMS[name](copy.deepcopy(dense), _texts(tokenizer, "train", CALIBRATION)))
@@ -122,12 +122,12 @@ def _texts(tokenizer: Any, split: str = "test", count: int = HELD_OUT) -> list[l
     return [tokenizer(prompt.text)["input_ids"] for prompt in problems().prompts(split, count, 0)]
 
 
-def _known() -> dict[str, Any]:
+def known() -> dict[str, Any]:
     """What docs/pays.md measured of the dense model: its first problems are these, its random streams, too."""
-    known = json.loads(MEASURED.read_text(encoding="utf-8"))["policies"]["base"]
-    if known["prompts"] < PROBLEMS or known["decided"] != str(RESPONSES):
+    base = json.loads(MEASURED.read_text(encoding="utf-8"))["policies"]["base"]
+    if base["prompts"] < PROBLEMS or base["decided"] != str(RESPONSES):
         raise ValueError(f"{MEASURED} must have {PROBLEMS} problems with {RESPONSES} responses each")
-    return {"right": [int(word) for word in known["right"].split()][:PROBLEMS]}
+    return {"right": [int(word) for word in base["right"].split()][:PROBLEMS]}
 
 
 def _losses(made: Callable[[], tuple[Any, Any]]) -> dict[str, Any]:
@@ -136,9 +136,13 @@ def _losses(made: Callable[[], tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def _measured(name: str, made: Callable[[], tuple[Any, Any]], folder: Path) -> dict[str, Any]:
+    return answered(name, *made(), folder)
+
+
+def answered(name: str, model: Any, tokenizer: Any, folder: Path) -> dict[str, Any]:
     """How many of the responses to each problem are right, drawn as by `bontune demo --real`; what is drawn is kept."""
-    (model, tokenizer), task = made(), problems()
-    prompts, path = task.prompts("test", PROBLEMS, 0), folder / f"{name.replace(' ', '-')}.jsonl"
+    task, path = problems(), folder / f"{name.replace(' ', '-')}.jsonl"
+    prompts = task.prompts("test", PROBLEMS, 0)
     draw = Draw(
         name=name,
         model=model,

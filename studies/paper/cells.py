@@ -148,8 +148,7 @@ def _prompts(study: Study, task: Task, place: Place) -> list[Prompt]:
 def drawn(shop: Workshop, cell: Cell, task: Task, prompts: Sequence[Prompt]) -> SampleSet:
     """The responses of a cell, drawn as far as they are missing."""
     policy, place = cell.policy, cell.place
-    where = policy.base if policy.method == BASE else shop.policy_folder(policy) / "model"
-    model, tokenizer = load_policy(where)
+    model, tokenizer = load_policy(_weights(shop, policy))
     draw = Draw(
         name=policy.id,
         model=model,
@@ -295,12 +294,16 @@ def _record(history: Sequence[Metrics]) -> dict[str, Any]:
 
 
 def verifier_of(shop: Workshop, policy: Policy) -> LearnedVerifier:
-    """The verifier of a base, taught on first use from the base's own responses to prompts nobody trains on."""
-    base = Policy(task=policy.task, base=policy.base)
-    folder = shop.verifier_folder(policy)
+    """The verifier of a policy's base, taught on first use from the base's own responses."""
+    return taught_on(shop, Policy(task=policy.task, base=policy.base), shop.verifier_folder(policy))
+
+
+def taught_on(shop: Workshop, policy: Policy, folder: Path) -> LearnedVerifier:
+    """The verifier in a folder, with the body of a policy's base, taught on first use from the policy's responses to
+    prompts nobody trains on."""
     if not (folder / "verifier.json").exists():
         started = time.process_time()
-        task, (model, tokenizer) = load_task(policy.task), load_policy(policy.base)
+        task, (model, tokenizer) = load_task(policy.task), load_policy(_weights(shop, policy))
         taught = _Half(task, 0) if shop.plan_of(policy).halves else task
         prompts, responses, steps = shop.study.lesson
         lesson = Lesson(
@@ -309,7 +312,7 @@ def verifier_of(shop: Workshop, policy: Policy) -> LearnedVerifier:
             verify=task.verify,
             prompts=taught.prompts("train", prompts, LESSON_SEED),
             group_size=responses,
-            sampling=shop.sampling(base),
+            sampling=shop.sampling(policy),
             seed=LESSON_SEED,
         )
         fit = FitConfig(steps=steps, learning_rate=5e-4, seed=0)
@@ -321,6 +324,10 @@ def verifier_of(shop: Workshop, policy: Policy) -> LearnedVerifier:
         seconds = round(time.process_time() - started, 1)
         write_json(folder / "verifier.json", {**assess(graded), "cpu_seconds": seconds})
     return LearnedVerifier.load(folder / "verifier")
+
+
+def _weights(shop: Workshop, policy: Policy) -> str | Path:
+    return policy.base if policy.method == BASE else shop.policy_folder(policy) / "model"
 
 
 @dataclass(frozen=True, slots=True)

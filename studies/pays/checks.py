@@ -26,7 +26,16 @@ from bontune.strategies import BestOfN, curve
 from bontune.tasks import load_task
 from bontune.verifiers.grading import Score, version_of
 from bontune.verifiers.learned import LARGEST_LOGIT, LearnedVerifier
-from studies.paper.cells import PROMPTS_SEED, Workshop, chosen_by, drawn, read_results, trained, verifier_of
+from studies.paper.cells import (
+    PROMPTS_SEED,
+    Workshop,
+    chosen_by,
+    drawn,
+    read_results,
+    taught_on,
+    trained,
+    verifier_of,
+)
 from studies.paper.plan import BASE, TASK_PLANS, Cell, Method, Place, Policy, Study
 from studies.paper.summary import joined
 
@@ -41,8 +50,14 @@ RIVALS = (Method(name="grpo", objective="GRPO()"), Method(name="maxrl", objectiv
 OWN = {f"bon-rl-v-{level.replace(' ', '-')}": level for level in LEVELS}
 """{method trained with a check: which}."""
 METHODS = (*RIVALS, *(Method(name=name, objective=OBJECTIVE, budget=BUDGET, by="verifier") for name in OWN))
+REFRESHED = "taught on each policy"
+"""A level beside those: the served check is taught anew from the served policy's responses, as the first was from the
+base's. BoN-RL-V learns by the first one, taught further on the policy's responses as it goes."""
+REFRESHED_METHOD = Method(
+    name="bon-rl-v-refreshed", objective=OBJECTIVE, budget=BUDGET, by="verifier", refresh_every=8
+)
 STEPS = 192  # three times those of the paper's study with a verifier
-STUDY = Study(methods=METHODS, steps=STEPS, verifier_steps=STEPS)
+STUDY = Study(methods=(*METHODS, REFRESHED_METHOD), steps=STEPS, verifier_steps=STEPS)
 BUDGETS = (1, BUDGET, 32)
 TEMPERATURES = (0.1, 0.3, 0.6, 1.0)
 SCALE = 1000  # values are kept as whole numbers of this fraction
@@ -50,15 +65,33 @@ SCALE = 1000  # values are kept as whole numbers of this fraction
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """prompts, responses: drawn at each temperature.  runs: (base, seed) in the order they are done."""
+    """prompts, responses: drawn at each temperature.  runs: (base, seed) in the order they are done; refreshed: of those
+    with a check taught on each policy, which come last."""
 
     prompts: int = 1000
     responses: int = 64
     runs: tuple[tuple[str, int], ...] = (*((base, 1) for base in TASK.bases), (TASK.bases[0], 2))
+    refreshed: tuple[tuple[str, int], ...] = tuple((base, 1) for base in TASK.bases)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A policy served by the checks made of its base's verifier; or `refreshed`, by one taught on its own responses."""
+
+    policy: Policy
+    refreshed: bool = False
+
+    @property
+    def name(self) -> str:
+        """A key of the results."""
+        policy, base = self.policy, Path(self.policy.base).name
+        if policy.method == BASE:
+            return f"{base} {BASE}"
+        return f"{base} {policy.method} seed-{policy.seed}{' refreshed' if self.refreshed else ''}"
 
 
 Results = Mapping[str, Mapping[str, Any]]
-"""{"countdown-base base" or "countdown-base grpo seed-1": {level of a check: see `served`, "cpu_seconds": ...}}."""
+"""{"countdown-base base" or "countdown-base grpo seed-1": {"checks": {level: see `served`}, "cpu_seconds": ...}}."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,25 +182,24 @@ def served(scored: Sequence[Scored], evidence: float) -> dict[str, Any]:
     }
 
 
-def name_of(policy: Policy) -> str:
-    """A key of the results."""
-    base = Path(policy.base).name
-    return f"{base} {BASE}" if policy.method == BASE else f"{base} {policy.method} seed-{policy.seed}"
-
-
-def plan(sizes: Sizes) -> list[Policy]:
+def plan(sizes: Sizes) -> list[Job]:
     """Run by run, the base before the first run on it."""
-    found: dict[Policy, None] = {}
-    for base, seed in sizes.runs:
-        found[Policy(task=TASK.task, base=base)] = None
-        for method in METHODS:
-            found[Policy(task=TASK.task, base=base, method=method.name, learning_rate=RATE, seed=seed)] = None
+    found: dict[Job, None] = {}
+    for runs, methods, refreshed in (
+        (sizes.runs, METHODS, False),
+        (sizes.refreshed, (*RIVALS, REFRESHED_METHOD), True),
+    ):
+        for base, seed in runs:
+            found[Job(Policy(task=TASK.task, base=base))] = None
+            for method in methods:
+                policy = Policy(task=TASK.task, base=base, method=method.name, learning_rate=RATE, seed=seed)
+                found[Job(policy, refreshed)] = None
     return list(found)
 
 
 def cost_text(sizes: Sizes, results: Results) -> str:
     """What there is to do, and, by what is done, its CPU minutes."""
-    names = [name_of(policy) for policy in plan(sizes)]
+    names = [job.name for job in plan(sizes)]
     done = [results[name]["cpu_seconds"] for name in names if name in results]
     if not done:
         return f"{len(names)} policies to go; what one costs is known after the first"
@@ -181,10 +213,10 @@ def run(
     """Train and measure what is missing; a killed run goes on where it stopped."""
     results = read_results(output)
     shop = Workshop(study=study, output=output, guide=partial(_check, results), should_stop=should_stop)
-    for policy in plan(sizes):
-        name = name_of(policy)
+    for job in plan(sizes):
+        name = job.name
         if name not in results:
-            results[name] = _measured(shop, policy, sizes, results)
+            results[name] = _measured(shop, job, sizes, results)
             write_json(output / "cells" / f"{name}.json", results[name])
             say(f"{name}: {results[name]['cpu_seconds']:.0f} CPU seconds. {cost_text(sizes, results)}")
     return results
@@ -192,30 +224,42 @@ def run(
 
 def _evidence(results: Results, policy: Policy) -> Mapping[str, float]:
     """{level: what was found for the policy's base, which is measured before}."""
-    return results[name_of(Policy(task=policy.task, base=policy.base))]["evidence"]
+    return results[Job(Policy(task=policy.task, base=policy.base)).name]["evidence"]
 
 
 def _check(results: Results, policy: Policy, verifier: LearnedVerifier) -> Score:
-    return Helped(verifier, load_task(policy.task).verify, _evidence(results, policy)[OWN[policy.method]])
+    """What guides the training of a policy; where it is refreshed, `trained` puts the verifier itself in its place."""
+    evidence = _evidence(results, policy)
+    level = TAUGHT if policy.method == REFRESHED_METHOD.name else OWN[policy.method]
+    return Helped(verifier, load_task(policy.task).verify, evidence[level])
 
 
-def _measured(shop: Workshop, policy: Policy, sizes: Sizes, results: Results) -> dict[str, Any]:
+def _measured(shop: Workshop, job: Job, sizes: Sizes, results: Results) -> dict[str, Any]:
+    policy = job.policy
     record, started = trained(shop, policy), time.process_time()
-    verifier = verifier_of(shop, policy)
+    verifier = _own_verifier(shop, policy) if job.refreshed else verifier_of(shop, policy)
     place = partial(Place, task=policy.task, prompts=sizes.prompts, responses=sizes.responses)
     scored = [_scored(shop, verifier, policy, place(split="test", temperature=t)) for t in TEMPERATURES]
-    if policy.method == BASE:
+    found: dict[str, Any] = {}
+    if job.refreshed:
+        evidence = {REFRESHED: 0.0}
+    elif policy.method == BASE:
         tune = _scored(shop, verifier, policy, replace(place(split="tune"), prompts=shop.study.tune[0]))
-        evidence = {level: evidence_for(auc, tune) for level, auc in LEVELS.items()}
+        evidence = found["evidence"] = {level: evidence_for(auc, tune) for level, auc in LEVELS.items()}
     else:
-        evidence = _evidence(results, policy)
-    own = OWN.get(policy.method)
-    spent = time.process_time() - started + (record["cpu_seconds"] if record else 0.0)
-    return {
-        "checks": {level: served(scored, found) for level, found in evidence.items() if own in (None, level)},
-        **({"evidence": evidence} if policy.method == BASE else {}),
-        "cpu_seconds": round(spent, 1),
-    }
+        own = OWN.get(policy.method)
+        evidence = {k: v for k, v in _evidence(results, policy).items() if own in (None, k)}
+    spent = time.process_time() - started
+    if record is not None and not (
+        job.refreshed and policy.method != REFRESHED_METHOD.name
+    ):  # whose training is counted already
+        spent += record["cpu_seconds"]
+    checks = {level: served(scored, value) for level, value in evidence.items()}
+    return {"checks": checks, **found, "cpu_seconds": round(spent, 1)}
+
+
+def _own_verifier(shop: Workshop, policy: Policy) -> LearnedVerifier:
+    return taught_on(shop, policy, shop.output / "verifiers" / policy.id)
 
 
 def _scored(shop: Workshop, verifier: LearnedVerifier, policy: Policy, place: Place) -> Scored:

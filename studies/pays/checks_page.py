@@ -20,9 +20,12 @@ from studies.pays.checks import (
     LEVELS,
     OWN,
     RATE,
+    REFRESHED,
+    REFRESHED_METHOD,
     RIVALS,
     SCALE,
     STUDY,
+    TAUGHT,
     TEMPERATURES,
     Results,
     Sizes,
@@ -31,14 +34,14 @@ from studies.pays.checks import (
 FIGURE, NUMBERS = "pays-checks.svg", Path("pays") / "checks.json"
 TITLES = {BASE: "base", "grpo": "GRPO, by the truth", "maxrl": "MaxRL, by the truth"}
 OURS = "BoN-RL-V, by the check"
-_METHOD = {level: method for method, level in OWN.items()}
+_METHOD = {level: method for method, level in OWN.items()} | {REFRESHED: REFRESHED_METHOD.name}
 
 
 def section(results: Results) -> str:
     """Everything measured, and the figure."""
     sizes = Sizes()
     minutes = sum(found["cpu_seconds"] for found in results.values()) / 60
-    levels = [level for level in LEVELS if runs_of(_METHOD[level], results)]
+    levels = [level for level in _METHOD if runs_of(_METHOD[level], level, results)]
     return "\n\n".join(
         [
             f"{STUDY.steps} steps of {STUDY.prompts_per_step} prompts × {STUDY.group_size} responses, rate {RATE:g} for "
@@ -66,14 +69,22 @@ def section(results: Results) -> str:
     )
 
 
-def runs_of(method: str, results: Results) -> list[tuple[str, str]]:
-    """(base, key of the results) of each run of a method."""
-    found = [key.split() for key in results]
-    return sorted((words[0], " ".join(words)) for words in found if words[1] == method)
+def runs_of(method: str, level: str, results: Results) -> list[tuple[str, str]]:
+    """(base, key of the results) of each run of a method that is served by a check."""
+    return sorted(
+        (key.split()[0], key)
+        for key, found in results.items()
+        if key.split()[1] == method and _known_as(key, level) in found["checks"]
+    )
+
+
+def _known_as(key: str, level: str) -> str:
+    """The check taught from the base's responses is the one taught on the base."""
+    return TAUGHT if level == REFRESHED and key.split()[1] == BASE else level
 
 
 def _of(key: str, level: str, results: Results) -> Mapping[str, Any]:
-    return results[key]["checks"][level]
+    return results[key]["checks"][_known_as(key, level)]
 
 
 def _row_of(key: str, level: str, results: Results) -> np.ndarray:
@@ -84,7 +95,7 @@ def _row_of(key: str, level: str, results: Results) -> np.ndarray:
 
 def _means(method: str, level: str, results: Results) -> np.ndarray:
     """[B]: over prompts and runs; NaN where there are none."""
-    runs = [_row_of(key, level, results).mean(0) for _, key in runs_of(method, results)]
+    runs = [_row_of(key, level, results).mean(0) for _, key in runs_of(method, level, results)]
     return np.mean(runs, axis=0) if runs else np.full(len(BUDGETS), np.nan)
 
 
@@ -96,7 +107,7 @@ def _methods(level: str) -> dict[str, str]:
 def _rows(level: str, results: Results) -> list[tuple[str, ...]]:
     found = []
     for title, method in _methods(level).items():
-        runs = runs_of(method, results)
+        runs = runs_of(method, level, results)
         if not runs:
             continue
         cells = []
@@ -114,7 +125,7 @@ def _rows(level: str, results: Results) -> list[tuple[str, ...]]:
 def gaps(level: str, rival: str, results: Results) -> list[Gap]:
     """BoN-RL-V minus another policy served by the same check, at each N, over the runs that both have."""
     pairs = []
-    for base, key in runs_of(_METHOD[level], results):
+    for base, key in runs_of(_METHOD[level], level, results):
         other = f"{base} {BASE}" if rival == BASE else key.replace(_METHOD[level], rival)
         if other in results:
             pairs.append((base, key, other))
@@ -145,8 +156,8 @@ def kept(docs: Path) -> Results:
 def figure(path: Path, results: Results) -> None:
     """What is served over the AUC of the check, a panel for each N above 1."""
     budgets = BUDGETS[1:]
-    levels = [level for level in LEVELS if runs_of(_METHOD[level], results)]
-    base_runs = runs_of(BASE, results)
+    levels = [level for level in LEVELS if runs_of(_METHOD[level], level, results)]
+    base_runs = runs_of(BASE, TAUGHT, results)
     across = [np.mean([_of(key, level, results)["auc"] for _, key in base_runs]) for level in levels]
     with drawing(path, (3.8 * len(budgets), 3.6), len(budgets)) as panels:
         for axes, budget in zip(panels, budgets, strict=True):
