@@ -27,6 +27,7 @@ from studies.pays import dial, dial_page, real, real_page, votes, votes_page
 from studies.pays.dial import (
     METHODS,
     Cell,
+    Setting,
     Sizes,
     base_id,
     chosen_rate,
@@ -78,7 +79,7 @@ def test_rates_are_chosen_by_what_is_trained_for_and_the_plan_goes_on_from_there
 
 def test_objectives_are_those_of_the_library() -> None:
     assert [type(build_objective(method.objective)).__name__ for method in METHODS.values()] == [
-        *("MaxRL", "LogPassAtN", "RLOO", "StrategyObjective", "LogPassAtN", "GRPO")
+        *("MaxRL", "LogPassAtN", "RLOO", "StrategyObjective", "LogPassAtN", "GRPO", "LogPassAtN")
     ]
 
 
@@ -244,10 +245,22 @@ def test_few_prompts_are_seen_many_times_and_tuning_is_as_before() -> None:
     results: dict[str, Any] = {
         Cell(dial=1.0, method="MaxRL", rate=1e-4, seed=seed).id: {"tune": {"32": 0.5}} for seed in (0, 1)
     }
-    found = []
-    while (cell := next_cell(sizes, (1.0,), ("MaxRL",), results, (200, 2000))) is not None:
-        found.append((cell.seed, cell.prompts))
-        results[cell.id] = {"prompts": cell.prompts}
-    assert found == [(0, 200), (0, 2000), (1, 200), (1, 2000)]
-    assert dial.counts_of(results) == [200, 2000]
-    assert [run["prompts"] for run in dial.reported(sizes, 1.0, "MaxRL", results, 2000)] == [2000, 2000]
+    results[Cell(dial=1.0, method="log pass@32", rate=1e-4, seed=0).id] = {"tune": {"32": 0.5}}
+    results[Cell(dial=1.0, method="log pass@32", rate=1e-4, seed=1).id] = {"tune": {"32": 0.5}}
+    settings, found = [Setting(prompts=200), Setting(group=256)], []
+    methods = (
+        "log pass@32",
+        "log pass@128",
+    )  # the second one has the first one's rate, and large groups only
+    while (cell := next_cell(sizes, (1.0,), methods, results, settings)) is not None:
+        found.append((cell.seed, cell.method, cell.prompts, cell.group, cell.rate))
+        results[cell.id] = {"prompts": cell.prompts, "group": cell.group, "cpu_seconds": 1.0}
+    assert found == [
+        (seed, *ran, 1e-4)
+        for seed in (0, 1)
+        for ran in (("log pass@32", 200, None), ("log pass@32", None, 256), ("log pass@128", None, 256))
+    ]
+    assert dial.settings_of(results) == [Setting(group=256), Setting(prompts=200)]
+    runs = dial.reported(sizes, 1.0, "log pass@128", results, Setting(group=256))
+    assert [run["group"] for run in runs] == [256, 256]
+    assert dial.reported(sizes, 1.0, "log pass@128", results) == []

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from bontune.cli.commands.train import asked_to_stop, locked
@@ -69,6 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
     of_dial.add_argument(
         "--few", type=_numbers, default=(), help="training prompts seen many times, 200,2000 for instance"
     )
+    of_dial.add_argument(
+        "--groups",
+        type=_numbers,
+        default=(),
+        help="responses to a prompt, 256 for instance, in as large steps",
+    )
+    of_dial.add_argument(
+        "--bases", nargs="*", default=(), help="folders of other bases (scripts/train_base.py --task rules)"
+    )
     of_real = parser.add_argument_group("real")
     of_real.add_argument(
         "--model", type=Path, help="a .gguf file or a folder; fetched as by `bontune demo --real` if left out"
@@ -82,6 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.steps is not None and options.steps < 1:
         parser.error(f"--steps must be at least 1, got {options.steps}")
+    step = dial.Sizes().prompts_per_step * dial.Sizes().group_size
+    if wrong := [group for group in options.groups if group < 2 or step % group]:
+        parser.error(f"--groups must divide the {step} responses of a step, got {wrong[0]}")
     if options.extend and options.docs is None:
         parser.error("--extend needs --docs")
     known = {"dial": dial.METHODS, "real": real.OBJECTIVES, "card": real.OBJECTIVES}.get(options.stage, {})
@@ -121,15 +134,19 @@ def _dial(options: argparse.Namespace) -> int:
         dial.read_results(output, dial.sizes_of(known))  # refuses a folder with others
         adopt(output, known["cells"])
     results = dial.read_results(output, sizes)
-    print(dial.cost_text(sizes, options.dials, options.methods, results, options.few), flush=True)
+    settings = [
+        *(dial.Setting(prompts=n) for n in options.few),
+        *(dial.Setting(group=n) for n in options.groups),
+        *(dial.Setting(base=folder) for folder in options.bases),
+    ]
+    todo = (sizes, options.dials, options.methods)
+    print(dial.cost_text(*todo, results, settings), flush=True)
     if not options.dry_run:
-        for at in options.dials:
-            if dial.base_id(at) not in results:
-                results[dial.base_id(at)] = dial.measure(*load_policy(dial.BASE), at, sizes)
-                dial.keep(output, dial.base_id(at), results[dial.base_id(at)])
-        while (
-            cell := dial.next_cell(sizes, options.dials, options.methods, results, options.few)
-        ) is not None:
+        for at, base in product(options.dials, (None, *options.bases)):
+            if (name := dial.base_id(at, base)) not in results:
+                results[name] = dial.measure(*load_policy(base or dial.BASE), at, sizes)
+                dial.keep(output, name, results[name])
+        while (cell := dial.next_cell(*todo, results, settings)) is not None:
             results[cell.id] = dial.run_cell(cell, sizes)
             dial.keep(output, cell.id, results[cell.id])
             print(f"{cell.id}: {results[cell.id]['cpu_seconds']:.0f} CPU seconds", flush=True)

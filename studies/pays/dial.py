@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,14 @@ NEW_TOKENS = 6
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """objective: as `bontune train --objective` takes it.  budget: its rate is the one with the highest pass@budget."""
+    """objective: as `bontune train --objective` takes it.  budget: its rate is the one with the highest pass@budget.
+
+    swept_as: the method whose rate it has, for one that is run in larger groups only.
+    """
 
     objective: str
     budget: int
+    swept_as: str | None = None
 
 
 METHODS = {
@@ -47,6 +51,7 @@ METHODS = {
     "exact pass@32": Method("StrategyObjective(PassAtK(32), baseline='centred')", 32),
     "log pass@8": Method("LogPassAtN(budget=8)", 8),
     "GRPO": Method("GRPO()", 1),
+    "log pass@128": Method("LogPassAtN(budget=128)", 128, swept_as="log pass@32"),
 }
 
 
@@ -63,20 +68,41 @@ class Sizes:
     test: int = 800
 
 
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a run differs in from those that sweep.
+
+    prompts: how many different ones it sees; None: fresh ones at every step.
+    group: how many responses to each, with as many in a step; None: as the sizes say.
+    base: folder of another base; None: the one in the package.
+    """
+
+    prompts: int | None = None
+    group: int | None = None
+    base: str | None = None
+
+
+PLAIN = Setting()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
-    """One training run. prompts: how many different ones it sees; None: fresh ones at every step."""
+    """One training run; prompts, group, base: see `Setting`."""
 
     dial: float
     method: str
     rate: float
     seed: int
     prompts: int | None = None
+    group: int | None = None
+    base: str | None = None
 
     @property
     def id(self) -> str:
         """Also the name of its file."""
         few = "" if self.prompts is None else f" prompts-{self.prompts}"
+        few += "" if self.group is None else f" group-{self.group}"
+        few += "" if self.base is None else f" base-{Path(self.base).name}"
         return f"dial-{self.dial:g} {self.method} rate-{self.rate:g} seed-{self.seed}{few}".replace(" ", "_")
 
 
@@ -84,56 +110,77 @@ Results = Mapping[str, Mapping[str, Any]]
 """{cell id, or `base_id` of a dial: what its file holds}."""
 
 
-def base_id(dial: float) -> str:
-    """Of the base measured at a dial."""
-    return f"dial-{dial:g}_base"
+def base_id(dial: float, base: str | None = None) -> str:
+    """Of a base measured at a dial."""
+    return f"dial-{dial:g}_base" if base is None else f"dial-{dial:g}_{Path(base).name}_base"
 
 
 def plan(
-    sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results, few: Sequence[int] = ()
+    sizes: Sizes,
+    dials: Sequence[float],
+    methods: Sequence[str],
+    results: Results,
+    settings: Sequence[Setting] = (),
 ) -> list[Cell]:
     """Each dial's sweep with the first seed, then the other seeds at the rates that it chose, seed by seed.
 
-    few: how many training prompts are seen often, in runs that come last.
+    settings: of runs that come last, at the same rates.
     """
     first, *others = sizes.seeds
+    swept = [name for name in methods if METHODS[name].swept_as is None]
     cells: list[Cell] = []
     for dial in dials:
-        cells += [Cell(dial=dial, method=m, rate=rate, seed=first) for rate in sizes.rates for m in methods]
+        cells += [Cell(dial=dial, method=m, rate=rate, seed=first) for rate in sizes.rates for m in swept]
         for seed in others:
-            rates = {m: chosen_rate(sizes, dial, m, results) for m in methods}
+            rates = {m: chosen_rate(sizes, dial, m, results) for m in swept}
             cells += [Cell(dial=dial, method=m, rate=r, seed=seed) for m, r in rates.items() if r is not None]
-    return cells + _few_plan(sizes, dials, methods, few, results)
+    return cells + _settings_plan(sizes, dials, methods, settings, results)
 
 
-def _few_plan(
-    sizes: Sizes, dials: Sequence[float], methods: Sequence[str], few: Sequence[int], results: Results
+def _settings_plan(
+    sizes: Sizes,
+    dials: Sequence[float],
+    methods: Sequence[str],
+    settings: Sequence[Setting],
+    results: Results,
 ) -> list[Cell]:
-    """The same methods at the rates that were chosen on fresh prompts, seeing few of them often, seed by seed."""
+    """The same methods at the rates that were chosen, seed by seed; those without a sweep in groups only."""
     rates = {(dial, m): chosen_rate(sizes, dial, m, results) for dial in dials for m in methods}
     return [
-        Cell(dial=dial, method=m, rate=rate, seed=seed, prompts=count)
+        Cell(dial=dial, method=m, rate=rate, seed=seed, **asdict(setting))
         for seed in sizes.seeds
-        for count in few
+        for setting in settings
         for (dial, m), rate in rates.items()
-        if rate is not None
+        if rate is not None and (METHODS[m].swept_as is None or setting.group is not None)
     ]
 
 
 def next_cell(
-    sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results, few: Sequence[int] = ()
+    sizes: Sizes,
+    dials: Sequence[float],
+    methods: Sequence[str],
+    results: Results,
+    settings: Sequence[Setting] = (),
 ) -> Cell | None:
     """The first one missing; rates are chosen as sweeps end."""
-    return next((cell for cell in plan(sizes, dials, methods, results, few) if cell.id not in results), None)
+    return next(
+        (cell for cell in plan(sizes, dials, methods, results, settings) if cell.id not in results), None
+    )
 
 
 def cost_text(
-    sizes: Sizes, dials: Sequence[float], methods: Sequence[str], results: Results, few: Sequence[int] = ()
+    sizes: Sizes,
+    dials: Sequence[float],
+    methods: Sequence[str],
+    results: Results,
+    settings: Sequence[Setting] = (),
 ) -> str:
     """What there is to do and, by what finished runs took, its CPU minutes."""
-    each = len(sizes.rates) + len(sizes.seeds) - 1 + len(few) * len(sizes.seeds)
-    runs = len(dials) * len(methods) * each
-    cells = {cell.id for cell in plan(sizes, dials, methods, results, few)}
+    swept = sum(METHODS[name].swept_as is None for name in methods)
+    each = swept * (len(sizes.rates) + len(sizes.seeds) - 1)
+    later = sum(len(methods) if setting.group else swept for setting in settings)
+    runs = len(dials) * (each + later * len(sizes.seeds))
+    cells = {cell.id for cell in plan(sizes, dials, methods, results, settings)}
     done = [found["cpu_seconds"] for name, found in results.items() if name in cells]
     if not done:
         return f"{runs} training runs to go; what one costs is known after the first"
@@ -143,6 +190,7 @@ def cost_text(
 
 def chosen_rate(sizes: Sizes, dial: float, method: str, results: Results) -> float | None:
     """The rate with the highest pass@budget on tune prompts; None until all are tried."""
+    method = METHODS[method].swept_as or method
     cells = [Cell(dial=dial, method=method, rate=rate, seed=sizes.seeds[0]) for rate in sizes.rates]
     if any(cell.id not in results for cell in cells):
         return None
@@ -157,12 +205,12 @@ def passed(kept: str, budget: int) -> Tensor:
 
 def run_cell(cell: Cell, sizes: Sizes, on_step: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Train, and measure on tune and test prompts."""
-    started, (model, tokenizer) = time.process_time(), load_policy(BASE)
-    task = Rules(cell.dial, cell.prompts)
+    started, (model, tokenizer) = time.process_time(), load_policy(cell.base or BASE)
+    task, group = Rules(cell.dial, cell.prompts), cell.group or sizes.group_size
     config = TrainConfig(
         steps=sizes.steps,
-        prompts_per_step=sizes.prompts_per_step,
-        group_size=sizes.group_size,
+        prompts_per_step=sizes.prompts_per_step * sizes.group_size // group,
+        group_size=group,
         learning_rate=cell.rate,
         schedule="linear",
         sampling=Sampling(max_new_tokens=NEW_TOKENS),
@@ -222,30 +270,32 @@ def posteriors(dial: float, sizes: Sizes) -> Tensor:
 
 
 def reported(
-    sizes: Sizes, dial: float, method: str, results: Results, prompts: int | None = None
+    sizes: Sizes, dial: float, method: str, results: Results, setting: Setting = PLAIN
 ) -> list[Mapping[str, Any]]:
     """The runs of a method at the rate it chose, by seed, as far as they are done; none before its sweep is."""
     rate = chosen_rate(sizes, dial, method, results)
     if rate is None:
         return []
-    cells = [Cell(dial=dial, method=method, rate=rate, seed=seed, prompts=prompts) for seed in sizes.seeds]
+    cells = [Cell(dial=dial, method=method, rate=rate, seed=seed, **asdict(setting)) for seed in sizes.seeds]
     return [results[cell.id] for cell in cells if cell.id in results]
 
 
-def counts_of(results: Results) -> list[int]:
-    """How many prompts runs saw often, in order."""
-    return sorted({found["prompts"] for found in results.values() if found.get("prompts")})
+def settings_of(results: Results) -> list[Setting]:
+    """Those of runs that come after the sweeps: by base, how many prompts they saw and the size of groups."""
+    names = [field.name for field in fields(Setting)]
+    found = {Setting(*map(run.get, names)) for run in results.values()} - {PLAIN}
+    return sorted(found, key=lambda s: (s.base or "", s.prompts or 0, s.group or 0))
 
 
 def document(sizes: Sizes, results: Results) -> dict[str, Any]:
     """What docs/pays/dial.json holds: everything the page says follows from it. Test chances only of what is reported."""
-    named = ("method", "dial", "rate", "seed", "prompts")
+    named = ("method", "dial", "rate", "seed", "prompts", "group", "base")
     shown = {
         tuple(run.get(key) for key in named)
         for dial in DIALS
         for method in METHODS
-        for prompts in (None, *counts_of(results))
-        for run in reported(sizes, dial, method, results, prompts)
+        for setting in (PLAIN, *settings_of(results))
+        for run in reported(sizes, dial, method, results, setting)
     }
 
     def kept(name: str, found: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,14 +19,16 @@ from studies.pays.dial import (
     BASE,
     DIALS,
     METHODS,
+    PLAIN,
     Results,
+    Setting,
     Sizes,
     base_id,
-    counts_of,
     document,
     passed,
     posteriors,
     reported,
+    settings_of,
 )
 
 FIGURE, NUMBERS = "pays-dial.svg", Path("pays") / "dial.json"
@@ -59,10 +61,9 @@ def section(sizes: Sizes, results: Results) -> str:
 
 
 def _of_dial(sizes: Sizes, dial: float, results: Results) -> str:
-    base = [f"{passed(results[base_id(dial)]['test'], n).mean():.3f}" for n in BUDGETS]
-    rows = [(BASE, "", "", *base, "", ""), *_trained(sizes, dial, results)]
+    rows = [_base_row(BASE, results[base_id(dial)]), *_trained(sizes, dial, results)]
     found = [f"### Dial at {dial:g}: {_WORDS[dial]}", table(_HEAD, rows)]
-    gaps = _differences(sizes, dial, results)
+    gaps = _differences(sizes, dial, results, [PLAIN])
     if gaps:
         found += [_PAIRED, gaps]
     if dial > 0:
@@ -78,25 +79,46 @@ def _of_dial(sizes: Sizes, dial: float, results: Results) -> str:
             "Theory, of the exact chances on the same test prompts:",
             table(("policy", *_HEAD[3:7]), ends),
         ]
-    for count in counts_of(results):
-        few = _trained(sizes, dial, results, count)
-        if few:
-            often = sizes.steps * sizes.prompts_per_step / count
-            found += [
-                f"{count:,} training prompts, each seen {often:.0f} times:",
-                table(_HEAD, few),
-                _PAIRED,
-                _differences(sizes, dial, results, count),
-            ]
-    return "\n\n".join(part for part in found if part)
+    for setting in settings_of(results):
+        own = _trained(sizes, dial, results, setting)
+        if own and setting.base is None:
+            told = _differences(sizes, dial, results, [setting])
+            found += [_setting_text(sizes, setting), table(_HEAD, own), _PAIRED, told]
+    return "\n\n".join([*(part for part in found if part), *_other_bases(sizes, dial, results)])
 
 
-def _trained(
-    sizes: Sizes, dial: float, results: Results, prompts: int | None = None
-) -> list[tuple[str, ...]]:
+def _other_bases(sizes: Sizes, dial: float, results: Results) -> list[str]:
+    """A table for each, and the differences over all of them and the first."""
+    settings = [s for s in settings_of(results) if s.base and _trained(sizes, dial, results, s)]
+    if not settings:
+        return []
+    found = []
+    for setting in settings:
+        before = _base_row(f"{BASE}, {Path(setting.base or '').name}", results[base_id(dial, setting.base)])
+        told = f"Another base, trained alike with another seed, at the same rates ({before[0].split()[-1]}):"
+        found += [told, table(_HEAD, [before, *_trained(sizes, dial, results, setting)])]
+    several = f"Over the {len(settings) + 1} bases, points above MaxRL, paired by prompt, base and seed:"
+    return [*found, several, _differences(sizes, dial, results, [PLAIN, *settings])]
+
+
+def _base_row(name: str, measured: Mapping[str, Any]) -> tuple[str, ...]:
+    values = [f"{passed(measured['test'], n).mean():.3f}" for n in BUDGETS]
+    return (name, "", "", *values, "", "")
+
+
+def _setting_text(sizes: Sizes, setting: Setting) -> str:
+    if setting.prompts is not None:
+        often = sizes.steps * sizes.prompts_per_step / setting.prompts
+        return f"{setting.prompts:,} training prompts, each seen {often:.0f} times:"
+    assert setting.group is not None
+    prompts = sizes.prompts_per_step * sizes.group_size // setting.group
+    return f"Groups of {setting.group}, {prompts} prompts a step, so as many responses; the same rates, not swept again:"
+
+
+def _trained(sizes: Sizes, dial: float, results: Results, setting: Setting = PLAIN) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for method in METHODS:
-        runs = reported(sizes, dial, method, results, prompts)
+        runs = reported(sizes, dial, method, results, setting)
         if runs:
             means = [f"{np.mean([passed(run['test'], n).mean() for run in runs]):.3f}" for n in BUDGETS]
             rows.append(
@@ -111,18 +133,26 @@ def _trained(
     return rows
 
 
-def _differences(sizes: Sizes, dial: float, results: Results, prompts: int | None = None) -> str:
-    rival = {run["seed"]: run for run in reported(sizes, dial, RIVAL, results, prompts)}
-    rows = []
+def _differences(sizes: Sizes, dial: float, results: Results, settings: Sequence[Setting]) -> str:
+    """Of each method from MaxRL, over the runs that both have in these settings, which differ in their base alone."""
+
+    def runs_of(method: str) -> dict[tuple[str, int], np.ndarray]:
+        return {
+            (setting.base or BASE, run["seed"]): np.stack([passed(run["test"], n) for n in BUDGETS], -1)
+            for setting in settings
+            for run in reported(sizes, dial, method, results, setting)
+        }
+
+    rival, rows = runs_of(RIVAL), []
     for method in METHODS:
-        runs = {run["seed"]: run for run in reported(sizes, dial, method, results, prompts)}
-        seeds = [seed for seed in runs if seed in rival]
-        if method == RIVAL or not seeds:
+        runs = runs_of(method)
+        both = [key for key in runs if key in rival]
+        bases = {setting.base or BASE for setting in settings}
+        if method == RIVAL or {base for base, _ in both} != bases:
             continue
-        ours, theirs = (
-            [np.stack([passed(of[s]["test"], n) for n in BUDGETS], -1) for s in seeds] for of in (runs, rival)
+        gaps = combine_each(
+            [runs[key] for key in both], [rival[key] for key in both], [base for base, _ in both]
         )
-        gaps = combine_each(ours, theirs, [BASE] * len(seeds))
         rows.append((method, runs_text(gaps[0].runs), *map(gap_text, gaps)))
     return table(("trained for", "runs", *(f"@{n}" for n in BUDGETS)), rows) if rows else ""
 
