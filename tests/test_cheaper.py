@@ -191,7 +191,7 @@ BITS = {"dense": 0.0, "GPTQ 3": 1.5, "OWQ 3.1": 0.25}
 
 
 def test_the_dense_answers_are_those_of_the_study_that_pays(tmp_path: Path) -> None:
-    found = pretrained._known()["right"]
+    found = pretrained.known()["right"]
     assert len(found) == pretrained.PROBLEMS
     assert 0.01 < sum(found) / len(found) / RESPONSES < 0.04
     cells = Cells(tmp_path)

@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bontune.config import Sampling
+from bontune.config import Prompting, Sampling, TrainConfig
 from bontune.evaluate import interval_of
 from bontune.models.loading import load_policy
 from bontune.records import Group
 from bontune.rollout import sample_groups
-from bontune.tasks import load_task
+from bontune.tasks import Task, load_task
+from bontune.train.loop import train
+from bontune.train.run import Run
 from studies.lines import Lines
 
 PROMPTS, RESPONSES = 200, 64  # each policy is measured on
@@ -27,6 +29,7 @@ CALIBRATION = 256  # training prompts with their references
 SAMPLING = Sampling(max_new_tokens=32)
 BUDGETS = (1, 32)
 IGNORED = -100
+PLAIN_TEXT = Prompting()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,29 @@ def measured(
         "sampling_seconds": round(seconds, 1),
         **({} if also is None else also(groups)),
     }
+
+
+def trained(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    objective: Any,
+    config: TrainConfig,
+    prompting: Prompting = PLAIN_TEXT,
+) -> Any:
+    """The model, after the usual loop has trained it in place; nothing of the run is kept."""
+    train(
+        Run(
+            config=config,
+            task=task,
+            objective=objective,
+            model=model,
+            tokenizer=tokenizer,
+            verify=task.verify,
+            prompting=prompting,
+        )
+    )
+    return model
 
 
 def pass_at(right: Sequence[int], budget: int) -> Tensor:

@@ -15,9 +15,7 @@ from bontune.objectives import SFT, BoNSFT
 from bontune.records import Group
 from bontune.tasks import load_task
 from bontune.train.hard import Hardest
-from bontune.train.loop import train
-from bontune.train.run import Run
-from studies.cheaper.bench import SAMPLING, Cells, measured, pass_at
+from studies.cheaper.bench import SAMPLING, Cells, measured, pass_at, trained
 from studies.cheaper.preferences import pairs, prefer
 from studies.cheaper.steps import judged
 
@@ -71,17 +69,7 @@ def _trained(task_name: str, share: float, objective: SFT | BoNSFT = PLAIN) -> A
     """By as many supervised steps; what draws responses draws `GROUP` to each prompt."""
     task, (model, tokenizer) = load_task(task_name), load_policy(f"{task_name}-base")
     chosen = Hardest.of(task, model, tokenizer, CONFIG, Prompting(), share)
-    train(
-        Run(
-            config=replace(CONFIG, group_size=GROUP),
-            task=chosen,
-            objective=objective,
-            model=model,
-            tokenizer=tokenizer,
-            verify=task.verify,
-        )
-    )
-    return model
+    return trained(model, tokenizer, chosen, objective, replace(CONFIG, group_size=GROUP))
 
 
 @cache

@@ -18,9 +18,7 @@ from bontune.demo.problems import PROMPTING, SAMPLING, problems
 from bontune.models.loading import load_policy
 from bontune.models.prompting import in_force, rendered, shown
 from bontune.train.hard import Hardest, surprise
-from bontune.train.loop import train
-from bontune.train.run import Run
-from studies.cheaper.bench import Cells
+from studies.cheaper.bench import Cells, trained
 from studies.cheaper.hard import ALL, BASE, DPO, PLAIN, label
 from studies.cheaper.preferences import Pair, pairs, prefer
 from studies.cheaper.pretrained import PROBLEMS, answered, known, loaded
@@ -79,18 +77,7 @@ def _trained(path: str, *, share: float) -> Any:
     task, (dense, tokenizer) = problems(), loaded(path)
     model = copy.deepcopy(dense)
     chosen = Hardest.of(task, model, tokenizer, CONFIG, PROMPTING, share)
-    train(
-        Run(
-            config=CONFIG,
-            task=chosen,
-            objective=PLAIN,
-            model=model,
-            tokenizer=tokenizer,
-            verify=task.verify,
-            prompting=PROMPTING,
-        )
-    )
-    return model
+    return trained(model, tokenizer, chosen, PLAIN, CONFIG, PROMPTING)
 
 
 def _preferred(path: str) -> Any:

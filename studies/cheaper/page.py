@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
 from bontune.models.compress.squarehead import LOSSES
 from studies.cheaper.bench import BUDGETS, RESPONSES, Cells, interval, pass_at
@@ -20,6 +18,7 @@ from studies.cheaper.pretrained import DENSE as PRETRAINED_DENSE
 from studies.cheaper.pruned import DENSE, TEACHER
 from studies.cheaper.sampler import BUDGETS as NOISE_BUDGETS
 from studies.cheaper.sampler import COPIES, SIMULATED
+from studies.figures import drawing
 from studies.paper.markdown import table, with_section
 
 Cell = Mapping[str, Any]
@@ -347,18 +346,15 @@ def breakeven_figure(cells: Sequence[Cell], path: Path) -> None:
     if DENSE in own["trained"]:
         after = {name: cell for name, cell in own["trained"].items() if name != DENSE}
         panels.append(("then trained for best-of-32", own["trained"][DENSE], after))
-    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
-    for axes, (title, dense, others) in zip(
-        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels, strict=True
-    ):
-        for name in sorted(others):
-            found = {n: breakeven(curve(dense), curve(others[name]), n) for n in range(1, RESPONSES + 1)}
-            line = [(n, s) for n, s in found.items() if s is not None]
-            if line:
-                axes.plot(*zip(*line, strict=True), label=name)
-        axes.axhline(1, color="black", linewidth=0.8)
-        axes.set(xscale="log", xlabel="N", xticks=SHOWN, xticklabels=map(str, SHOWN), title=title)
-    figure.axes[0].set_ylabel("speed-up needed")
-    figure.axes[0].legend(title="zeros", frameon=False)
-    with rc_context({"svg.hashsalt": "cheaper"}):  # the same file from the same numbers
-        figure.savefig(path, metadata={"Date": None})
+    with drawing(path, (4.6 * len(panels), 3.6), len(panels), same_height=True) as drawn:
+        for axes, (title, dense, others) in zip(drawn, panels, strict=True):
+            for name in sorted(others):
+                found = {n: breakeven(curve(dense), curve(others[name]), n) for n in range(1, RESPONSES + 1)}
+                line = [(n, s) for n, s in found.items() if s is not None]
+                if line:
+                    axes.plot(*zip(*line, strict=True), label=name)
+            axes.axhline(1, color="black", linewidth=0.8)
+            axes.set(xscale="log", xlabel="N", title=title)
+            axes.set_xticks(SHOWN, map(str, SHOWN))
+        drawn[0].set_ylabel("speed-up needed")
+        drawn[0].legend(title="zeros", frameon=False)

@@ -15,9 +15,7 @@ from bontune.models.compress.squarehead import LOSSES, recovery_loss
 from bontune.models.loading import load_policy
 from bontune.objectives import LogPassAtN
 from bontune.tasks import load_task
-from bontune.train.loop import train
-from bontune.train.run import Run
-from studies.cheaper.bench import SAMPLING, Cells, calibration, measured, padded, texts
+from studies.cheaper.bench import SAMPLING, Cells, calibration, measured, padded, texts, trained
 
 TASK = "countdown"
 TEACHER, DENSE = "dense", "dense, as many steps"
@@ -84,18 +82,7 @@ def _for_budget(model: Any) -> Any:
     """Trained for log pass@BUDGET by the usual loop."""
     task, (_, tokenizer) = load_task(TASK), load_policy(f"{TASK}-base")
     config = TrainConfig(learning_rate=BUDGET_RATE, sampling=SAMPLING, **BUDGET_TRAINING)
-    objective = LogPassAtN(budget=BUDGET)
-    train(
-        Run(
-            config=config,
-            task=task,
-            objective=objective,
-            model=model,
-            tokenizer=tokenizer,
-            verify=task.verify,
-        )
-    )
-    return model
+    return trained(model, tokenizer, task, LogPassAtN(budget=BUDGET), config)
 
 
 def learn(model: Any, taught_by: Any, kind: str, seed: int) -> Any:

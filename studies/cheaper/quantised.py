@@ -16,9 +16,7 @@ from bontune.models.compress.owq import add_owq, mean_bits
 from bontune.models.loading import load_policy
 from bontune.objectives import LogPassAtN
 from bontune.tasks import load_task
-from bontune.train.loop import train
-from bontune.train.run import Run
-from studies.cheaper.bench import SAMPLING, Cells, calibration, measured
+from studies.cheaper.bench import SAMPLING, Cells, calibration, measured, trained
 
 TASKS = ("countdown", "programs")
 RATES = (1e-3, 4e-3, 8e-3, 1.6e-2)
@@ -91,15 +89,6 @@ def _trained(kind: str, rate: float) -> dict[str, Any]:
     task, (_, tokenizer) = load_task("countdown"), load_policy("countdown-base")
     config = TrainConfig(learning_rate=rate, sampling=SAMPLING, report_budgets=(1, 8), **TRAINING)
     torch.manual_seed(0)
-    train(
-        Run(
-            config=config,
-            task=task,
-            objective=LogPassAtN(budget=8),
-            model=model,
-            tokenizer=tokenizer,
-            verify=task.verify,
-        )
-    )
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return measured(model, "countdown") | {"trained": trained}
+    trained(model, tokenizer, task, LogPassAtN(budget=8), config)
+    weights = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return measured(model, "countdown") | {"trained": weights}
