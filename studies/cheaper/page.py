@@ -357,4 +357,4 @@ def breakeven_figure(cells: Sequence[Cell], path: Path) -> None:
             axes.set(xscale="log", xlabel="N", title=title)
             axes.set_xticks(SHOWN, map(str, SHOWN))
         drawn[0].set_ylabel("speed-up needed")
-        drawn[0].legend(title="zeros", frameon=False)
+        drawn[0].legend(title="zeros", frameon=False, ncols=2, loc="center left", bbox_to_anchor=(0, 0.55))
