@@ -53,13 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--seeds",
         type=_numbers,
-        help="dial: 0,1,2 by default, the first one's runs choose the rates; real: 0,1; votes: 1,2",
+        help="dial: 0,1,2 by default, the first one's runs choose the rates; real: 0,1; votes: 1,2,3",
     )
     parser.add_argument(
         "--methods", nargs="*", help=f"dial: {', '.join(dial.METHODS)}; real: {', '.join(real.OBJECTIVES)}"
     )
     parser.add_argument(
-        "--extend", action="store_true", help="dial, real, card, checks: count what the docs hold as done"
+        "--extend", action="store_true", help="but for theory: count what the docs hold as done"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what there is to do, and stop")
     of_dial = parser.add_argument_group("dial")
@@ -209,11 +209,15 @@ def _card(options: argparse.Namespace) -> int:
 
 def _votes(options: argparse.Namespace) -> int:
     output, seeds = options.output or Path("runs/pays-votes"), options.seeds or votes.STUDY.seeds
-    print(f"{len(seeds) * len(votes.METHODS)} training runs, about 2 CPU minutes each", flush=True)
-    if options.dry_run:
+    known = votes_page.kept(options.docs) if options.extend else {}
+    missing = sum(name not in known for name, _ in votes.plan(seeds))
+    print(f"{missing} of {len(votes.plan(seeds))} policies to go, about 2 CPU minutes each", flush=True)
+    if options.dry_run and not known:
         return 0
-    with locked(output), asked_to_stop() as should_stop:
-        results = votes.run(output, seeds, partial(print, flush=True), should_stop)
+    results = known
+    if not options.dry_run:
+        with locked(output), asked_to_stop() as should_stop:
+            results = votes.run(output, seeds, partial(print, flush=True), should_stop, known)
     publish = partial(votes_page.publish, results=results)
     return _tell(options.docs, (VOTES_BEGIN, VOTES_END), votes_page.section(results), publish)
 

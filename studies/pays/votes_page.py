@@ -14,7 +14,7 @@ from studies.paper.plan import BASE
 from studies.paper.summary import shares
 from studies.paper.tables import Gap, combine, combine_each
 from studies.pays.real_page import seeds_of
-from studies.pays.votes import BUDGETS, METHODS, PLACE, RATE, STUDY, Results
+from studies.pays.votes import BUDGETS, FAST, FAST_RATE, METHODS, PLACE, RATE, STUDY, Results
 
 NUMBERS = Path("pays") / "votes.json"
 RIVALS = ("grpo", "maxrl")
@@ -26,8 +26,9 @@ def section(results: Results) -> str:
     names = [method.name for method in METHODS if seeds_of(method.name, results)]
     head = ("trained for", "runs", "one response", *(f"vote of {n}" for n in BUDGETS[1:]))
     parts = [
-        f"{STUDY.steps} steps of {STUDY.prompts_per_step} prompts × {STUDY.group_size} responses, rate {RATE:g}, one "
-        f"base; {PLACE.prompts:,} test prompts × {PLACE.responses} responses at temperature 1. Per cent:",
+        f"{STUDY.steps} steps of {STUDY.prompts_per_step} prompts × {STUDY.group_size} responses, rate {RATE:g}, or "
+        f"{FAST_RATE:g} for {FAST}, one base; "
+        f"{PLACE.prompts:,} test prompts × {PLACE.responses} responses at temperature 1. Per cent:",
         table((*head, "entropy"), [_row(name, results) for name in (BASE, *names)]),
         "Points above the base, paired by prompt and seed, with 95 % intervals:",
         table(head, [_gaps(name, BASE, results) for name in names]),
