@@ -225,24 +225,27 @@ Measure = Callable[[Cell], torch.Tensor]
 
 
 def _hard(found: Mapping[str, Sequence[Cell]]) -> list[str]:
-    parts = []
+    """All tasks in one table; steps are judged on Countdown alone."""
+    passing: dict[str, Measure] = {f"pass@{n}": lambda c, n=n: pass_at(c["right"], n) for n in BUDGETS}
+    titles, rows, gaps = [*passing, "wrong steps"], [], []
     for task in dict.fromkeys(cell["task"] for cell in found["hard"]):
         own = {cell["name"]: cell for cell in found["hard"] if cell["task"] == task}
-        rates: dict[str, Measure] = {f"pass@{n}": lambda c, n=n: pass_at(c["right"], n) for n in BUDGETS}
-        if all("steps" in cell for cell in own.values()):
-            rates["wrong steps"] = step_errors
-        parts += [f"### {task}\n\n{_against(own, ALL, rates)}", *_beside_start(own, rates)]
-    return [*parts, *_tuning(found)]
+        judged = all("steps" in cell for cell in own.values())
+        rates = passing | ({"wrong steps": step_errors} if judged else {})
+        rows += [[task, *row] for row in _rows_against(own, ALL, rates, titles)]
+        gaps += _beside_start(task, own, rates)
+    told = [f"{DPO} less {BASE}, in points: {'; '.join(gaps)}."] if gaps else []
+    return [table(["task", *_head_against(ALL, titles)], rows), *told, *_tuning(found)]
 
 
-def _beside_start(own: Mapping[str, Cell], rates: Mapping[str, Measure]) -> list[str]:
+def _beside_start(task: str, own: Mapping[str, Cell], rates: Mapping[str, Measure]) -> list[str]:
     """What DPO changed of the base."""
     if not {DPO, BASE} <= own.keys():
         return []
     gaps = [
         f"{title} {_text(interval(rate(own[DPO]) - rate(own[BASE])), '+')}" for title, rate in rates.items()
     ]
-    return [f"{DPO} less {BASE}, in points: {', '.join(gaps)}."]
+    return [f"{task}: {', '.join(gaps)}"]
 
 
 def step_errors(cell: Cell) -> torch.Tensor:
@@ -270,15 +273,32 @@ TABLES = {"owq": _owq, "sparse": _sparse, "sampler": _sampler, "hard": _hard}
 
 def _against(own: Mapping[str, Cell], reference: str, rates: Mapping[str, Measure]) -> str:
     """Loss, rates in percent with intervals, and their differences to the reference's, paired by prompt."""
+    head = _head_against(reference if reference in own else None, [*rates])
+    return table(head, _rows_against(own, reference, rates, [*rates]))
+
+
+def _head_against(reference: str | None, titles: Sequence[str]) -> list[str]:
+    less = [] if reference is None else [f"less {reference}, {title}" for title in titles]
+    return ["policy", "loss", *titles, *less]
+
+
+def _rows_against(
+    own: Mapping[str, Cell], reference: str, rates: Mapping[str, Measure], titles: Sequence[str]
+) -> list[list[str]]:
+    """titles: of the columns, which stay empty where there is no such rate."""
     rows = []
     for name, cell in own.items():
-        row = [name, f"{cell['loss']:.3f}", *(_text(interval(rate(cell))) for rate in rates.values())]
+        values = {title: rate(cell) for title, rate in rates.items()}
+        row = [
+            name,
+            f"{cell['loss']:.3f}",
+            *(_text(interval(values[t])) if t in rates else "" for t in titles),
+        ]
         if reference in own:
-            gaps = [rate(cell) - rate(own[reference]) for rate in rates.values()]
-            row += ["" if name == reference else _text(interval(gap), "+") for gap in gaps]
+            gaps = {t: value - rates[t](own[reference]) for t, value in values.items() if name != reference}
+            row += [_text(interval(gaps[t]), "+") if t in gaps else "" for t in titles]
         rows.append(row)
-    head = ["policy", "loss", *rates, *(f"less {reference}, {title}" for title in rates if reference in own)]
-    return table(head, rows)
+    return rows
 
 
 def _text(item: Mapping[str, float], sign: str = "") -> str:
