@@ -40,6 +40,7 @@ _HEAD = (
     *("pass@8, last fifths", "pass@32, last fifths"),
 )
 _PAIRED = "Points above MaxRL, paired by prompt and seed, with 95 % intervals:"
+_GAPS_HEAD = ("trained for", "runs", *(f"@{n}" for n in BUDGETS))
 _NS = tuple(2**i for i in range(8))
 _WORDS = {1.0: "every prompt is open", 0.5: "every second prompt is open", 0.0: "no prompt is open"}
 _ENDS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
@@ -84,6 +85,11 @@ def _of_dial(sizes: Sizes, dial: float, results: Results) -> str:
         if own and setting.base is None:
             told = _differences(sizes, dial, results, [setting])
             found += [_setting_text(sizes, setting), table(_HEAD, own), _PAIRED, told]
+            if setting.group is not None:
+                found += [
+                    f"Points above the same in groups of {sizes.group_size}, likewise:",
+                    _beside_plain(sizes, dial, results, setting),
+                ]
     return "\n\n".join([*(part for part in found if part), *_other_bases(sizes, dial, results)])
 
 
@@ -135,26 +141,44 @@ def _trained(sizes: Sizes, dial: float, results: Results, setting: Setting = PLA
 
 def _differences(sizes: Sizes, dial: float, results: Results, settings: Sequence[Setting]) -> str:
     """Of each method from MaxRL, over the runs that both have in these settings, which differ in their base alone."""
-
-    def runs_of(method: str) -> dict[tuple[str, int], np.ndarray]:
-        return {
-            (setting.base or BASE, run["seed"]): np.stack([passed(run["test"], n) for n in BUDGETS], -1)
-            for setting in settings
-            for run in reported(sizes, dial, method, results, setting)
-        }
-
-    rival, rows = runs_of(RIVAL), []
+    rival, rows = _values(sizes, dial, RIVAL, results, settings), []
     for method in METHODS:
-        runs = runs_of(method)
-        both = [key for key in runs if key in rival]
-        bases = {setting.base or BASE for setting in settings}
-        if method == RIVAL or {base for base, _ in both} != bases:
-            continue
-        gaps = combine_each(
-            [runs[key] for key in both], [rival[key] for key in both], [base for base, _ in both]
-        )
-        rows.append((method, runs_text(gaps[0].runs), *map(gap_text, gaps)))
-    return table(("trained for", "runs", *(f"@{n}" for n in BUDGETS)), rows) if rows else ""
+        runs = _values(sizes, dial, method, results, settings)
+        both = {base for base, seed in runs if (base, seed) in rival}
+        if method != RIVAL and both == {setting.base or BASE for setting in settings}:
+            rows.append(_gap_row(method, runs, rival))
+    return table(_GAPS_HEAD, rows) if rows else ""
+
+
+def _beside_plain(sizes: Sizes, dial: float, results: Results, setting: Setting) -> str:
+    """Of each method in a setting from itself in the runs that sweep."""
+    rows = []
+    for method in METHODS:
+        runs, plain = (_values(sizes, dial, method, results, [s]) for s in (setting, PLAIN))
+        if runs.keys() & plain.keys():
+            rows.append(_gap_row(method, runs, plain))
+    return table(_GAPS_HEAD, rows)
+
+
+_Values = Mapping[tuple[str, int], np.ndarray]
+"""{(base, seed): [P, B]}."""
+
+
+def _values(
+    sizes: Sizes, dial: float, method: str, results: Results, settings: Sequence[Setting]
+) -> dict[tuple[str, int], np.ndarray]:
+    return {
+        (setting.base or BASE, run["seed"]): np.stack([passed(run["test"], n) for n in BUDGETS], -1)
+        for setting in settings
+        for run in reported(sizes, dial, method, results, setting)
+    }
+
+
+def _gap_row(method: str, ours: _Values, theirs: _Values) -> tuple[str, ...]:
+    """Over the runs that both have."""
+    both = [key for key in ours if key in theirs]
+    gaps = combine_each([ours[k] for k in both], [theirs[k] for k in both], [base for base, _ in both])
+    return (method, runs_text(gaps[0].runs), *map(gap_text, gaps))
 
 
 def _last(runs: Sequence[Mapping[str, Any]]) -> list[str]:
