@@ -57,7 +57,7 @@ def load_policy(
             f"saved as {', '.join(config.architectures or ['nothing in particular'])}"
         )
     how = {} if quantization is None else {"quantization_config": quantization}
-    model = _weights_of(name, folder, gguf or {"config": config}, dtype=dtype or "auto", **how)
+    model = _weights_of(name, folder, {"config": config, **gguf}, dtype=dtype or "auto", **how)
     if dtype is None and model.dtype in (torch.float16, torch.bfloat16):
         model = model.float() if not torch.cuda.is_available() else model
     if quantization is None:  # otherwise it is where it must be
