@@ -6,17 +6,19 @@ import itertools
 import random
 import shutil
 import sys
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from chat_models import chat_tokenizer, saved
 from models import tiny_model, word_tokenizer
 
 from bontune.records import Prompt
 from bontune.tasks.countdown import OPERATORS, Countdown, as_prompt, evaluate
-from studies.cheaper import pretrained
+from studies.cheaper import hard_pretrained, pretrained
 from studies.cheaper.bench import RESPONSES, Cells
 from studies.cheaper.page import PAGES, _pretrained, step_errors, write
 from studies.cheaper.preferences import Pair, pairs, prefer, separator
@@ -199,6 +201,38 @@ def test_the_dense_answers_are_those_of_the_study_that_pays(tmp_path: Path) -> N
     cells.fill("responses", "gsm8k", "nearest 3", lambda: {"right": []})
     assert before == "7 of 7 policies to go, about 38 CPU minutes on one thread"
     assert pretrained.cost_text(cells) == "6 of 7 policies to go, about 33 CPU minutes on one thread"
+
+
+def test_hard_problems_of_a_chat_model_from_start_to_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("trl")
+    monkeypatch.setattr(
+        hard_pretrained, "CONFIG", replace(hard_pretrained.CONFIG, steps=1, prompts_per_step=2)
+    )
+    for module in (hard_pretrained, pretrained):
+        monkeypatch.setattr(module, "PROBLEMS", 2)
+    path, cells = str(saved(tmp_path / "model")), Cells(tmp_path / "run")
+    assert hard_pretrained.cost_text(cells).startswith("3 of 3 policies to go")
+    hard_pretrained.run(cells, path)
+    found = {cell["name"]: cell for cell in cells.of("hard")}
+    assert [*found] == ["base", "all prompts", "hardest 50 %", "DPO"]
+    assert found["base"]["right"] == pretrained.known()["right"]
+    assert len({cell["loss"] for cell in found.values()}) == 4  # each arm changed the model in its way
+    assert all(len(cell["right"]) == 2 for cell in found.values())
+    assert not [*(tmp_path / "run" / "gsm8k-hard" / "policies").iterdir()]
+    assert hard_pretrained.cost_text(cells).startswith("0 of 3 policies to go, about 0")
+    hard_pretrained.run(cells, path)
+    assert len(cells.of("hard")) == 4
+    pretrained.loaded.cache_clear()
+
+
+def test_pairs_of_problems_are_read_as_the_model_reads_them() -> None:
+    tokenizer = chat_tokenizer("smollm2")
+    pair = hard_pretrained._pairs(tokenizer)[0]
+    assert pair.prompt.endswith("The answer is ")
+    assert "Answer with the number only." in pair.prompt
+    assert pair.right != pair.wrong
 
 
 @pytest.mark.parametrize(

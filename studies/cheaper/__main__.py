@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, help="folder of the pages whose tables are written")
     parser.add_argument(
         "--model",
-        help="for owq and hard: a pretrained model too, a GGUF file or a folder; about 40 CPU minutes, said beforehand",
+        help="for owq and hard: a pretrained model too, a GGUF file or a folder; 40 and 75 CPU minutes, said beforehand",
     )
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
