@@ -252,7 +252,8 @@ NEIGHBOURS = (
         where="`train.hard`, `--hardest-share`",
         command="python -m studies.cheaper hard",
         outcome="The hardest half costs 1.7 points of pass@1 and 15 of pass@32 on Countdown, 4.5 of pass@1 on programs; "
-        "DPO on made negatives adds .8 of pass@1 to the base on Countdown and costs .9 on programs. "
+        "on a pretrained model (GSM8K, answered directly) it changes nothing; DPO on made negatives adds .8 of pass@1 to "
+        "the base on Countdown and costs .9 on programs and .8 on GSM8K. "
         "[Page](hard-prompts.md).",
     ),
 )
