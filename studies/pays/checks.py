@@ -249,10 +249,9 @@ def _measured(shop: Workshop, job: Job, sizes: Sizes, results: Results) -> dict[
     else:
         own = OWN.get(policy.method)
         evidence = {k: v for k, v in _evidence(results, policy).items() if own in (None, k)}
+    counted_already = job.refreshed and policy.method != REFRESHED_METHOD.name
     spent = time.process_time() - started
-    if record is not None and not (
-        job.refreshed and policy.method != REFRESHED_METHOD.name
-    ):  # whose training is counted already
+    if record is not None and not counted_already:
         spent += record["cpu_seconds"]
     checks = {level: served(scored, value) for level, value in evidence.items()}
     return {"checks": checks, **found, "cpu_seconds": round(spent, 1)}
