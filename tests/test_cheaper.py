@@ -235,9 +235,7 @@ def test_pairs_of_problems_are_read_as_the_model_reads_them() -> None:
     assert pair.right != pair.wrong
 
 
-@pytest.mark.parametrize(
-    "part", [pytest.param(part, marks=[pytest.mark.slow] * (part == "sparse")) for part in PAGES]
-)
+@pytest.mark.parametrize("part", PAGES)
 def test_pages_are_what_their_cells_give(part: str, tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()

@@ -356,20 +356,22 @@ def _trained_text(often: Mapping[str, Cell]) -> str:
 
 def breakeven_figure(cells: Sequence[Cell], path: Path) -> None:
     """The speed-up at which sparse policies reach the dense one: by s N responses, pass@N; before and after training."""
-    own = {kind: {cell["name"]: cell for cell in cells if cell["part"] == kind} for kind in PARTS["sparse"]}
+    parts = {kind: {cell["name"]: cell for cell in cells if cell["part"] == kind} for kind in PARTS["sparse"]}
     before = {
         name.removesuffix(f" {LOSSES[0]}"): cell
-        for name, cell in own["sparse"].items()
+        for name, cell in parts["sparse"].items()
         if name.endswith(f" {LOSSES[0]}")
     }
-    panels = [("cross-entropy", own["sparse"][DENSE], before)]
-    if DENSE in own["trained"]:
-        after = {name: cell for name, cell in own["trained"].items() if name != DENSE}
-        panels.append(("then trained for best-of-32", own["trained"][DENSE], after))
+    panels = [("cross-entropy", parts["sparse"][DENSE], before)]
+    if DENSE in parts["trained"]:
+        after = {name: cell for name, cell in parts["trained"].items() if name != DENSE}
+        panels.append(("then trained for best-of-32", parts["trained"][DENSE], after))
     with drawing(path, (4.6 * len(panels), 3.6), len(panels), same_height=True) as drawn:
         for axes, (title, dense, others) in zip(drawn, panels, strict=True):
+            reached = curve(dense)
             for name in sorted(others):
-                found = {n: breakeven(curve(dense), curve(others[name]), n) for n in range(1, RESPONSES + 1)}
+                own = curve(others[name])
+                found = {n: breakeven(reached, own, n) for n in range(1, RESPONSES + 1)}
                 line = [(n, s) for n, s in found.items() if s is not None]
                 if line:
                     axes.plot(*zip(*line, strict=True), label=name)
