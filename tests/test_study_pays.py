@@ -247,20 +247,22 @@ def test_few_prompts_are_seen_many_times_and_tuning_is_as_before() -> None:
     }
     results[Cell(dial=1.0, method="log pass@32", rate=1e-4, seed=0).id] = {"tune": {"32": 0.5}}
     results[Cell(dial=1.0, method="log pass@32", rate=1e-4, seed=1).id] = {"tune": {"32": 0.5}}
-    settings, found = [Setting(prompts=200), Setting(group=256)], []
-    methods = (
-        "log pass@32",
-        "log pass@128",
-    )  # the second one has the first one's rate, and large groups only
+    settings, found = [Setting(prompts=200), Setting(prompts=2000), Setting(group=256)], []
+    methods = ("log pass@32", "log pass@128")  # the second: at the first one's rate, in large groups only
     while (cell := next_cell(sizes, (1.0,), methods, results, settings)) is not None:
         found.append((cell.seed, cell.method, cell.prompts, cell.group, cell.rate))
         results[cell.id] = {"prompts": cell.prompts, "group": cell.group, "cpu_seconds": 1.0}
     assert found == [
         (seed, *ran, 1e-4)
         for seed in (0, 1)
-        for ran in (("log pass@32", 200, None), ("log pass@32", None, 256), ("log pass@128", None, 256))
+        for ran in (
+            *(("log pass@32", count, None) for count in (200, 2000)),
+            *((method, None, 256) for method in methods),
+        )
     ]
-    assert dial.settings_of(results) == [Setting(group=256), Setting(prompts=200)]
+    assert dial.settings_of(results) == [Setting(group=256), Setting(prompts=200), Setting(prompts=2000)]
+    often = dial.reported(sizes, 1.0, "log pass@32", results, Setting(prompts=2000))
+    assert [run["prompts"] for run in often] == [2000, 2000]
     runs = dial.reported(sizes, 1.0, "log pass@128", results, Setting(group=256))
     assert [run["group"] for run in runs] == [256, 256]
     assert dial.reported(sizes, 1.0, "log pass@128", results) == []
