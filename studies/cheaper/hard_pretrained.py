@@ -11,17 +11,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bontune.config import TrainConfig
 from bontune.demo.problems import PROMPTING, SAMPLING, problems
-from bontune.models.loading import load_policy
 from bontune.models.prompting import in_force, rendered, shown
 from bontune.train.hard import Hardest, surprise
 from studies.cheaper.bench import Cells, trained
 from studies.cheaper.hard import ALL, BASE, DPO, PLAIN, label
 from studies.cheaper.preferences import Pair, pairs, prefer
-from studies.cheaper.pretrained import PROBLEMS, answered, known, loaded
+from studies.cheaper.pretrained import PROBLEMS, answered, kept, known, loaded
 
 TASK = "gsm8k"
 CONFIG = TrainConfig(steps=20, prompts_per_step=16, learning_rate=2e-5, sampling=SAMPLING)
@@ -54,22 +51,10 @@ def run(cells: Cells, path: str) -> None:
 
 def _told(name: str, make: Callable[[], Any], path: str, folder: Path) -> dict[str, Any]:
     tokenizer, place = loaded(path)[1], folder / "policies" / name.replace(" ", "-")
-    model = _kept(place, make, tokenizer)
+    model, _ = kept(place, lambda: (make(), tokenizer))
     found = {"loss": _loss(model, tokenizer)} | answered(name, model, tokenizer, folder)
     shutil.rmtree(place)
     return found
-
-
-def _kept(place: Path, make: Callable[[], Any], tokenizer: Any) -> Any:
-    """The policy in a folder; made and put there where it is missing, so that a killed run goes on from it."""
-    if (place / "config.json").exists():
-        return load_policy(place, dtype=torch.float32)[0]
-    model, unfinished = make(), place.with_name(f"{place.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    model.save_pretrained(unfinished)
-    tokenizer.save_pretrained(unfinished)
-    unfinished.rename(place)
-    return model
 
 
 def _trained(path: str, *, share: float) -> Any:

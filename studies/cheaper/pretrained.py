@@ -103,13 +103,21 @@ def loaded(path: str) -> tuple[Any, Any]:
 
 
 def _policy(path: str, name: str, folder: Path) -> tuple[Any, Any]:
-    """(model, tokenizer) of an arm, with plain weights. Kept in a folder until it is measured, to be gone on with."""
+    """(model, tokenizer) of an arm, with plain weights."""
+
+    def make() -> tuple[Any, Any]:
+        dense, tokenizer = loaded(path)
+        changed = ARMS[name](copy.deepcopy(dense), _texts(tokenizer, "train", CALIBRATION))
+        return merge_owq(changed), tokenizer
+
+    return loaded(path) if name == DENSE else kept(folder, make)
+
+
+def kept(folder: Path, make: Callable[[], tuple[Any, Any]]) -> tuple[Any, Any]:
+    """(model, tokenizer) of a folder; made and put there where missing, so that a killed run goes on from them."""
     if (folder / "config.json").exists():
         return load_policy(folder, dtype=torch.float32)
-    dense, tokenizer = loaded(path)
-    if name == DENSE:
-        return dense, tokenizer
-    model = merge_owq(ARMS[name](copy.deepcopy(dense), _texts(tokenizer, "train", CALIBRATION)))
+    model, tokenizer = make()
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
