@@ -13,7 +13,6 @@ from torch import Tensor
 from bontune.evaluate.available import available, right_by_rank, smoothed
 from bontune.records import Scored
 from bontune.strategies.alternatives import Checked, PassAt, best_for, expected, likeliest, matching
-from studies.pays.__main__ import BEGIN, END
 from studies.pays.theory import Course, optima, train, trained_for, values, zipf
 
 PAGE = Path(__file__).parents[1] / "docs" / "pays.md"
@@ -130,7 +129,7 @@ def test_a_softmax_trained_by_the_objectives_ends_there(name, ends):
 
 
 def test_the_page_has_the_tables_of_now():
-    text = PAGE.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    text = PAGE.read_text(encoding="utf-8").split("<!-- theory:begin -->")[1].split("<!-- theory:end -->")[0]
     for exponent, count in ((1.0, 50),):
         for n, *row in optima(exponent, count):
             assert (

@@ -311,8 +311,8 @@ def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/findings.md", "docs/index.md", "docs/decide.md"])
 def test_claims_are_those_of_the_study(page: str) -> None:
     """Numbers with an interval stand in the study as they are."""
-    pages = ("reproduction.md", "real.md", "demo-real.md", "pays.md")
-    study = "".join((DOCS / name).read_text() for name in pages)
+    pages = [DOCS / name for name in ("reproduction.md", "real.md", "demo-real.md")]
+    study = "".join(path.read_text() for path in (*pages, *DOCS.glob("pays-*.md")))
     claims = re.findall(r"[▲▼○] [+−]\d+\.\d \[[+−]\d+\.\d, [+−]\d+\.\d\]", (ROOT / page).read_text())
     assert claims
     for claim in claims:

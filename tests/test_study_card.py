@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from chat_models import saved
 
-from studies.paper.markdown import with_section
 from studies.pays import __main__ as program
 from studies.pays import card, card_page
 
@@ -97,6 +96,6 @@ def test_several_share_the_machine_and_a_fault_stops_none_of_the_others(data: Pa
 
 
 def test_the_page_is_made_of_the_results_beside_it() -> None:
-    page = (DOCS / "pays.md").read_text()
+    page = (DOCS / program.PAGES["card"]).read_text()
     text = card_page.section(*card_page.kept(DOCS))
-    assert with_section(page, program.CARD_BEGIN, program.CARD_END, text) == page
+    assert program.page_with(DOCS, "card", text) == page

@@ -13,7 +13,6 @@ import torch
 from bontune.evaluate import auc_within
 from bontune.records import Prompt, Scored, Verdict
 from studies.paper import cells
-from studies.paper.markdown import with_section
 from studies.paper.plan import BASE
 from studies.pays import __main__ as program
 from studies.pays import checks, checks_page
@@ -126,8 +125,8 @@ def test_a_tiny_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest
 def test_the_page_is_made_of_the_results_beside_it() -> None:
     if not (DOCS / checks_page.NUMBERS).exists():
         pytest.skip("the study has not been run")
-    page, text = (DOCS / "pays.md").read_text(), checks_page.section(checks_page.kept(DOCS))
-    assert with_section(page, program.CHECKS_BEGIN, program.CHECKS_END, text) == page
+    page, text = (DOCS / program.PAGES["checks"]).read_text(), checks_page.section(checks_page.kept(DOCS))
+    assert program.page_with(DOCS, "checks", text) == page
     assert (DOCS / checks_page.NUMBERS).stat().st_size < 2_000_000
 
 

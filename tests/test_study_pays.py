@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from chat_models import saved
 
 from bontune.config import Stopped
-from bontune.evaluate import SampleGroup, SampleSet
 from bontune.models.loading import load_policy
 from bontune.objectives.registry import build_objective
-from bontune.records import Sampling
+from bontune.records import Sampling, Scored
 from bontune.rollout import sample_groups
 from bontune.strategies.alternatives import PassAt, best_for, expected, matching
 from bontune.tasks.rules import Rules, half
 from studies.lines import Lines
-from studies.paper.markdown import with_section
+from studies.paper import cells
 from studies.paper.summary import shares
 from studies.pays import __main__ as program
 from studies.pays import dial, dial_page, real, real_page, votes, votes_page
@@ -116,13 +117,13 @@ def test_a_tiny_run_becomes_a_page(tmp_path: Path) -> None:
 
 
 def test_the_page_is_made_of_the_results_beside_it() -> None:
-    page, kept = (DOCS / "pays.md").read_text(), DOCS / dial_page.NUMBERS
+    page, kept = (DOCS / program.PAGES["dial"]).read_text(), DOCS / dial_page.NUMBERS
     if not kept.exists():
         pytest.skip("the study has not been run")
     found = json.loads(kept.read_text())
     sizes = dial.sizes_of(found)
     text = section(sizes, found["cells"])
-    assert with_section(page, program.DIAL_BEGIN, program.DIAL_END, text) == page
+    assert program.page_with(DOCS, "dial", text) == page
     assert kept.stat().st_size < 500_000
 
 
@@ -187,9 +188,9 @@ def test_differences_are_paired_by_problem_and_seed() -> None:
 def test_the_real_page_is_made_of_the_results_beside_it() -> None:
     if not (DOCS / real_page.NUMBERS).exists():
         pytest.skip("the study has not been run")
-    page = (DOCS / "pays.md").read_text()
+    page = (DOCS / program.PAGES["real"]).read_text()
     text = real_page.section(*real_page.kept(DOCS))
-    assert with_section(page, program.REAL_BEGIN, program.REAL_END, text) == page
+    assert program.page_with(DOCS, "real", text) == page
 
 
 def test_a_line_that_a_kill_cut_off_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
@@ -202,37 +203,116 @@ def test_a_line_that_a_kill_cut_off_is_not_in_the_way_of_the_next(tmp_path: Path
     assert lines.read() == [{"cell": "a"}, {"cell": "c"}]
 
 
-def test_votes_are_kept_by_prompt_and_halves_are_apart(tmp_path: Path) -> None:
-    def group(name: str, answers: str) -> SampleGroup:
-        rewards = tuple(float(answer == "x") for answer in answers)
-        return SampleGroup(prompt_id=name, responses=tuple(answers), rewards=rewards, answers=tuple(answers))
+def scored_answers(*groups: str) -> Scored:
+    """A row of answers a letter; x is right."""
+    ids = torch.tensor([[ord(letter) for letter in group] for group in groups])
+    return Scored((ids == ord("x")).double(), torch.full(ids.shape, 0.5, dtype=torch.float64), ids)
 
-    def item(first: str, second: str, halves: bool = False) -> dict[str, Any]:
-        samples = SampleSet(source="", groups=(group("b", second), group("a", first)))
-        return {**votes.measured(samples, halves=halves), "entropy": 1.0, "cpu_seconds": 60.0}
 
-    sure, lost = "x" * 128, "y" * 128
-    base = item(sure, "x" * 64 + "y" * 64, halves=True)
-    assert base["vote"]["1"] == "10000 5000"  # a, then b
-    assert [shares(half).tolist() for half in base["half"]] == [[1, 1], [1, 0]]
-    results = {"base": base, "vote-32 seed-1": item(sure, sure), "grpo seed-1": item(lost, sure)}
+def test_votes_are_kept_by_prompt_and_halves_are_apart() -> None:
+    sure, half = "x" * 128, "x" * 64 + "y" * 64
+    cold, warm = scored_answers(sure, half), scored_answers(half, sure)
+    base = votes.measured([cold, warm], halves=True)
+    # each prompt has the temperature that is better for the other: here the one that is worse for itself
+    assert base["vote"]["1"] == "500 500"
+    assert base["temperatures"]["1"] == [0.6, 1.0]
+    assert base["means"]["32"] == [0.75, 0.75]
+    assert base["as_drawn"] == "500 1000"
+    assert [shares(part, votes.SCALE).tolist() for part in base["half"]] == [[1, 1], [0, 1]]
+    assert base["answers"] == pytest.approx(math.log(2) / 2, abs=1e-4)
+    assert "weighted" not in base
+    alike = votes.measured([warm, warm], weighted=True)["weighted"]
+    assert alike["vote"]["32"].split()[1] == "1000"  # alike scores weigh as a vote does
+
+
+def votes_results() -> dict[str, dict[str, Any]]:
+    """Two prompts on two bases: GRPO loses both, training for the vote wins both."""
+
+    def item(*groups: str, halves: bool = False) -> dict[str, Any]:
+        scored = scored_answers(*groups)
+        return {**votes.measured([scored, scored], halves=halves), "cpu_seconds": 60.0}
+
+    sure, lost, torn = "x" * 128, "y" * 128, "x" * 64 + "y" * 64
+    found = {}
+    for base in votes.TASK_PLANS["countdown"].bases[:2]:
+        found[votes.policy_of("countdown", base).id] = item(sure, torn, halves=True)
+        found[votes.policy_of("countdown", base, "vote-32", 1).id] = item(sure, sure)
+        found[votes.policy_of("countdown", base, "grpo", 1).id] = item(lost, sure)
+    return found
+
+
+def test_the_section_on_votes_pairs_runs_on_the_same_base(tmp_path: Path) -> None:
+    results = votes_results()
     text = votes_page.section(results)
-    assert "| vote-32 minus grpo | one run | ○ +50.0 " in text
+    assert "| vote-32 minus grpo | 2 runs | by base ○ +50.0 [−50.0, +50.0], ○ +50.0 " in text
+    kinds = {"the vote is lost": 0, "it is close": 0, "it is won": 100}
+    assert " | ".join(f"{kind} ({share} % of prompts)" for kind, share in kinds.items()) in text
     assert (
-        "| trained for | the vote is lost (0 prompts) | it is close (0 prompts) | it is won (2 prompts) |"
-        in text
-    )
-    assert "| vote-32 |  |  | ○ +50.0 " in text  # of b's other half the base got nothing
+        "| vote-32 |  |  | by base ○ +50.0 " in text
+    )  # the other half of the second prompt had nothing right
+    assert "## Programs" not in text
     votes_page.publish(tmp_path, results)
     assert votes_page.section(votes_page.kept(tmp_path)) == text
+
+
+def test_a_mean_over_some_prompts_keeps_its_variance() -> None:
+    values = np.random.default_rng(0).normal(3, 1, size=400)
+    chosen = np.arange(400) < 100
+    spread = votes_page._of_some(values, chosen)
+    assert spread.mean() == pytest.approx(values[chosen].mean())
+    of_mean = values[chosen].var() / chosen.sum()
+    assert spread.var() / len(spread) == pytest.approx(of_mean)
+
+
+def test_votes_are_planned_base_first_and_what_one_base_has_last() -> None:
+    planned = votes.plan(votes.Sizes())
+    seen: set[str] = set()
+    for policy in planned:
+        if policy.method == votes.BASE:
+            seen.add(policy.base)
+        assert policy.base in seen
+    assert {p.method for p in planned[-12:]} == {method.name for method in votes.EXTRA}
+    assert len({p.id for p in planned}) == len(planned) == 4 + 4 * 3 * 4 + 12
+    fast = votes.policy_of("countdown", "countdown-base", votes.FAST, 1)
+    assert fast.learning_rate == pytest.approx(3e-4)
+
+
+def test_votes_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (votes, cells):
+        monkeypatch.setattr(
+            module, "verifier_of", lambda shop, policy: lambda prompt, texts: [0.5] * len(texts)
+        )
+    monkeypatch.setattr(votes, "METHODS", votes.METHODS[:1])
+    monkeypatch.setattr(votes, "EXTRA", votes.EXTRA[:1])
+    sizes = votes.Sizes(prompts=2, responses=128, runs=(("countdown", "countdown-base", 1),))
+    study = replace(votes.STUDY, steps=1, verifier_steps=1, prompts_per_step=2)
+    said: list[str] = []
+
+    class StoppedError(Exception):
+        pass
+
+    def say(text: str) -> None:
+        said.append(text)
+        if len(said) == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        votes.run(tmp_path, sizes, study, say, lambda: False)
+    found = votes.run(tmp_path, sizes, study, said.append, lambda: False)
+    assert list(found)
+    assert set(found) == {policy.id for policy in votes.plan(sizes)}
+    assert len(said) == len(found) == 3  # none was made twice
+    weighted = found[votes.policy_of("countdown", "countdown-base", "weighted-vote-32", 1).id]
+    assert set(weighted["weighted"]["vote"]) == {"8", "32"}
+    assert "## Countdown, the base in the package alone" in votes_page.section(found)
 
 
 def test_the_page_on_votes_is_made_of_the_results_beside_it() -> None:
     if not (DOCS / votes_page.NUMBERS).exists():
         pytest.skip("the study has not been run")
-    page = (DOCS / "pays.md").read_text()
+    page = (DOCS / program.PAGES["votes"]).read_text()
     text = votes_page.section(votes_page.kept(DOCS))
-    assert with_section(page, program.VOTES_BEGIN, program.VOTES_END, text) == page
+    assert program.page_with(DOCS, "votes", text) == page
 
 
 def test_few_prompts_are_seen_many_times_and_tuning_is_as_before() -> None:

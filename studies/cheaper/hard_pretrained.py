@@ -15,6 +15,7 @@ from bontune.config import TrainConfig
 from bontune.demo.problems import PROMPTING, SAMPLING, problems
 from bontune.models.prompting import in_force, rendered, shown
 from bontune.train.hard import Hardest, surprise
+from studies import cost
 from studies.cheaper.bench import Cells, trained
 from studies.cheaper.hard import ALL, BASE, DPO, PLAIN, label
 from studies.cheaper.preferences import Pair, pairs, prefer
@@ -37,7 +38,7 @@ def cost_text(cells: Cells) -> str:
     done = {cell["name"] for cell in cells.of("hard") if cell["task"] == TASK}
     missing = [name for name in MINUTES if name not in done]
     minutes = sum(MINUTES[name] for name in missing)
-    return f"{len(missing)} of {len(MINUTES)} policies to go, about {minutes} CPU minutes on one thread"
+    return cost.foreseen(len(missing), len(MINUTES), minutes)
 
 
 def run(cells: Cells, path: str) -> None:

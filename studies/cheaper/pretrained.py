@@ -22,6 +22,7 @@ from bontune.models.compress.gptq import Grid, gptq
 from bontune.models.compress.hessian import each_linear, linears
 from bontune.models.compress.owq import add_owq, merge_owq
 from bontune.models.loading import load_policy
+from studies import cost
 from studies.cheaper.bench import RESPONSES, Cells
 
 CALIBRATION, HELD_OUT = 40, 48  # questions
@@ -81,7 +82,7 @@ def cost_text(cells: Cells) -> str:
     done = {cell["name"] for cell in cells.of("responses")}
     missing = [name for name in ARMS if name not in done]
     minutes = sum(MINUTES.get(name, QUANTISING) + DRAWING for name in missing if name != DENSE)
-    return f"{len(missing)} of {len(ARMS)} policies to go, about {minutes} CPU minutes on one thread"
+    return cost.foreseen(len(missing), len(ARMS), minutes)
 
 
 def run(cells: Cells, path: str) -> None:
@@ -131,7 +132,7 @@ def _texts(tokenizer: Any, split: str = "test", count: int = HELD_OUT) -> list[l
 
 
 def known() -> dict[str, Any]:
-    """What docs/pays.md measured of the dense model: its first problems are these, its random streams, too."""
+    """What docs/pays-real.md measured of the dense model: its first problems are these, its random streams, too."""
     base = json.loads(MEASURED.read_text(encoding="utf-8"))["policies"]["base"]
     if base["prompts"] < PROBLEMS or base["decided"] != str(RESPONSES):
         raise ValueError(f"{MEASURED} must have {PROBLEMS} problems with {RESPONSES} responses each")

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
 from bontune.cli.commands.train import asked_to_stop, locked
 from bontune.demo.fetching import SMOLLM2, cache_folder, cached, fetch
@@ -23,6 +24,8 @@ from studies.pays import (
     checks_page,
     dial,
     dial_page,
+    longer,
+    longer_page,
     page,
     real,
     real_page,
@@ -31,12 +34,16 @@ from studies.pays import (
     votes_page,
 )
 
-BEGIN, END = "<!-- theory:begin -->", "<!-- theory:end -->"
-DIAL_BEGIN, DIAL_END = "<!-- dial:begin -->", "<!-- dial:end -->"
-VOTES_BEGIN, VOTES_END = "<!-- votes:begin -->", "<!-- votes:end -->"
-REAL_BEGIN, REAL_END = "<!-- real:begin -->", "<!-- real:end -->"
-CARD_BEGIN, CARD_END = "<!-- card:begin -->", "<!-- card:end -->"
-CHECKS_BEGIN, CHECKS_END = "<!-- checks:begin -->", "<!-- checks:end -->"
+PAGES = {
+    "theory": "pays.md",
+    "dial": "pays-dial.md",
+    "real": "pays-real.md",
+    "card": "pays-real.md",
+    "votes": "pays-votes.md",
+    "checks": "pays-checks.md",
+    "longer": "pays-longer.md",
+}
+"""{stage: the page that has its part, between marks of the stage's name}."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -46,14 +53,14 @@ def main(arguments: list[str] | None = None) -> int:
         description=sys.modules["studies.pays"].__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("stage", choices=["theory", "dial", "real", "card", "votes", "checks"])
-    parser.add_argument("--docs", type=Path, help="folder of pays.md; printed where left out")
+    parser.add_argument("stage", choices=list(PAGES))
+    parser.add_argument("--docs", type=Path, help="folder of pays.md and pays-*.md; printed where left out")
     parser.add_argument("--steps", type=int, help="of the softmax that is trained, or of each training run")
     parser.add_argument("--output", type=Path, help="what is done is kept here; runs/pays-STAGE by default")
     parser.add_argument(
         "--seeds",
         type=_numbers,
-        help="dial: 0,1,2 by default, the first one's runs choose the rates; real: 0,1; votes: 1,2,3",
+        help="dial: 0,1,2 by default, the first one's runs choose the rates; real: 0,1",
     )
     parser.add_argument(
         "--methods", nargs="*", help=f"dial: {', '.join(dial.METHODS)}; real: {', '.join(real.OBJECTIVES)}"
@@ -108,8 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
         "dial": _dial,
         "real": _real,
         "card": _card,
-        "votes": _votes,
-        "checks": _checks,
+        "votes": partial(_by_policy, votes, votes_page),
+        "checks": partial(_by_policy, checks, checks_page),
+        "longer": partial(_by_policy, longer, longer_page),
     }
     return stages[options.stage](options)
 
@@ -117,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _theory(options: argparse.Namespace) -> int:
     simulated = theory.simulated(theory.Course(steps=options.steps or theory.Course().steps))
     publish = partial(page.publish, simulated=simulated)
-    return _tell(options.docs, (BEGIN, END), page.theory_tables(simulated), publish)
+    return _tell(options.docs, "theory", page.theory_tables(simulated), publish)
 
 
 def _dial(options: argparse.Namespace) -> int:
@@ -175,7 +183,7 @@ def _real(options: argparse.Namespace) -> int:
                 should_stop=should_stop,
             )
     publish = partial(real_page.publish, sizes=sizes, results=results)
-    return _tell(options.docs, (REAL_BEGIN, REAL_END), real_page.section(sizes, results), publish)
+    return _tell(options.docs, "real", real_page.section(sizes, results), publish)
 
 
 def _card(options: argparse.Namespace) -> int:
@@ -204,56 +212,46 @@ def _card(options: argparse.Namespace) -> int:
                 on_cell=partial(print, flush=True),
             )
     publish = partial(card_page.publish, sizes=sizes, results=results, machine=made_on)
-    return _tell(options.docs, (CARD_BEGIN, CARD_END), card_page.section(sizes, results, made_on), publish)
+    return _tell(options.docs, "card", card_page.section(sizes, results, made_on), publish)
 
 
-def _votes(options: argparse.Namespace) -> int:
-    output, seeds = options.output or Path("runs/pays-votes"), options.seeds or votes.STUDY.seeds
-    known = votes_page.kept(options.docs) if options.extend else {}
-    missing = sum(name not in known for name, _ in votes.plan(seeds))
-    print(f"{missing} of {len(votes.plan(seeds))} policies to go, about 2 CPU minutes each", flush=True)
-    if options.dry_run and not known:
-        return 0
-    results = known
+def _by_policy(made: ModuleType, page: ModuleType, options: argparse.Namespace) -> int:
+    """A stage whose results are of one policy each, in a fixed plan."""
+    output, sizes = options.output or Path(f"runs/pays-{options.stage}"), made.Sizes()
+    if options.extend:
+        adopt(output, page.kept(options.docs))
+    results = read_results(output)
+    print(made.cost_text(sizes, results), flush=True)
     if not options.dry_run:
         with locked(output), asked_to_stop() as should_stop:
-            results = votes.run(output, seeds, partial(print, flush=True), should_stop, known)
-    publish = partial(votes_page.publish, results=results)
-    return _tell(options.docs, (VOTES_BEGIN, VOTES_END), votes_page.section(results), publish)
-
-
-def _checks(options: argparse.Namespace) -> int:
-    output, sizes = options.output or Path("runs/pays-checks"), checks.Sizes()
-    if options.extend:
-        adopt(output, checks_page.kept(options.docs))
-    print(checks.cost_text(sizes, read_results(output)), flush=True)
-    if options.dry_run:
+            results = made.run(output, sizes, made.STUDY, partial(print, flush=True), should_stop)
+    if not results:
         return 0
-    with locked(output), asked_to_stop() as should_stop:
-        results = checks.run(output, sizes, checks.STUDY, partial(print, flush=True), should_stop)
-    publish = partial(checks_page.publish, results=results)
-    return _tell(options.docs, (CHECKS_BEGIN, CHECKS_END), checks_page.section(results), publish)
+    publish = partial(page.publish, results=results)
+    return _tell(options.docs, options.stage, page.section(results), publish)
 
 
 def _publish(docs: Path | None, sizes: dial.Sizes, results: dial.Results) -> int:
     publish = partial(dial_page.publish, sizes=sizes, results=results)
-    return _tell(docs, (DIAL_BEGIN, DIAL_END), dial_page.section(sizes, results), publish)
+    return _tell(docs, "dial", dial_page.section(sizes, results), publish)
 
 
-def _tell(docs: Path | None, marks: tuple[str, str], text: str, publish: Callable[[Path], None]) -> int:
-    """Print the text, or publish figure and numbers and write it between the marks of the page."""
+def _tell(docs: Path | None, stage: str, text: str, publish: Callable[[Path], None]) -> int:
+    """Print the text, or publish figure and numbers and write it into the stage's page."""
     if docs is None:
         print(text)
         return 0
     publish(docs)
-    _write(docs, *marks, text)
+    path = docs / PAGES[stage]
+    path.write_text(page_with(docs, stage, text), encoding="utf-8")
+    print(f"wrote {path}", flush=True)
     return 0
 
 
-def _write(docs: Path, begin: str, end: str, text: str) -> None:
-    path = docs / "pays.md"
-    path.write_text(with_section(path.read_text(encoding="utf-8"), begin, end, text), encoding="utf-8")
-    print(f"wrote {path}", flush=True)
+def page_with(docs: Path, stage: str, text: str) -> str:
+    """The stage's page with this text as its part."""
+    page = (docs / PAGES[stage]).read_text(encoding="utf-8")
+    return with_section(page, f"<!-- {stage}:begin -->", f"<!-- {stage}:end -->", text)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

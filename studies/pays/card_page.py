@@ -1,4 +1,4 @@
-"""The section and the figure of docs/pays.md on a real model trained on a graphics card."""
+"""The section and the figure of docs/pays-real.md on the runs on a graphics card."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ from bontune.strategies import BestOfN, curve
 from bontune.tasks import load_task
 from bontune.verifiers.grading import Score, version_of
 from bontune.verifiers.learned import LARGEST_LOGIT, LearnedVerifier
+from studies import cost
 from studies.paper.cells import (
     PROMPTS_SEED,
     Workshop,
@@ -201,10 +202,7 @@ def cost_text(sizes: Sizes, results: Results) -> str:
     """What there is to do, and, by what is done, its CPU minutes."""
     names = [job.name for job in plan(sizes)]
     done = [results[name]["cpu_seconds"] for name in names if name in results]
-    if not done:
-        return f"{len(names)} policies to go; what one costs is known after the first"
-    minutes = (len(names) - len(done)) * sum(done) / len(done) / 60
-    return f"{len(done)} of {len(names)} policies done, about {minutes:.0f} CPU minutes to go"
+    return cost.measured(len(names), done)
 
 
 def run(

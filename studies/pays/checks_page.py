@@ -1,4 +1,4 @@
-"""The section and the figure of docs/pays.md on a check that errs."""
+"""The numbers and the figure of docs/pays-checks.md."""
 
 from __future__ import annotations
 

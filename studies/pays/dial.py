@@ -24,6 +24,7 @@ from bontune.records import Prompt
 from bontune.tasks.rules import Rules, chances
 from bontune.train.loop import train
 from bontune.train.run import Run
+from studies import cost
 from studies.paper.summary import SCALE, as_kept, joined, shares
 
 BASE = "rules-base"
@@ -182,10 +183,7 @@ def cost_text(
     runs = len(dials) * (each + later * len(sizes.seeds))
     cells = {cell.id for cell in plan(sizes, dials, methods, results, settings)}
     done = [found["cpu_seconds"] for name, found in results.items() if name in cells]
-    if not done:
-        return f"{runs} training runs to go; what one costs is known after the first"
-    minutes = (runs - len(done)) * sum(done) / len(done) / 60
-    return f"{len(done)} of {runs} training runs done, about {minutes:.0f} CPU minutes to go"
+    return cost.measured(runs, done, "training runs")
 
 
 def chosen_rate(sizes: Sizes, dial: float, method: str, results: Results) -> float | None:

@@ -1,4 +1,4 @@
-"""The section and the figure of docs/pays.md on training with a dial."""
+"""The numbers and the figure of docs/pays-dial.md."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def section(sizes: Sizes, results: Results) -> str:
 
 def _of_dial(sizes: Sizes, dial: float, results: Results) -> str:
     rows = [_base_row(BASE, results[base_id(dial)]), *_trained(sizes, dial, results)]
-    found = [f"### Dial at {dial:g}: {_WORDS[dial]}", table(_HEAD, rows)]
+    found = [f"## Dial at {dial:g}: {_WORDS[dial]}", table(_HEAD, rows)]
     gaps = _differences(sizes, dial, results, [PLAIN])
     if gaps:
         found += [_PAIRED, gaps]

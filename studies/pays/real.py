@@ -22,6 +22,7 @@ from bontune.evaluate.drawing import STORE
 from bontune.objectives import GRPO, RLOO, LogPassAtN, MaxRL, Objective, StrategyObjective
 from bontune.store import open_store
 from bontune.strategies import PassAtK
+from studies import cost
 from studies.paper.summary import summary
 
 BUDGET = 32
@@ -76,7 +77,7 @@ def cost_text(names: Sequence[str], sizes: Sizes, results: Results) -> str:
     measuring = MEASURING * sizes.problems * sizes.responses / 6400
     training = sum(TRAINING.get(name, FULL_TRAINING) for name, _ in missing if name != "base")
     minutes = training * sizes.steps / 30 + measuring * len(missing)
-    return f"{len(missing)} of {len(cells(names, sizes))} policies to go, about {minutes:.0f} CPU minutes on one thread"
+    return cost.foreseen(len(missing), len(cells(names, sizes)), minutes)
 
 
 def run(

@@ -1,4 +1,4 @@
-"""The section and the figure of docs/pays.md on a real model."""
+"""The numbers and the figure of docs/pays-real.md on two cores."""
 
 from __future__ import annotations
 

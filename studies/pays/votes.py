@@ -1,101 +1,204 @@
-"""Training for a vote of 32 on Countdown, beside training for one response: what serves a vote better?
+"""Training for a vote, beside training for one response: what serves a vote better?
 
-One base, one learning rate, the protocol of the paper's study. Every policy is measured by votes of N, exactly from all
-its responses; the base's are halved, so that prompts can be sorted by one half and valued by the other.
+The tasks, bases, rates and number of steps are those of the paper's study. Every policy is measured by votes of N,
+exactly from all its responses, at each temperature; the best one for each N is chosen on one half of the prompts and
+valued on the other, both ways round. The base's responses at temperature 1 are halved, so that prompts can be sorted by
+how the vote goes in one half and valued by the other.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bontune.evaluate import SampleSet, read_samples
-from bontune.records import Scored
-from bontune.strategies import MajorityVote, curve
-from studies.paper.cells import Workshop, read_results, run_cell
-from studies.paper.plan import BASE, Cell, Method, Place, Policy, Study
-from studies.paper.summary import SCALE, joined
+import torch
+from torch import Tensor
 
-RATE = 1e-4  # what the paper's study chose for GRPO and MaxRL on this task; not swept here
-FAST, FAST_RATE = "vote-32-fast", 3e-4  # the vote's gradient is small: three times the rate
+from bontune.evaluate import write_json
+from bontune.records import Scored
+from bontune.strategies import MajorityVote, WeightedVote, curve
+from bontune.tasks import load_task
+from studies import cost
+from studies.paper.cells import PROMPTS_SEED, Workshop, chosen_by, drawn, read_results, trained, verifier_of
+from studies.paper.plan import BASE, TASK_PLANS, Cell, Method, Place, Policy, Study
+from studies.paper.summary import joined
+from studies.pays.checks import SCALE, best_by_halves
+
+RATES = {"countdown": 1e-4, "programs": 3e-4}  # what the paper's study chose for GRPO and MaxRL
+VOTE = "StrategyObjective(MajorityVote(32), baseline='centred')"
 METHODS = (
     Method(name="grpo", objective="GRPO()"),
     Method(name="maxrl", objective="MaxRL()"),
-    Method(name="vote-32", objective="StrategyObjective(MajorityVote(32), baseline='centred')"),
-    Method(name=FAST, objective="StrategyObjective(MajorityVote(32), baseline='centred')"),
-    Method(
-        name="grpo-then-vote-32",
-        objective="Curriculum(((0, GRPO()), (0.5, StrategyObjective(MajorityVote(32), baseline='centred'))))",
-    ),
+    Method(name="vote-32", objective=VOTE),
+    Method(name="log-vote-32", objective=VOTE.replace("Strategy", "LogStrategy")),
 )
-STUDY = Study(methods=METHODS, seeds=(1, 2, 3))
-PLACE = Place(task="countdown", split="test", prompts=1000, responses=128)
+FAST = "vote-32-fast"
+EXTRA = (
+    Method(
+        name="weighted-vote-32",
+        objective="StrategyObjective(WeightedVote(32), baseline='centred')",
+        budget=32,
+        by="verifier",
+    ),
+    # a plurality of few has a slope further from a tie
+    Method(name="vote-8", objective=VOTE.replace("32", "8")),
+    Method(name=FAST, objective=VOTE),
+    Method(name="grpo-then-vote-32", objective=f"Curriculum(((0, GRPO()), (0.5, {VOTE})))"),
+)
+"""On the first base of Countdown alone."""
+STUDY = Study(methods=(*METHODS, *EXTRA), steps=48, verifier_steps=48)
 BUDGETS = (1, 8, 32, 128)
+WEIGHTED = (8, 32)  # N of the votes weighted by a taught verifier, where one is
+TEMPERATURES = (0.6, 1.0)
+FIRST = ("countdown", TASK_PLANS["countdown"].bases[0])
+RUNS = tuple(
+    (task, base, seed)
+    for seed in (1, 2, 3)
+    for task, bases in (("countdown", TASK_PLANS["countdown"].bases), ("programs", ("programs-base",)))
+    for base in bases
+)
 
 Results = Mapping[str, Mapping[str, Any]]
-"""{"base" or "vote-32 seed-1": {"vote": {N: value of every prompt}, "half": the same for N = 32 of each half, ...}}."""
+"""{id of the policy: see `measured`, and "cpu_seconds"}."""
 
 
-def policy_of(method: str, seed: int = 0) -> Policy:
-    """One run on the base in the package, or the base."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """prompts, responses: drawn at each temperature.  runs: (task, base, seed), in the order they are done."""
+
+    prompts: int = 1000
+    responses: int = 128
+    runs: tuple[tuple[str, str, int], ...] = RUNS
+
+
+def _is_first(policy: Policy) -> bool:
+    """Whether a taught verifier weighs its votes, too."""
+    return (policy.task, policy.base) == FIRST
+
+
+def policy_of(task: str, base: str, method: str = BASE, seed: int = 0) -> Policy:
+    """One run, or the base."""
     if method == BASE:
-        return Policy(task="countdown", base="countdown-base")
-    rate = FAST_RATE if method == FAST else RATE
-    return Policy(task="countdown", base="countdown-base", method=method, learning_rate=rate, seed=seed)
+        return Policy(task=task, base=base)
+    rate = RATES[task] * (3 if method == FAST else 1)
+    return Policy(task=task, base=base, method=method, learning_rate=rate, seed=seed)
 
 
-def plan(seeds: Sequence[int]) -> list[tuple[str, Policy]]:
-    """(name, policy), the base first, then seed by seed."""
-    runs = [(f"{m.name} seed-{seed}", policy_of(m.name, seed)) for seed in seeds for m in METHODS]
-    return [(BASE, policy_of(BASE)), *runs]
+def plan(sizes: Sizes) -> list[Policy]:
+    """Run by run, each base before what is trained from it; what only the first base has comes last."""
+    found: dict[Policy, None] = {}
+    for task, base, seed in sizes.runs:
+        found[policy_of(task, base)] = None
+        found |= {policy_of(task, base, method.name, seed): None for method in METHODS}
+    extra = [(*run, method.name) for run in sizes.runs if run[:2] == FIRST for method in EXTRA]
+    return [*found, *(policy_of(task, base, method, seed) for task, base, seed, method in extra)]
+
+
+def cost_text(sizes: Sizes, results: Results) -> str:
+    """What there is to do, and, by what is done, its CPU minutes."""
+    ids = [policy.id for policy in plan(sizes)]
+    done = [results[name]["cpu_seconds"] for name in ids if name in results]
+    return cost.measured(len(ids), done)
 
 
 def run(
-    output: Path,
-    seeds: Sequence[int],
-    say: Callable[[str], None],
-    should_stop: Callable[[], bool],
-    known: Results | None = None,
-) -> dict[str, Mapping[str, Any]]:
-    """Train and measure what is missing, also in what is known; a killed run goes on where it stopped."""
-    shop = Workshop(study=STUDY, output=output, should_stop=should_stop)
-    done, results = read_results(output), dict(known or {})
-    for name, policy in plan(seeds):
-        if name in results:
+    output: Path, sizes: Sizes, study: Study, say: Callable[[str], None], should_stop: Callable[[], bool]
+) -> dict[str, dict[str, Any]]:
+    """Train and measure what is missing; a killed run goes on where it stopped."""
+    results = read_results(output)
+    shop = Workshop(study=study, output=output, should_stop=should_stop)
+    for policy in plan(sizes):
+        if policy.id in results:
             continue
-        cell = Cell(section="votes", policy=policy, place=PLACE)
-        made = done.get(cell.id) or run_cell(shop, cell)
+        record, started = trained(shop, policy), time.process_time()
         found = measured(
-            read_samples(shop.samples_path(policy, PLACE), skip_torn_tail=True), halves=name == BASE
+            _drawn(shop, policy, sizes), halves=policy.method == BASE, weighted=_is_first(policy)
         )
-        trained = made["train"] or {"cpu_seconds": 0.0}
-        seconds = round(made["cpu_seconds"] + trained["cpu_seconds"], 1)
-        results[name] = {**found, "entropy": made["entropy"], "cpu_seconds": seconds}
-        say(f"{name}: {seconds:.0f} CPU seconds")
+        spent = time.process_time() - started + (record["cpu_seconds"] if record is not None else 0.0)
+        results[policy.id] = {**found, "cpu_seconds": round(spent, 1)}
+        write_json(output / "cells" / f"{policy.id}.json", results[policy.id])
+        say(f"{policy.id}: {spent:.0f} CPU seconds. {cost_text(sizes, results)}")
     return results
 
 
-def measured(samples: SampleSet, *, halves: bool = False) -> dict[str, Any]:
-    """Votes of N of every prompt, in the order of the prompts' ids; with `halves`, of N = 32 of each half, too."""
-    scored = replace(
-        samples, groups=tuple(sorted(samples.groups, key=lambda group: group.prompt_id))
-    ).scored()
-    found: dict[str, Any] = {"vote": dict(zip(map(str, BUDGETS), _kept(scored, BUDGETS), strict=True))}
-    if halves:
-        middle = scored.group_size // 2
-        found["half"] = [
-            _kept(_columns(scored, part), (32,))[0] for part in (slice(middle), slice(middle, None))
-        ]
+def _drawn(shop: Workshop, policy: Policy, sizes: Sizes) -> list[Scored]:
+    """The responses at each temperature; with a verifier's scores where votes are weighted, too."""
+    task = load_task(policy.task)
+    prompts = task.prompts("test", sizes.prompts, PROMPTS_SEED)
+    place = partial(Place, task=policy.task, split="test", prompts=sizes.prompts, responses=sizes.responses)
+    found = []
+    for temperature in TEMPERATURES:
+        cell = Cell(section="votes", policy=policy, place=place(temperature=temperature))
+        samples = drawn(shop, cell, task, prompts)
+        if _is_first(policy):
+            samples = chosen_by(verifier_of(shop, policy), samples, prompts)
+        found.append(samples.scored())
     return found
 
 
-def _columns(scored: Scored, part: slice) -> Scored:
+def measured(scored: Sequence[Scored], *, halves: bool = False, weighted: bool = False) -> dict[str, Any]:
+    """What a policy is worth by votes; `scored` by temperature, the last at 1.
+
+    vote: {N: value of every prompt at the best temperature}; means: {N: value at each temperature}; temperatures: {N: the
+    one that each half of the prompts chose}.  weighted: the same of votes weighted by the scores, where asked for.
+    as_drawn: the vote of 32 at temperature 1; with `halves` also of each half of the responses, as half.
+    answers: the mean entropy of a prompt's answers at temperature 1, in nats, of their shares.
+    """
+    last = scored[-1]
+    found: dict[str, Any] = _at_best([curve(MajorityVote(1), item, BUDGETS) for item in scored], BUDGETS)
+    if weighted:
+        found["weighted"] = _at_best([_weighted(item) for item in scored], WEIGHTED)
+    found["as_drawn"] = _vote_of_32(last)
+    if halves:
+        middle = last.group_size // 2
+        found["half"] = [
+            _vote_of_32(_part(last, columns=part)) for part in (slice(middle), slice(middle, None))
+        ]
+    found["answers"] = round(float(entropy_of_answers(last).mean()), 4)
+    return found
+
+
+def _weighted(scored: Scored) -> Tensor:
+    """[P, B]; a part of the prompts at a time, for the memory of its subsets."""
+    parts = [_part(scored, slice(start, start + 50)) for start in range(0, scored.prompts, 50)]
+    return torch.cat([curve(WeightedVote(1, subsets=256), part, WEIGHTED) for part in parts])
+
+
+def _at_best(values: Sequence[Tensor], budgets: Sequence[int]) -> dict[str, Any]:
+    """values: [P, B] at each temperature."""
+    stacked = torch.stack(list(values))
+    best, chosen = best_by_halves(stacked)
+    means = stacked.mean(1)  # [T, B]
+    return {
+        "vote": {str(n): _kept(column) for n, column in zip(budgets, best.T, strict=True)},
+        "means": {str(n): [round(v, 4) for v in means[:, i].tolist()] for i, n in enumerate(budgets)},
+        "temperatures": {
+            str(n): [TEMPERATURES[t] for t in picked] for n, picked in zip(budgets, chosen, strict=True)
+        },
+    }
+
+
+def entropy_of_answers(scored: Scored) -> Tensor:
+    """[P], nats: of the shares of a prompt's answers among its responses; those without one count as one answer."""
     assert scored.answers is not None
-    return Scored(scored.rewards[:, part], None, scored.answers[:, part], scored.decided[:, part])
+    same = scored.answers.unsqueeze(-1) == scored.answers.unsqueeze(-2)  # [P, M, M]
+    return -same.double().mean(-1).log().mean(-1)
 
 
-def _kept(scored: Scored, budgets: Sequence[int]) -> list[str]:
-    values = curve(MajorityVote(1), scored, tuple(budgets))  # [P, B]
-    return [joined((column * SCALE).round().long()) for column in values.T]
+def _part(scored: Scored, rows: slice = slice(None), columns: slice = slice(None)) -> Scored:
+    """Some prompts, and some responses of each."""
+    assert scored.answers is not None
+    fields = (scored.rewards, scored.scores, scored.answers, scored.decided)
+    return Scored(*(field[rows, columns] for field in fields))
+
+
+def _vote_of_32(scored: Scored) -> str:
+    return _kept(curve(MajorityVote(1), scored, (32,))[:, 0])
+
+
+def _kept(values: Tensor) -> str:
+    return joined((values * SCALE).round().long())
