@@ -220,6 +220,7 @@ def test_votes_are_kept_by_prompt_and_halves_are_apart() -> None:
     assert base["as_drawn"] == "500 1000"
     assert [shares(part, votes.SCALE).tolist() for part in base["half"]] == [[1, 1], [0, 1]]
     assert base["answers"] == pytest.approx(math.log(2) / 2, abs=1e-4)
+    assert base["silent"] == 0
     assert "weighted" not in base
     alike = votes.measured([warm, warm], weighted=True)["weighted"]
     assert alike["vote"]["32"].split()[1] == "1000"  # alike scores weigh as a vote does
@@ -271,8 +272,8 @@ def test_votes_are_planned_base_first_and_what_one_base_has_last() -> None:
         if policy.method == votes.BASE:
             seen.add(policy.base)
         assert policy.base in seen
-    assert {p.method for p in planned[-12:]} == {method.name for method in votes.EXTRA}
-    assert len({p.id for p in planned}) == len(planned) == 4 + 4 * 3 * 4 + 12
+    assert {p.method for p in planned[-15:]} == {method.name for method in votes.EXTRA}
+    assert len({p.id for p in planned}) == len(planned) == 4 + 4 * 3 * 3 + 15
     fast = votes.policy_of("countdown", "countdown-base", votes.FAST, 1)
     assert fast.learning_rate == pytest.approx(3e-4)
 
@@ -283,7 +284,7 @@ def test_votes_go_on_where_they_were_stopped(tmp_path: Path, monkeypatch: pytest
             module, "verifier_of", lambda shop, policy: lambda prompt, texts: [0.5] * len(texts)
         )
     monkeypatch.setattr(votes, "METHODS", votes.METHODS[:1])
-    monkeypatch.setattr(votes, "EXTRA", votes.EXTRA[:1])
+    monkeypatch.setattr(votes, "EXTRA", votes.EXTRA[1:2])
     sizes = votes.Sizes(prompts=2, responses=128, runs=(("countdown", "countdown-base", 1),))
     study = replace(votes.STUDY, steps=1, verifier_steps=1, prompts_per_step=2)
     said: list[str] = []

@@ -34,10 +34,10 @@ METHODS = (
     Method(name="grpo", objective="GRPO()"),
     Method(name="maxrl", objective="MaxRL()"),
     Method(name="vote-32", objective=VOTE),
-    Method(name="log-vote-32", objective=VOTE.replace("Strategy", "LogStrategy")),
 )
 FAST = "vote-32-fast"
 EXTRA = (
+    Method(name="log-vote-32", objective=VOTE.replace("Strategy", "LogStrategy")),
     Method(
         name="weighted-vote-32",
         objective="StrategyObjective(WeightedVote(32), baseline='centred')",
@@ -146,7 +146,8 @@ def measured(scored: Sequence[Scored], *, halves: bool = False, weighted: bool =
     vote: {N: value of every prompt at the best temperature}; means: {N: value at each temperature}; temperatures: {N: the
     one that each half of the prompts chose}.  weighted: the same of votes weighted by the scores, where asked for.
     as_drawn: the vote of 32 at temperature 1; with `halves` also of each half of the responses, as half.
-    answers: the mean entropy of a prompt's answers at temperature 1, in nats, of their shares.
+    answers, silent: at temperature 1, the mean entropy of a prompt's answers, in nats, of their shares, and the share of
+    responses without one.
     """
     last = scored[-1]
     found: dict[str, Any] = _at_best([curve(MajorityVote(1), item, BUDGETS) for item in scored], BUDGETS)
@@ -158,7 +159,9 @@ def measured(scored: Sequence[Scored], *, halves: bool = False, weighted: bool =
         found["half"] = [
             _vote_of_32(_part(last, columns=part)) for part in (slice(middle), slice(middle, None))
         ]
+    assert last.answers is not None
     found["answers"] = round(float(entropy_of_answers(last).mean()), 4)
+    found["silent"] = round(float((last.answers < 0).double().mean()), 4)
     return found
 
 

@@ -66,9 +66,10 @@ def _of_task(task: str, results: Results) -> list[str]:
     pairs = [(name, rival) for name in names if name not in RIVALS for rival in RIVALS]
     return [
         f"## {TITLES[task]}",
-        "Per cent, and the T that was chosen most often; the entropy of a prompt's answers at T = 1, in nats:",
+        "Per cent, and the T that was chosen most often; the entropy of a prompt's answers at T = 1, in "
+        "nats, and the responses without an answer:",
         table(
-            (*head, "entropy of answers"),
+            (*head, "entropy of answers", "without one"),
             [_row(runs_of(task, name, results), results) for name in (BASE, *names)],
         ),
         "Points above the base, paired by prompt, base and seed, with 95 % intervals:",
@@ -141,13 +142,13 @@ def _votes(policy: Policy, results: Results, weighted: bool = False) -> np.ndarr
 
 def _row(runs: list[Policy], results: Results) -> tuple[str, ...]:
     means = np.mean([_votes(policy, results).mean(0) for policy in runs], axis=0)
-    entropy = np.mean([results[policy.id]["answers"] for policy in runs])
+    entropy, silent = (np.mean([results[p.id][key] for p in runs]) for key in ("answers", "silent"))
     served = (
         f"{100 * value:.1f} (T {_most_chosen(runs, n, results):g})"
         for n, value in zip(BUDGETS, means, strict=True)
     )
     count = "" if runs[0].method == BASE else runs_text(len(runs))
-    return (runs[0].method, count, *served, f"{entropy:.2f}")
+    return (runs[0].method, count, *served, f"{entropy:.2f}", f"{100 * silent:.1f}")
 
 
 def _most_chosen(runs: list[Policy], budget: int, results: Results) -> float:

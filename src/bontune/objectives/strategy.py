@@ -41,14 +41,19 @@ class StrategyObjective:
         return self.strategy.weights(group, self.baseline, log_ratios)
 
 
+ROUNDING = 1e-12  # a value this small beside the rewards is the remainder of sums that cancel, and is taken for 0
+
+
 @dataclass(frozen=True, slots=True)
 class LogStrategyObjective:
     """The gradient of the logarithm of the strategy's value: every prompt counts by its relative gain.
 
     Weights over value, both from the same group: a ratio of unbiased estimates, itself biased by O(1/M). No estimator
     is unbiased: the logarithm's gradient is no polynomial in the policy (docs/mathematics.md, Stopping).
-    A prompt of estimated value 0 or below gets weight 0. The value of a `Sequential` with a price is what is left after
-    paying for its draws, so prompts not worth their draws have no weight: the price must be small beside pass@N/N.
+    A prompt of estimated value 0 or below gets weight 0, as does one whose value is `ROUNDING` beside its rewards. The
+    value of a `Sequential` with a price is what is left after paying for its draws, so prompts not worth their draws have
+    no weight: the price must be small beside pass@N/N. Not for votes: the prompts whose vote is lost count most, and what
+    helps most there is that wrong answers are not given; measured, it taught a policy to give none (docs/pays-votes.md).
     """
 
     strategy: Strategy
@@ -58,7 +63,9 @@ class LogStrategyObjective:
         """[P, M] weights."""
         weights = self.strategy.weights(group, self.baseline, log_ratios)
         value = self.strategy.net_value(group, log_ratios).unsqueeze(-1)
-        return torch.where(value > 0, weights / torch.where(value > 0, value, 1.0), 0.0)
+        largest = torch.where(group.decided, group.rewards.abs(), 0.0).amax(-1, keepdim=True)
+        counts = value > ROUNDING * largest
+        return torch.where(counts, weights / torch.where(counts, value, 1.0), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
