@@ -32,7 +32,7 @@ def made(name: str) -> object:
     """One of every kind, with as few arguments as it takes."""
     arguments = {
         "StrategyObjective": {"strategy": PassAtK(3), "prior": BetaPrior(0.5, 2.0)},
-        "LogStrategyObjective": {"strategy": MajorityVote(3), "baseline": "centred"},
+        "LogStrategyObjective": {"strategy": PassAtK(3), "baseline": "centred"},
         "Sequential": {"strategy": BestOfN(3), "accept": float("-inf"), "price": 0.125},
         "MARA": {"beta": 0.25, "threshold": 0.5},
         "Annealed": {"last": PassAtK(1), "start": 8},

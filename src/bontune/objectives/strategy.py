@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from bontune.objectives.base import Objective, check_budget, counts_of, on_policy_only, require_binary
 from bontune.records import Scored
-from bontune.strategies import Baseline, BetaPrior, Sequential, Strategy
+from bontune.strategies import Baseline, BetaPrior, MajorityVote, Sequential, Strategy, WeightedVote
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,9 @@ class StrategyObjective:
         return self.strategy.weights(group, self.baseline, log_ratios)
 
 
-ROUNDING = 1e-12  # a value this small beside the rewards is the remainder of sums that cancel, and is taken for 0
+ROUNDING = (
+    1e-12  # a value this small beside the rewards is the remainder of sums that cancel, and is taken for 0
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,14 @@ class LogStrategyObjective:
 
     strategy: Strategy
     baseline: Baseline = "marginal"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.strategy, MajorityVote | WeightedVote):
+            warnings.warn(
+                "the logarithm of a vote counts prompts most whose vote is lost, and can teach to give no answer "
+                "(docs/pays-votes.md): watch pass@1, or train with StrategyObjective of the vote",
+                stacklevel=2,
+            )
 
     def __call__(self, group: Scored, log_ratios: Tensor | None = None) -> Tensor:
         """[P, M] weights."""
