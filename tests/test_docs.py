@@ -308,7 +308,9 @@ def test_the_study_in_the_pages_is_that_of_its_results(tmp_path: Path) -> None:
     assert figures <= {path.name for path in (DOCS / "reproduction").glob("*.svg")}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/findings.md", "docs/index.md", "docs/decide.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/findings.md", "docs/index.md", "docs/decide.md", "docs/pays.md"]
+)
 def test_claims_are_those_of_the_study(page: str) -> None:
     """Numbers with an interval stand in the study as they are."""
     pages = [DOCS / name for name in ("reproduction.md", "real.md", "demo-real.md")]

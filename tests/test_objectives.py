@@ -371,6 +371,17 @@ def test_a_vote_that_cannot_be_won_has_no_logarithm() -> None:
     _close(objective(small), weights)
 
 
+@pytest.mark.parametrize(("right", "wrong", "sign"), [(4, 8, 1), (8, 4, -1)])
+def test_a_vote_rewards_silence_where_a_wrong_answer_leads(right: int, wrong: int, sign: int) -> None:
+    """A response without an answer casts no vote against the right one, and none for it: docs/pays-votes.md."""
+    answers = torch.tensor([[1] * right + [0] * wrong + [-1] * 4])
+    group = Scored((answers == 1).double(), answers=answers)
+    weights = MajorityVote(5).weights(group, "centred")
+    silent = weights[answers < 0]
+    assert bool((silent.sign() == sign).all())
+    assert bool((weights[answers == 1] > silent.max()).all())
+
+
 def test_a_price_is_part_of_the_objective_and_of_its_logarithm() -> None:
     """With the price of draws, groups not worth their draws have no logarithm, and no weight."""
     group = stack([random_group(seed, 6, binary=True) for seed in range(6)])
