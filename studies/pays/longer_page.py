@@ -110,17 +110,17 @@ def kept(docs: Path) -> Results:
 
 
 def figure(path: Path, results: Results) -> None:
-    """Countdown's training over its steps, a panel for each N; the mean of the runs that all methods have."""
-    runs = {name: runs_of("countdown", name, results) for name in NAMES}
-    shared = set.intersection(*({(p.base, p.seed) for p in found} for found in runs.values()))
+    """Countdown's training over its steps, a panel for each N; the mean of the runs that its methods share."""
+    found = {name: runs_of("countdown", name, results) for name in NAMES}
+    runs = {name: policies for name, policies in found.items() if policies}
+    shared = set.intersection(*({(p.base, p.seed) for p in policies} for policies in runs.values()))
     with drawing(path, (9.6, 3.2), len(DRAWN)) as panels:
         for axes, key in zip(panels, DRAWN, strict=True):
             for name, policies in runs.items():
                 chosen = [results[p.id]["course"][key] for p in policies if (p.base, p.seed) in shared]
-                if chosen:
-                    heights = 100 * np.mean(chosen, axis=0)
-                    steps = BIN * (np.arange(len(heights)) + 0.5)
-                    axes.plot(steps, heights, marker="o", ms=3, label=TITLES[name], color=_COLOURS[name])
+                heights = 100 * np.mean(chosen, axis=0)
+                steps = BIN * (np.arange(len(heights)) + 0.5)
+                axes.plot(steps, heights, marker="o", ms=3, label=TITLES[name], color=_COLOURS[name])
             axes.set_title(f"pass@{key.rsplit('_', 1)[1]}", fontsize=10)
             axes.set_xlabel("steps")
         panels[0].set_ylabel("of fresh training prompts, %")
