@@ -80,7 +80,7 @@ def test_rates_are_chosen_by_what_is_trained_for_and_the_plan_goes_on_from_there
 
 def test_objectives_are_those_of_the_library() -> None:
     assert [type(build_objective(method.objective)).__name__ for method in METHODS.values()] == [
-        *("MaxRL", "LogPassAtN", "RLOO", "StrategyObjective", "LogPassAtN", "GRPO", "LogPassAtN")
+        *("MaxRL", "LogPassAtN", "RLOO", "StrategyObjective", "LogPassAtN", "GRPO", "Annealed", "LogPassAtN")
     ]
 
 

@@ -52,6 +52,7 @@ METHODS = {
     "exact pass@32": Method("StrategyObjective(PassAtK(32), baseline='centred')", 32),
     "log pass@8": Method("LogPassAtN(budget=8)", 8),
     "GRPO": Method("GRPO()", 1),
+    "log pass@4 to 32": Method("Annealed(LogPassAtN(budget=32), start=4)", 32),
     "log pass@128": Method("LogPassAtN(budget=128)", 128, swept_as="log pass@32"),
 }
 
