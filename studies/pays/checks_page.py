@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.plan import BASE
 from studies.paper.summary import shares
 from studies.paper.tables import Gap, combine_each
+from studies.pays import numbers
 from studies.pays.checks import (
     BUDGETS,
     LEVELS,
@@ -143,14 +143,13 @@ def _gaps(level: str, results: Results) -> dict[str, list[Gap]]:
 
 def publish(docs: Path, results: Results) -> None:
     """The figure and the numbers that everything is made of."""
-    (docs / NUMBERS).parent.mkdir(exist_ok=True)
-    (docs / NUMBERS).write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
+    numbers.write(docs / NUMBERS, results)
     figure(docs / FIGURE, results)
 
 
 def kept(docs: Path) -> Results:
     """What `publish` wrote."""
-    return json.loads((docs / NUMBERS).read_text(encoding="utf-8"))
+    return numbers.read(docs / NUMBERS)
 
 
 def figure(path: Path, results: Results) -> None:

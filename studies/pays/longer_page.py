@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.plan import BASE, TASK_PLANS, Policy
 from studies.paper.summary import per_prompt
 from studies.paper.tables import Gap, combine_each
+from studies.pays import numbers
 from studies.pays.longer import BIN, NAMES, RATES, STUDY, Results, Sizes, plan, policy_of
 
 FIGURE, NUMBERS = "pays-longer.svg", Path("pays") / "longer.json"
@@ -99,14 +99,13 @@ def gaps(task: str, name: str, reference: str, results: Results, budgets: tuple[
 
 def publish(docs: Path, results: Results) -> None:
     """The figure and the numbers that everything is made of."""
-    (docs / NUMBERS).parent.mkdir(exist_ok=True)
-    (docs / NUMBERS).write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
+    numbers.write(docs / NUMBERS, results)
     figure(docs / FIGURE, results)
 
 
 def kept(docs: Path) -> Results:
     """What `publish` wrote."""
-    return json.loads((docs / NUMBERS).read_text(encoding="utf-8"))
+    return numbers.read(docs / NUMBERS)
 
 
 def figure(path: Path, results: Results) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.plan import BASE, Policy
 from studies.paper.summary import shares
 from studies.paper.tables import Gap, combine, combine_each
+from studies.pays import numbers
 from studies.pays.checks import SCALE
 from studies.pays.votes import (
     BUDGETS,
@@ -221,10 +221,9 @@ def _of_some(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 def publish(docs: Path, results: Results) -> None:
     """The numbers that everything is made of."""
-    (docs / NUMBERS).parent.mkdir(exist_ok=True)
-    (docs / NUMBERS).write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
+    numbers.write(docs / NUMBERS, results)
 
 
 def kept(docs: Path) -> Mapping[str, Mapping[str, Any]]:
     """What `publish` wrote."""
-    return json.loads((docs / NUMBERS).read_text(encoding="utf-8"))
+    return numbers.read(docs / NUMBERS)

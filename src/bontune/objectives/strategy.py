@@ -42,9 +42,8 @@ class StrategyObjective:
         return self.strategy.weights(group, self.baseline, log_ratios)
 
 
-ROUNDING = (
-    1e-12  # a value this small beside the rewards is the remainder of sums that cancel, and is taken for 0
-)
+ROUNDING = 1e-12
+"""A value this small beside the rewards is the remainder of sums that cancel, and is taken for 0."""
 
 
 @dataclass(frozen=True, slots=True)
