@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from studies.paper.markdown import table
 from studies.paper.summary import as_kept
+from studies.pays import numbers
 from studies.pays.card import FEW, Cell, Results, Sizes, chosen_rate, reported
 from studies.pays.real import BUDGET, OBJECTIVES, RIVAL, TITLES
 from studies.pays.real_page import figure, tables
@@ -80,13 +80,12 @@ def _tuned(value: Mapping[str, float], chosen: bool) -> str:
 
 def publish(docs: Path, sizes: Sizes, results: Results, machine: str) -> None:
     """The figure and the numbers that everything is made of."""
-    (docs / NUMBERS).parent.mkdir(exist_ok=True)
     found = {"sizes": asdict(sizes), "machine": machine, "cells": dict(results)}
-    (docs / NUMBERS).write_text(json.dumps(found, indent=0) + "\n", encoding="utf-8")
+    numbers.write(docs / NUMBERS, found)
     figure(docs / FIGURE, sizes.test[1], reported([*OBJECTIVES], sizes, results))
 
 
 def kept(docs: Path) -> tuple[Sizes, Results, str]:
     """What `publish` wrote."""
-    found = json.loads((docs / NUMBERS).read_text(encoding="utf-8"))
+    found = numbers.read(docs / NUMBERS)
     return as_kept(Sizes, found["sizes"]), found["cells"], found["machine"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 from studies.figures import drawing
 from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.tables import combine_each
-from studies.pays import theory
+from studies.pays import numbers, theory
 from studies.pays.dial import (
     BASE,
     DIALS,
@@ -215,8 +214,7 @@ def _listed(dials: Sequence[float]) -> str:
 
 def publish(docs: Path, sizes: Sizes, results: Results) -> None:
     """The figure and the numbers that everything is made of."""
-    (docs / NUMBERS).parent.mkdir(exist_ok=True)
-    (docs / NUMBERS).write_text(json.dumps(document(sizes, results), indent=0) + "\n", encoding="utf-8")
+    numbers.write(docs / NUMBERS, document(sizes, results))
     figure(docs / FIGURE, sizes, results)
 
 

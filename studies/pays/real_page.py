@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from studies.figures import drawing
 from studies.paper.markdown import gap_text, runs_text, table
 from studies.paper.summary import as_kept, per_prompt
 from studies.paper.tables import Gap, combine_each
+from studies.pays import numbers
 from studies.pays.dial_page import runs_text_of
 from studies.pays.real import OBJECTIVES, RIVAL, TITLES, Results, Sizes, cell_id
 
@@ -95,15 +95,14 @@ def _gaps_row(name: str, reference: str, results: Results, budgets: tuple[int, .
 
 def publish(docs: Path, sizes: Sizes, results: Results) -> None:
     """The figure and the numbers that everything is made of."""
-    (docs / NUMBERS).parent.mkdir(exist_ok=True)
     found = {"sizes": asdict(sizes), "policies": dict(results)}
-    (docs / NUMBERS).write_text(json.dumps(found, indent=0) + "\n", encoding="utf-8")
+    numbers.write(docs / NUMBERS, found)
     figure(docs / FIGURE, sizes.responses, results)
 
 
 def kept(docs: Path) -> tuple[Sizes, Results]:
     """What `publish` wrote."""
-    found = json.loads((docs / NUMBERS).read_text(encoding="utf-8"))
+    found = numbers.read(docs / NUMBERS)
     return as_kept(Sizes, found["sizes"]), found["policies"]
 
 
